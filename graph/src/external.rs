@@ -1,0 +1,236 @@
+//! Constants kept outside the model's file: <https://onnx.ai/onnx/repo-docs/ExternalData.html>.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Component, Path, PathBuf};
+
+use onnx_protobuf::tensor_proto::DataLocation;
+use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, StringStringEntryProto, TensorProto};
+
+use crate::model::write_atomically;
+use crate::tensor::checked_shape;
+use crate::{ElementType, Error, Result};
+
+/// Where a model's large constants are kept when it is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Storage {
+    Inside,
+    Outside,
+}
+
+/// Constants below this many bytes stay inside the model's file, as exporters do.
+const SMALLEST_OUTSIDE: usize = 1024;
+/// Offsets that readers can memory-map.
+const ALIGNMENT: u64 = 4096;
+/// Protobuf refuses messages above 2 GiB; the rest of the message gets what is left.
+const LARGEST_INSIDE: usize = (1 << 31) - (64 << 20);
+
+/// Reads every external constant into memory.
+pub(crate) fn load(proto: &mut ModelProto, folder: &Path) -> Result<Storage> {
+    let mut files = HashMap::new();
+    let mut storage = Storage::Inside;
+    for_each_tensor(proto, &mut |tensor| {
+        if tensor.data_location.enum_value() == Ok(DataLocation::EXTERNAL) {
+            storage = Storage::Outside;
+            load_tensor(tensor, folder, &mut files)?;
+        }
+        Ok(())
+    })?;
+    Ok(storage)
+}
+
+/// Models without a folder cannot have external constants.
+pub(crate) fn refuse(proto: &mut ModelProto) -> Result<()> {
+    for_each_tensor(proto, &mut |tensor| match tensor.data_location.enum_value() {
+        Ok(DataLocation::EXTERNAL) => {
+            Err(fault(tensor, "the model was given as bytes; load it from its file, beside its data"))
+        }
+        _ => Ok(()),
+    })
+}
+
+fn load_tensor(tensor: &mut TensorProto, folder: &Path, files: &mut HashMap<String, File>) -> Result<()> {
+    let location = entry(tensor, "location").unwrap_or_default().to_owned();
+    let inside_folder =
+        Path::new(&location).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+    if location.is_empty() || !inside_folder {
+        return Err(fault(tensor, "the location must be a file in the model's own folder"));
+    }
+    let number = |key: &str| -> Result<Option<u64>> {
+        let parse = |text: &str| text.parse().map_err(|_| fault(tensor, format!("its {key} `{text}` is not a number")));
+        entry(tensor, key).map(parse).transpose()
+    };
+    let Some(element) = ElementType::from_onnx(tensor.data_type) else {
+        return Err(fault(tensor, format!("element type {} is not supported", tensor.data_type)));
+    };
+    let (shape, count) = checked_shape(tensor)?;
+    let size = count.checked_mul(element.size()).ok_or_else(|| fault(tensor, "its shape is impossible"))? as u64;
+    let offset = number("offset")?.unwrap_or(0);
+    if let Some(length) = number("length")?
+        && length != size
+    {
+        return Err(fault(tensor, format!("length {length}, but shape {shape:?} of {element} needs {size} bytes")));
+    }
+    if !files.contains_key(&location) {
+        let path = folder.join(&location);
+        let open = File::open(&path).map_err(|e| fault(tensor, format!("{}: {e}", path.display())))?;
+        files.insert(location.clone(), open);
+    }
+    let file = files.get_mut(&location).expect("inserted above");
+    let held = file.metadata().map_err(|e| fault(tensor, e.to_string()))?.len();
+    // Checked before the buffer is made: a wrong header must not ask for more memory than the file holds.
+    if offset.checked_add(size).is_none_or(|end| end > held) {
+        return Err(fault(tensor, format!("bytes {offset} to {offset}+{size} of a file of {held} bytes: truncated?")));
+    }
+    let mut data = vec![0; size as usize];
+    let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut data));
+    read.map_err(|e| fault(tensor, e.to_string()))?;
+    tensor.raw_data = data;
+    tensor.external_data.clear();
+    tensor.data_location = DataLocation::DEFAULT.into();
+    Ok(())
+}
+
+/// Whether the constants alone pass what one protobuf file can hold.
+pub(crate) fn must_be_outside(proto: &ModelProto) -> bool {
+    proto.graph.initializer.iter().map(|t| t.raw_data.len()).sum::<usize>() > LARGEST_INSIDE
+}
+
+/// The data file that goes with a model's file.
+pub(crate) fn data_path(model: &Path) -> PathBuf {
+    let mut name = model.file_name().unwrap_or_default().to_owned();
+    name.push(".data");
+    model.with_file_name(name)
+}
+
+/// Writes the large constants to `data_path` and returns the message that refers to them.
+pub(crate) fn write(proto: &ModelProto, data_path: &Path) -> Result<ModelProto> {
+    let location = data_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let outside = |t: &TensorProto| t.raw_data.len() >= SMALLEST_OUTSIDE;
+    let mut light = without_data(proto, outside);
+    let light_graph = light.graph.as_mut().expect("copied from a model that has one");
+    let mut at = 0u64;
+    write_atomically(data_path, |file| {
+        for (kept, whole) in light_graph.initializer.iter_mut().zip(&proto.graph.initializer) {
+            if !outside(whole) {
+                continue;
+            }
+            let padding = at.next_multiple_of(ALIGNMENT) - at;
+            file.write_all(&vec![0; padding as usize])?;
+            at += padding;
+            file.write_all(&whole.raw_data)?;
+            let facts = [
+                ("location", location.clone()),
+                ("offset", at.to_string()),
+                ("length", whole.raw_data.len().to_string()),
+            ];
+            kept.external_data = facts.into_iter().map(|(k, v)| key_value(k, v)).collect();
+            kept.data_location = DataLocation::EXTERNAL.into();
+            at += whole.raw_data.len() as u64;
+        }
+        Ok(())
+    })?;
+    Ok(light)
+}
+
+/// A copy of the message in which the data of the initializers that `strip` names is left out, never copied.
+pub(crate) fn without_data(proto: &ModelProto, strip: impl Fn(&TensorProto) -> bool) -> ModelProto {
+    let light_tensor = |t: &TensorProto| {
+        if !strip(t) {
+            return t.clone();
+        }
+        TensorProto {
+            dims: t.dims.clone(),
+            data_type: t.data_type,
+            name: t.name.clone(),
+            doc_string: t.doc_string.clone(),
+            metadata_props: t.metadata_props.clone(),
+            special_fields: t.special_fields.clone(),
+            ..TensorProto::default()
+        }
+    };
+    let graph = &proto.graph;
+    let light_graph = GraphProto {
+        node: graph.node.clone(),
+        name: graph.name.clone(),
+        initializer: graph.initializer.iter().map(light_tensor).collect(),
+        sparse_initializer: graph.sparse_initializer.clone(),
+        doc_string: graph.doc_string.clone(),
+        input: graph.input.clone(),
+        output: graph.output.clone(),
+        value_info: graph.value_info.clone(),
+        quantization_annotation: graph.quantization_annotation.clone(),
+        metadata_props: graph.metadata_props.clone(),
+        special_fields: graph.special_fields.clone(),
+    };
+    ModelProto {
+        ir_version: proto.ir_version,
+        opset_import: proto.opset_import.clone(),
+        producer_name: proto.producer_name.clone(),
+        producer_version: proto.producer_version.clone(),
+        domain: proto.domain.clone(),
+        model_version: proto.model_version,
+        doc_string: proto.doc_string.clone(),
+        graph: Some(light_graph).into(),
+        metadata_props: proto.metadata_props.clone(),
+        training_info: proto.training_info.clone(),
+        functions: proto.functions.clone(),
+        special_fields: proto.special_fields.clone(),
+    }
+}
+
+fn key_value(key: &str, value: String) -> StringStringEntryProto {
+    StringStringEntryProto { key: key.to_owned(), value, ..Default::default() }
+}
+
+fn entry<'t>(tensor: &'t TensorProto, key: &str) -> Option<&'t str> {
+    tensor.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str())
+}
+
+fn fault(tensor: &TensorProto, reason: impl Into<String>) -> Error {
+    Error::ExternalData {
+        tensor: tensor.name.clone(),
+        location: entry(tensor, "location").unwrap_or_default().to_owned(),
+        reason: reason.into(),
+    }
+}
+
+type Visit<'v> = dyn FnMut(&mut TensorProto) -> Result<()> + 'v;
+
+fn for_each_tensor(proto: &mut ModelProto, visit: &mut Visit) -> Result<()> {
+    if let Some(graph) = proto.graph.as_mut() {
+        graph_tensors(graph, visit)?;
+    }
+    for node in proto.functions.iter_mut().flat_map(|f| &mut f.node) {
+        node.attribute.iter_mut().try_for_each(|a| attribute_tensors(a, visit))?;
+    }
+    Ok(())
+}
+
+fn graph_tensors(graph: &mut GraphProto, visit: &mut Visit) -> Result<()> {
+    graph.initializer.iter_mut().try_for_each(&mut *visit)?;
+    for node in &mut graph.node {
+        node.attribute.iter_mut().try_for_each(|a| attribute_tensors(a, visit))?;
+    }
+    Ok(())
+}
+
+fn attribute_tensors(attribute: &mut AttributeProto, visit: &mut Visit) -> Result<()> {
+    if let Some(tensor) = attribute.t.as_mut() {
+        visit(tensor)?;
+    }
+    attribute.tensors.iter_mut().try_for_each(&mut *visit)?;
+    if let Some(graph) = attribute.g.as_mut() {
+        graph_tensors(graph, visit)?;
+    }
+    attribute.graphs.iter_mut().try_for_each(|g| graph_tensors(g, visit))
+}
+
+impl crate::Model {
+    /// The message without the data of its large initializers, which are left with their names, types and shapes.
+    /// For consumers that take the data from [`Model::graph`](crate::Model::graph) without a second copy.
+    pub fn without_data(&self) -> ModelProto {
+        without_data(self.proto(), |t| t.raw_data.len() >= SMALLEST_OUTSIDE)
+    }
+}

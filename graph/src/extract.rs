@@ -1,0 +1,78 @@
+//! A part of a model as a model of its own.
+
+use std::collections::{HashMap, HashSet};
+
+use onnx_protobuf::{GraphProto, ModelProto, ValueInfoProto};
+
+use crate::builder::value_info;
+use crate::index::used_values;
+use crate::{ElementType, Error, Model, Result};
+
+/// A value that becomes an input of an extracted model.
+#[derive(Clone, Debug)]
+pub struct Boundary {
+    /// The value's name.
+    pub name: String,
+    /// Its element type.
+    pub element: ElementType,
+    /// Its dimensions: numbers, symbols, or `?`.
+    pub dims: Vec<String>,
+}
+
+impl Boundary {
+    /// A boundary of known sizes.
+    pub fn fixed(name: &str, element: ElementType, shape: &[usize]) -> Self {
+        Self { name: name.to_owned(), element, dims: shape.iter().map(usize::to_string).collect() }
+    }
+
+    /// A boundary whose dimensions are numbers or symbols.
+    pub fn symbolic(name: &str, element: ElementType, dims: &[&str]) -> Self {
+        Self { name: name.to_owned(), element, dims: dims.iter().map(|d| (*d).to_owned()).collect() }
+    }
+}
+
+impl Model {
+    /// The nodes between `inputs` and `outputs`, with the constants they use, as a model.
+    ///
+    /// # Errors
+    /// An output depends on a graph input that is not among `inputs`, or does not exist.
+    pub fn extract(&self, inputs: &[Boundary], outputs: &[&str]) -> Result<Self> {
+        let graph = self.graph();
+        let given: HashSet<&str> = inputs.iter().map(|b| b.name.as_str()).collect();
+        let initializers: HashMap<&str, usize> =
+            graph.initializer.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
+        let mut needed: HashSet<&str> = outputs.iter().copied().filter(|o| !given.contains(o)).collect();
+        let mut nodes = Vec::new();
+        for node in graph.node.iter().rev() {
+            if node.output.iter().any(|o| needed.contains(o.as_str())) {
+                node.output.iter().for_each(|o| _ = needed.remove(o.as_str()));
+                needed.extend(used_values(node).into_iter().filter(|v| !given.contains(v)));
+                nodes.push(node.clone());
+            }
+        }
+        nodes.reverse();
+        if let Some(missing) = needed.iter().find(|n| !initializers.contains_key(*n)) {
+            return Err(Error::Graph(format!("the part that ends in {outputs:?} also needs `{missing}`")));
+        }
+        let mut constants: Vec<usize> = needed.iter().map(|n| initializers[n]).collect();
+        constants.sort_unstable();
+        let declared =
+            |b: &Boundary| value_info(&b.name, b.element, &b.dims.iter().map(String::as_str).collect::<Vec<_>>());
+        let graph = GraphProto {
+            name: format!("{} (part)", graph.name),
+            node: nodes,
+            initializer: constants.into_iter().map(|i| graph.initializer[i].clone()).collect(),
+            input: inputs.iter().map(declared).collect(),
+            output: outputs.iter().map(|o| ValueInfoProto { name: (*o).to_owned(), ..Default::default() }).collect(),
+            ..GraphProto::default()
+        };
+        let whole = self.proto();
+        Model::from_proto(ModelProto {
+            ir_version: whole.ir_version,
+            opset_import: whole.opset_import.clone(),
+            functions: whole.functions.clone(),
+            graph: Some(graph).into(),
+            ..ModelProto::default()
+        })
+    }
+}

@@ -1,0 +1,196 @@
+//! Who produces and who consumes each value of a graph, and what a value depends on.
+
+use std::collections::{HashMap, HashSet};
+
+use onnx_protobuf::{GraphProto, NodeProto};
+
+use crate::{Error, Model, NodeExt, Result};
+
+/// What a value depends on, from least to most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Dependence {
+    /// On nothing: an initializer, or computed from constants alone.
+    Constant,
+    /// On the shapes of the inputs only.
+    Shape,
+    /// On the inputs' elements.
+    Data,
+}
+
+/// An index over one graph, valid while the graph is not changed.
+#[derive(Debug)]
+pub struct Index<'g> {
+    graph: &'g GraphProto,
+    producer: HashMap<&'g str, usize>,
+    consumers: HashMap<&'g str, Vec<usize>>,
+    initializers: HashMap<&'g str, usize>,
+    outputs: HashSet<&'g str>,
+    inputs: HashSet<&'g str>,
+    dependence: HashMap<&'g str, Dependence>,
+}
+
+impl<'g> Index<'g> {
+    /// Indexes the main graph of `model`.
+    ///
+    /// # Errors
+    /// A value is produced twice or never, or a node is used before it is defined.
+    pub fn new(model: &'g Model) -> Result<Self> {
+        let graph = model.graph();
+        let mut index = Self {
+            graph,
+            producer: HashMap::new(),
+            consumers: HashMap::new(),
+            initializers: graph.initializer.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect(),
+            outputs: graph.output.iter().map(|o| o.name.as_str()).collect(),
+            inputs: HashSet::new(),
+            dependence: HashMap::new(),
+        };
+        for tensor in &graph.initializer {
+            index.dependence.insert(&tensor.name, Dependence::Constant);
+        }
+        for input in &graph.input {
+            if !index.initializers.contains_key(input.name.as_str()) {
+                index.inputs.insert(&input.name);
+                index.dependence.insert(&input.name, Dependence::Data);
+            }
+        }
+        for (i, node) in graph.node.iter().enumerate() {
+            index.add(i, node)?;
+        }
+        if let Some(output) = graph.output.iter().find(|o| !index.dependence.contains_key(o.name.as_str())) {
+            return Err(Error::Graph(format!("output `{}` is never computed", output.name)));
+        }
+        Ok(index)
+    }
+
+    fn add(&mut self, at: usize, node: &'g NodeProto) -> Result<()> {
+        let mut dependence = Dependence::Constant;
+        for name in used_values(node) {
+            let Some(&of_input) = self.dependence.get(name) else {
+                let label = node.label();
+                return Err(Error::Graph(format!("node `{label}` uses `{name}`, which nothing before it computes")));
+            };
+            dependence = dependence.max(of_input);
+            let consumers = self.consumers.entry(name).or_default();
+            if consumers.last() != Some(&at) {
+                consumers.push(at);
+            }
+        }
+        let depends_on_shape = ["Shape", "Size"].iter().any(|op| node.is(op));
+        if depends_on_shape {
+            dependence = dependence.min(Dependence::Shape);
+        } else if node.op_type.starts_with("Random") || node.is("Multinomial") || node.is("Bernoulli") {
+            dependence = Dependence::Data;
+        }
+        for name in node.output.iter().filter(|o| !o.is_empty()) {
+            self.dependence.insert(name, dependence);
+            if self.producer.insert(name, at).is_some() {
+                return Err(Error::Graph(format!("value `{name}` is computed twice")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The graph that is indexed.
+    pub fn graph(&self) -> &'g GraphProto {
+        self.graph
+    }
+
+    /// The position of the node that computes `value`; `None` for inputs and initializers.
+    pub fn producer_at(&self, value: &str) -> Option<usize> {
+        self.producer.get(value).copied()
+    }
+
+    /// The node that computes `value`.
+    pub fn producer(&self, value: &str) -> Option<&'g NodeProto> {
+        self.producer_at(value).map(|i| &self.graph.node[i])
+    }
+
+    /// The positions of the nodes that use `value`, in graph order, each once.
+    pub fn consumers_at(&self, value: &str) -> &[usize] {
+        self.consumers.get(value).map_or(&[], Vec::as_slice)
+    }
+
+    /// The nodes that use `value`.
+    pub fn consumers(&self, value: &str) -> impl Iterator<Item = &'g NodeProto> + '_ {
+        self.consumers_at(value).iter().map(|&i| &self.graph.node[i])
+    }
+
+    /// Whether `value` is an output of the graph.
+    pub fn is_output(&self, value: &str) -> bool {
+        self.outputs.contains(value)
+    }
+
+    /// Whether `value` is an input of the graph that the caller gives.
+    pub fn is_input(&self, value: &str) -> bool {
+        self.inputs.contains(value)
+    }
+
+    /// Whether `value` is an initializer.
+    pub fn is_initializer(&self, value: &str) -> bool {
+        self.initializers.contains_key(value)
+    }
+
+    /// What `value` depends on; names that the graph does not know count as data.
+    pub fn dependence(&self, value: &str) -> Dependence {
+        self.dependence.get(value).copied().unwrap_or(Dependence::Data)
+    }
+
+    /// The inputs of `node` that depend on data, in order, each once.
+    pub fn data_inputs(&self, node: &'g NodeProto) -> Vec<&'g str> {
+        let mut found = Vec::new();
+        for name in used_values(node) {
+            if self.dependence(name) == Dependence::Data && !found.contains(&name) {
+                found.push(name);
+            }
+        }
+        found
+    }
+}
+
+/// The values that `node` reads, those that its subgraphs take from outside included.
+pub(crate) fn used_values(node: &NodeProto) -> Vec<&str> {
+    let mut used: Vec<&str> = node.input.iter().map(String::as_str).filter(|i| !i.is_empty()).collect();
+    for graph in node.subgraphs() {
+        let mut local: HashSet<&str> = graph.input.iter().map(|i| i.name.as_str()).collect();
+        local.extend(graph.initializer.iter().map(|t| t.name.as_str()));
+        for inner in &graph.node {
+            used.extend(used_values(inner).into_iter().filter(|v| !local.contains(v)));
+            local.extend(inner.output.iter().map(String::as_str));
+        }
+        let outputs = graph.output.iter().map(|o| o.name.as_str());
+        used.extend(outputs.filter(|v| !local.contains(v)));
+    }
+    used
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Builder, ElementType, Tensor};
+
+    #[test]
+    fn dependence_tells_constants_shapes_and_data_apart() {
+        let b = Builder::new(17, "test");
+        let x = b.input("x", ElementType::F32, &["B", "4"]);
+        let w = b.constant("w", &Tensor::new(&[4], vec![1f32; 4]));
+        let doubled = (w * 2.0).named("doubled");
+        let shape = x.shape().named("shape");
+        let y = (x.relu() + doubled.reshape_to(shape)).named("y");
+        let model = b.model(&[y]);
+        let index = Index::new(&model).unwrap();
+        assert_eq!(index.dependence("doubled"), Dependence::Constant);
+        assert_eq!(index.dependence("shape"), Dependence::Shape);
+        assert_eq!(index.dependence("y"), Dependence::Data);
+        assert_eq!(index.consumers("x").map(|n| n.op_type.as_str()).collect::<Vec<_>>(), ["Shape", "Relu"]);
+    }
+
+    #[test]
+    fn a_missing_value_is_named() {
+        let b = Builder::new(17, "test");
+        let x = b.input("x", ElementType::F32, &["4"]);
+        let y = (x + b.value("ghost")).named("y");
+        let message = Index::new(&b.model(&[y])).unwrap_err().to_string();
+        assert!(message.contains("`ghost`"), "{message}");
+    }
+}

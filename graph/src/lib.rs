@@ -1,0 +1,35 @@
+//! ONNX models as this project sees them.
+//!
+//! [`Model`] wraps the protobuf message without losing anything: what is loaded and saved unchanged is the same model,
+//! unknown fields included. The other modules read and change it:
+//!
+//! * [`Tensor`]: constants and run-time values as typed arrays;
+//! * [`Index`]: who produces and who consumes a value, and which values depend on data at all;
+//! * [`Builder`] and [`Expr`]: graphs written as formulas;
+//! * [`Patch`]: an edit, built aside and applied at once;
+//! * [`Model::extract`]: a part of a model as a model of its own;
+//! * [`text`]: the stable text form for snapshots and for people.
+
+mod builder;
+mod error;
+mod external;
+mod extract;
+mod fused;
+mod index;
+mod model;
+mod node;
+mod patch;
+mod tensor;
+pub mod text;
+
+pub use builder::{Builder, Expr, IntoExpr};
+pub use error::{Error, Result};
+pub use extract::Boundary;
+pub use fused::decompose_fused;
+pub use index::{Dependence, Index};
+pub use model::{Dim, Model, TensorType, write_atomically};
+pub use node::{NodeExt, attribute};
+pub use patch::Patch;
+pub use tensor::{ElementType, Tensor};
+
+pub use onnx_protobuf as proto;

@@ -1,0 +1,299 @@
+//! A model: its message, where it came from, and how it is read and written.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use onnx_protobuf::tensor_shape_proto::dimension;
+use onnx_protobuf::{
+    GraphProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto, tensor_shape_proto, type_proto,
+};
+use protobuf::Message as _;
+
+use crate::external::{self, Storage};
+use crate::{ElementType, Error, NodeExt, Result, Tensor};
+
+/// The size of one axis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dim {
+    /// Always the same.
+    Fixed(usize),
+    /// Chosen at run time; the exporter's name for it.
+    Symbol(String),
+    /// Chosen at run time, without a name.
+    Unknown,
+}
+
+impl std::fmt::Display for Dim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fixed(n) => write!(f, "{n}"),
+            Self::Symbol(name) => f.write_str(name),
+            Self::Unknown => f.write_str("?"),
+        }
+    }
+}
+
+/// What a graph input or output is declared to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorType {
+    /// Its name.
+    pub name: String,
+    /// Its element type; `None` for types that this project does not handle.
+    pub element: Option<ElementType>,
+    /// Its axes; `None` where the rank is not declared.
+    pub dims: Option<Vec<Dim>>,
+}
+
+impl std::fmt::Display for TensorType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let element = self.element.map_or("?", ElementType::name);
+        match &self.dims {
+            Some(dims) => {
+                let dims: Vec<String> = dims.iter().map(Dim::to_string).collect();
+                write!(f, "{} {element}[{}]", self.name, dims.join(","))
+            }
+            None => write!(f, "{} {element}[..]", self.name),
+        }
+    }
+}
+
+/// An ONNX model, all of its constants in memory.
+#[derive(Clone, Debug)]
+pub struct Model {
+    proto: ModelProto,
+    storage: Storage,
+    origin: String,
+}
+
+impl Model {
+    /// Reads a model and the external data that it names.
+    ///
+    /// # Errors
+    /// The file or its external data is missing, truncated, or not ONNX.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let proto = decode(&path.display().to_string(), &bytes)?;
+        drop(bytes);
+        let mut model = Self { proto, storage: Storage::Inside, origin: path.display().to_string() };
+        let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
+        model.storage = external::load(&mut model.proto, &folder)?;
+        Ok(model)
+    }
+
+    /// Reads a model that has no external data.
+    ///
+    /// # Errors
+    /// The bytes are not ONNX, or refer to external data.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let origin = "<bytes>".to_owned();
+        let mut proto = decode(&origin, bytes)?;
+        external::refuse(&mut proto)?;
+        Ok(Self { proto, storage: Storage::Inside, origin })
+    }
+
+    /// Wraps a message made in memory.
+    ///
+    /// # Errors
+    /// The message has no graph, or refers to external data.
+    pub fn from_proto(mut proto: ModelProto) -> Result<Self> {
+        let origin = "<memory>".to_owned();
+        check(&origin, &proto)?;
+        external::refuse(&mut proto)?;
+        Ok(Self { proto, storage: Storage::Inside, origin })
+    }
+
+    /// Writes the model to a temporary file beside `path` and renames it: `path` is either the old file or the new one.
+    /// A model that was read with external data, or that would exceed protobuf's 2 GiB, keeps its large constants in
+    /// `<file name>.data` beside it.
+    ///
+    /// # Errors
+    /// The folder or the file cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let outside = self.storage == Storage::Outside || external::must_be_outside(&self.proto);
+        if !outside {
+            return write_atomically(path, |file| self.proto.write_to_writer(file).map_err(std::io::Error::other));
+        }
+        let data_path = external::data_path(path);
+        let proto = external::write(&self.proto, &data_path)?;
+        write_atomically(path, |file| proto.write_to_writer(file).map_err(std::io::Error::other))
+    }
+
+    /// The bytes of the model, everything inside.
+    ///
+    /// # Errors
+    /// The model is larger than protobuf's 2 GiB.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        self.proto.write_to_bytes().map_err(|e| Error::Graph(e.to_string()))
+    }
+
+    /// The file that the model was read from, for messages.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// The whole message.
+    pub fn proto(&self) -> &ModelProto {
+        &self.proto
+    }
+
+    /// The whole message, to be changed.
+    pub fn proto_mut(&mut self) -> &mut ModelProto {
+        &mut self.proto
+    }
+
+    /// The main graph.
+    pub fn graph(&self) -> &GraphProto {
+        self.proto.graph.as_ref().expect("checked when the model was read")
+    }
+
+    /// The main graph, to be changed.
+    pub fn graph_mut(&mut self) -> &mut GraphProto {
+        self.proto.graph.as_mut().expect("checked when the model was read")
+    }
+
+    /// The version of the standard operator set.
+    pub fn opset(&self) -> i64 {
+        let standard = |domain: &str| domain.is_empty() || domain == "ai.onnx";
+        self.proto.opset_import.iter().find(|o| standard(&o.domain)).map_or(1, |o| o.version)
+    }
+
+    /// The inputs that a caller must give: graph inputs without an initializer.
+    pub fn inputs(&self) -> Vec<TensorType> {
+        let graph = self.graph();
+        let initialised = |name: &str| graph.initializer.iter().any(|t| t.name == name);
+        graph.input.iter().filter(|i| !initialised(&i.name)).map(tensor_type).collect()
+    }
+
+    /// The outputs of the graph.
+    pub fn outputs(&self) -> Vec<TensorType> {
+        self.graph().output.iter().map(tensor_type).collect()
+    }
+
+    /// The message of an initializer.
+    pub fn initializer(&self, name: &str) -> Option<&TensorProto> {
+        self.graph().initializer.iter().find(|t| t.name == name)
+    }
+
+    /// An initializer's value.
+    ///
+    /// # Errors
+    /// There is none of that name, or its data does not fit its shape.
+    pub fn constant(&self, name: &str) -> Result<Tensor> {
+        let proto = self.initializer(name).ok_or_else(|| Error::tensor(name, "no such initializer"))?;
+        Tensor::from_proto(proto)
+    }
+
+    /// Replaces or adds an initializer.
+    pub fn set_constant(&mut self, name: &str, value: &Tensor) {
+        let proto = value.to_proto(name);
+        let initializers = &mut self.graph_mut().initializer;
+        match initializers.iter_mut().find(|t| t.name == name) {
+            Some(slot) => *slot = proto,
+            None => initializers.push(proto),
+        }
+    }
+
+    /// An entry of the model's `metadata_props`.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.proto.metadata_props.iter().find(|p| p.key == key).map(|p| p.value.as_str())
+    }
+
+    /// Sets an entry of the model's `metadata_props`.
+    pub fn set_metadata(&mut self, key: &str, value: &str) {
+        self.proto.metadata_props.retain(|p| p.key != key);
+        let entry = StringStringEntryProto { key: key.to_owned(), value: value.to_owned(), ..Default::default() };
+        self.proto.metadata_props.push(entry);
+    }
+
+    /// How often each operator occurs, subgraphs included; operators outside the standard domain with their domain.
+    pub fn operators(&self) -> BTreeMap<String, usize> {
+        fn count(graph: &GraphProto, into: &mut BTreeMap<String, usize>) {
+            for node in &graph.node {
+                let standard = node.is(&node.op_type);
+                let name = if standard { node.op_type.clone() } else { format!("{}.{}", node.domain, node.op_type) };
+                *into.entry(name).or_default() += 1;
+                node.subgraphs().into_iter().for_each(|g| count(g, into));
+            }
+        }
+        let mut counts = BTreeMap::new();
+        count(self.graph(), &mut counts);
+        counts
+    }
+}
+
+fn tensor_type(info: &ValueInfoProto) -> TensorType {
+    let name = info.name.clone();
+    let Some(type_proto::Value::TensorType(tensor)) = info.type_.as_ref().and_then(|t| t.value.as_ref()) else {
+        return TensorType { name, element: None, dims: None };
+    };
+    let dims = tensor.shape.as_ref().map(|shape| shape.dim.iter().map(dim).collect());
+    TensorType { name, element: ElementType::from_onnx(tensor.elem_type), dims }
+}
+
+fn dim(dim: &tensor_shape_proto::Dimension) -> Dim {
+    match &dim.value {
+        Some(dimension::Value::DimValue(n)) => usize::try_from(*n).map_or(Dim::Unknown, Dim::Fixed),
+        Some(dimension::Value::DimParam(name)) if !name.is_empty() => Dim::Symbol(name.clone()),
+        _ => Dim::Unknown,
+    }
+}
+
+fn decode(origin: &str, bytes: &[u8]) -> Result<ModelProto> {
+    let fault = |reason: String| Error::NotOnnx { origin: origin.to_owned(), reason };
+    if bytes.is_empty() {
+        return Err(fault("the file is empty".to_owned()));
+    }
+    let proto = ModelProto::parse_from_bytes(bytes).map_err(|e| fault(e.to_string()))?;
+    check(origin, &proto)?;
+    Ok(proto)
+}
+
+/// Random bytes can decode as a message of unknown fields: a model has a version, an operator set and a graph.
+fn check(origin: &str, proto: &ModelProto) -> Result<()> {
+    let fault = |reason: &str| Err(Error::NotOnnx { origin: origin.to_owned(), reason: reason.to_owned() });
+    let Some(graph) = proto.graph.as_ref() else { return fault("it holds no graph") };
+    if proto.ir_version <= 0 {
+        return fault("it states no IR version");
+    }
+    if proto.opset_import.is_empty() {
+        return fault("it states no operator set");
+    }
+    if graph.output.is_empty() {
+        return fault("its graph has no output");
+    }
+    Ok(())
+}
+
+/// Writes to a temporary file in the same folder, makes it durable, and renames it over `path`, which is therefore
+/// either the old file or the new one, whatever happens.
+///
+/// # Errors
+/// The folder cannot be written to, or `write` fails.
+pub fn write_atomically(
+    path: &Path,
+    write: impl FnOnce(&mut std::io::BufWriter<&mut std::fs::File>) -> std::io::Result<()>,
+) -> Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let attempt = || -> std::io::Result<()> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".onnx-mabert-");
+        // A temporary file is private by default; the model should be as readable as any file the user makes.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut temporary = builder.tempfile_in(folder)?;
+        let mut buffered = std::io::BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
+        write(&mut buffered)?;
+        buffered.flush()?;
+        drop(buffered);
+        temporary.as_file().sync_all()?;
+        temporary.persist(path).map_err(|e| e.error)?;
+        Ok(())
+    };
+    attempt().map_err(|source| Error::Write { path: path.to_owned(), source })
+}

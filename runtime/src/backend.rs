@@ -1,0 +1,27 @@
+//! This crate as a backend of tract.
+
+use std::borrow::Cow;
+
+use tract_core::internal::{StaticName, TractResult, TypedModel, TypedSimplePlan};
+use tract_core::runtime::{RunOptions, Runnable, Runtime};
+
+/// The backend that tract finds under the name `mabert`. It prepares any typed model; rewritten models are plain
+/// matrix products, additions and ReLU, which tract's own CPU kernels run.
+#[derive(Debug)]
+pub struct MabertRuntime;
+
+impl Runtime for MabertRuntime {
+    fn name(&self) -> StaticName {
+        Cow::Borrowed("mabert")
+    }
+
+    fn check(&self) -> TractResult<()> {
+        Ok(())
+    }
+
+    fn prepare_with_options(&self, model: TypedModel, options: &RunOptions) -> TractResult<Box<dyn Runnable>> {
+        Ok(Box::new(TypedSimplePlan::new_with_options(model.into_optimized()?, options)?))
+    }
+}
+
+tract_core::register_runtime!(MabertRuntime = MabertRuntime);

@@ -1,0 +1,219 @@
+//! What is checked before an engine sees the inputs of a run.
+
+use std::collections::HashMap;
+
+use mabert_graph::{Boundary, Dependence, Dim, Index, Model as Graph, NodeExt as _, Tensor, TensorType};
+
+use crate::model::Model;
+use crate::{ElementType, Error, Options, Result};
+
+/// The `metadata_props` key under which a rewritten model records the longest sequence it takes.
+pub(crate) const MAX_SEQ_KEY: &str = "onnx_mabert.max_seq";
+
+/// The checks that one model needs.
+#[derive(Debug)]
+pub(crate) struct Checks {
+    max_seq: Option<usize>,
+    lookups: Vec<Lookup>,
+    /// The part of the model that computes indices from the inputs: positions, for most models.
+    indices: Option<Box<Model>>,
+}
+
+/// A `Gather` from a constant table.
+#[derive(Debug)]
+struct Lookup {
+    table: String,
+    rows: usize,
+    indices: String,
+    /// Whether the indices are an input as it was given.
+    direct: bool,
+}
+
+impl Checks {
+    pub(crate) fn new(graph: &Graph) -> Result<Self> {
+        let index = Index::new(graph)?;
+        let mut lookups = Vec::new();
+        for node in graph.graph().node.iter().filter(|n| n.is("Gather") && n.int("axis", 0) == 0) {
+            let [table, indices] = node.input.as_slice() else { continue };
+            // Only tables of vectors: scalars picked out of shapes are the exporter's own business.
+            let Some(rows) = graph.initializer(table).filter(|t| t.dims.len() >= 2).map(|t| t.dims[0]) else {
+                continue;
+            };
+            let indices = as_given(&index, indices);
+            if index.dependence(indices) != Dependence::Constant {
+                let (table, indices) = (table.clone(), indices.to_owned());
+                let direct = index.is_input(&indices);
+                lookups.push(Lookup { table, rows: rows.max(0) as usize, indices, direct });
+            }
+        }
+        let max_seq = graph.metadata(MAX_SEQ_KEY).and_then(|v| v.parse().ok());
+        let indices = computed_indices(graph, &lookups)?;
+        Ok(Self { max_seq, lookups, indices })
+    }
+
+    /// The inputs in the order in which the model declares them.
+    pub(crate) fn check<'t>(&self, declared: &[TensorType], given: &'t [(&str, Tensor)]) -> Result<Vec<&'t Tensor>> {
+        let expected = || declared.iter().map(TensorType::to_string).collect::<Vec<_>>().join(", ");
+        if let Some((name, _)) = given.iter().find(|(name, _)| declared.iter().all(|d| d.name != *name)) {
+            return Err(Error::UnknownInput { name: (*name).to_owned(), expected: expected() });
+        }
+        let mut ordered = Vec::with_capacity(declared.len());
+        let mut bound: HashMap<String, (usize, &str)> = HashMap::new();
+        for input in declared {
+            let Some((_, tensor)) = given.iter().find(|(name, _)| *name == input.name) else {
+                return Err(Error::MissingInput { name: input.name.clone(), expected: expected() });
+            };
+            check_type(input, tensor)?;
+            bind_dims(input, tensor, &mut bound)?;
+            ordered.push(tensor);
+        }
+        let length = ordered.iter().find(|t| t.shape().len() == 2).map(|t| t.shape()[1]);
+        if let (Some(length), Some(limit)) = (length, self.max_seq)
+            && length > limit
+        {
+            let limited_by = "the --max-seq it was rewritten with".to_owned();
+            return Err(Error::TooLong { length, limit, limited_by });
+        }
+        self.check_indices(given, length)?;
+        Ok(ordered)
+    }
+
+    fn check_indices(&self, given: &[(&str, Tensor)], length: Option<usize>) -> Result<()> {
+        for lookup in self.lookups.iter().filter(|l| l.direct) {
+            if let Some((name, tensor)) = given.iter().find(|(name, _)| *name == lookup.indices) {
+                lookup.check(&format!("input `{name}`: index"), tensor)?;
+            }
+        }
+        let Some(indices) = &self.indices else { return Ok(()) };
+        let wanted = |name: &str| indices.inputs().iter().any(|i| i.name == name);
+        let given: Vec<(&str, Tensor)> =
+            given.iter().filter(|(n, _)| wanted(n)).map(|(n, t)| (*n, t.clone())).collect();
+        let computed = match (indices.run(&given), length) {
+            (Err(error), Some(length)) => return Err(longest(indices, &given, length).unwrap_or(error)),
+            (computed, _) => computed?,
+        };
+        for (name, value) in computed {
+            for lookup in self.lookups.iter().filter(|l| l.indices == name) {
+                // Exporters cut positions out of a constant buffer; a text beyond its end gets too few of them.
+                if let (Some(length), Some(&found)) = (length, value.shape().last())
+                    && found != length
+                    && found != 1
+                    && value.shape().len() >= 2
+                {
+                    let limited_by = format!("positions into `{}`", lookup.table);
+                    return Err(Error::TooLong { length, limit: found, limited_by });
+                }
+                match (lookup.check("position", &value), length) {
+                    (Err(Error::Index { table, rows, .. }), Some(length)) if length >= rows => {
+                        let limited_by = format!("the table `{table}`");
+                        return Err(Error::TooLong { length, limit: rows, limited_by });
+                    }
+                    (result, _) => result?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Positions cannot be computed at `length`: finds the longest text for which they can.
+fn longest(indices: &Model, given: &[(&str, Tensor)], length: usize) -> Option<Error> {
+    let works = |length: usize| {
+        let cut: Option<Vec<(&str, Tensor)>> = given.iter().map(|(n, t)| Some((*n, truncated(t, length)?))).collect();
+        cut.is_some_and(|cut| indices.run(&cut).is_ok())
+    };
+    let (mut good, mut bad) = (1, length);
+    if !works(good) {
+        return None;
+    }
+    while bad - good > 1 {
+        let middle = good.midpoint(bad);
+        *(if works(middle) { &mut good } else { &mut bad }) = middle;
+    }
+    Some(Error::TooLong { length, limit: good, limited_by: "its positions".to_owned() })
+}
+
+/// The first `length` columns of a matrix of integers.
+fn truncated(tensor: &Tensor, length: usize) -> Option<Tensor> {
+    let Tensor::I64(ids) = tensor else { return None };
+    (ids.ndim() == 2).then(|| ids.slice(ndarray::s![.., ..length]).to_owned().into_dyn().into())
+}
+
+impl Lookup {
+    fn check(&self, what: &str, indices: &Tensor) -> Result<()> {
+        let rows = self.rows as i64;
+        let outside = indices.to_i64().and_then(|a| a.iter().copied().find(|i| !(-rows..rows).contains(i)));
+        outside.map_or(Ok(()), |index| {
+            Err(Error::Index { what: what.to_owned(), index, table: self.table.clone(), rows: self.rows })
+        })
+    }
+}
+
+/// The value behind casts and identities.
+fn as_given<'g>(index: &Index<'g>, mut value: &'g str) -> &'g str {
+    while let Some(node) = index.producer(value) {
+        if !(node.is("Cast") || node.is("Identity")) {
+            break;
+        }
+        value = &node.input[0];
+    }
+    value
+}
+
+fn computed_indices(graph: &Graph, lookups: &[Lookup]) -> Result<Option<Box<Model>>> {
+    let mut values: Vec<&str> = lookups.iter().filter(|l| !l.direct).map(|l| l.indices.as_str()).collect();
+    values.sort_unstable();
+    values.dedup();
+    if values.is_empty() {
+        return Ok(None);
+    }
+    let inputs = graph.inputs();
+    let boundaries = inputs.iter().filter_map(|input| {
+        let dims = input.dims.as_ref()?.iter().map(|d| match d {
+            Dim::Unknown => "?".to_owned(),
+            known => known.to_string(),
+        });
+        Some(Boundary { name: input.name.clone(), element: input.element?, dims: dims.collect() })
+    });
+    let mut part = graph.extract(&boundaries.collect::<Vec<_>>(), &values)?;
+    // The part only needs the inputs that its nodes read; extraction declares all of them.
+    let used: Vec<String> = part.graph().node.iter().flat_map(|n| n.input.iter().cloned()).collect();
+    part.graph_mut().input.retain(|i| used.contains(&i.name));
+    Ok(Some(Box::new(Options::default().prepare(&part)?)))
+}
+
+fn check_type(input: &TensorType, tensor: &Tensor) -> Result<()> {
+    match input.element {
+        Some(expected) if expected != tensor.element_type() => {
+            Err(Error::ElementType { name: input.name.clone(), found: tensor.element_type(), expected })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn bind_dims<'d>(input: &'d TensorType, tensor: &Tensor, bound: &mut HashMap<String, (usize, &'d str)>) -> Result<()> {
+    let found = tensor.shape();
+    let fault = |reason: String| Error::Shape { name: input.name.clone(), found: found.to_vec(), reason };
+    let Some(dims) = &input.dims else { return Ok(()) };
+    if dims.len() != found.len() {
+        return Err(fault(format!("the model takes rank {}: {input}", dims.len())));
+    }
+    let tokens = dims.len() == 2 && matches!(input.element, Some(ElementType::I64 | ElementType::I32));
+    for (axis, (dim, &size)) in dims.iter().zip(found).enumerate() {
+        if size == 0 {
+            return Err(fault(format!("axis {axis} is empty")));
+        }
+        let symbol = match dim {
+            Dim::Fixed(n) if *n == size => continue,
+            Dim::Fixed(n) => return Err(fault(format!("axis {axis} must be {n}"))),
+            _ if tokens => ["batch size", "length"][axis].to_owned(),
+            Dim::Symbol(name) => name.clone(),
+            Dim::Unknown => continue,
+        };
+        let (first, owner) = *bound.entry(symbol.clone()).or_insert((size, &input.name));
+        if first != size {
+            return Err(fault(format!("its {symbol} is {size}, but that of `{owner}` is {first}")));
+        }
+    }
+    Ok(())
+}

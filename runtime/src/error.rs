@@ -1,0 +1,108 @@
+//! What can go wrong between a model, its inputs and an engine.
+
+use mabert_graph::ElementType;
+
+/// A result whose error says which input, value or file is at fault.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a model cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model itself cannot be read.
+    #[error(transparent)]
+    Graph(#[from] mabert_graph::Error),
+    /// An input that the model needs was not given.
+    #[error("input `{name}` is missing; the model takes {expected}")]
+    MissingInput {
+        /// The input.
+        name: String,
+        /// The inputs that the model takes.
+        expected: String,
+    },
+    /// An input that the model does not have was given.
+    #[error("there is no input `{name}`; the model takes {expected}")]
+    UnknownInput {
+        /// The name given.
+        name: String,
+        /// The inputs that the model takes.
+        expected: String,
+    },
+    /// An input has the wrong element type.
+    #[error("input `{name}` holds {found}, the model takes {expected}")]
+    ElementType {
+        /// The input.
+        name: String,
+        /// The element type given.
+        found: ElementType,
+        /// The element type declared.
+        expected: ElementType,
+    },
+    /// An input's shape does not fit.
+    #[error("input `{name}` has shape {found:?}: {reason}")]
+    Shape {
+        /// The input.
+        name: String,
+        /// The shape given.
+        found: Vec<usize>,
+        /// What it should be.
+        reason: String,
+    },
+    /// A token id, token type or position is outside the table that it indexes.
+    #[error("{what} {index} is outside the table `{table}`, which has {rows} rows")]
+    Index {
+        /// The input, or the computed positions.
+        what: String,
+        /// The offending index.
+        index: i64,
+        /// The table's initializer.
+        table: String,
+        /// Its rows.
+        rows: usize,
+    },
+    /// The sequence is longer than the model can take.
+    #[error("sequence length {length} is beyond the model's limit of {limit} ({limited_by}); truncate the text")]
+    TooLong {
+        /// The length given.
+        length: usize,
+        /// The longest that works.
+        limit: usize,
+        /// What sets the limit.
+        limited_by: String,
+    },
+    /// The engine refused the model or failed in a run.
+    #[error("{engine}: {reason}")]
+    Engine {
+        /// tract or onnxruntime.
+        engine: &'static str,
+        /// What the engine said.
+        reason: String,
+    },
+    /// The onnxruntime library cannot be loaded.
+    #[error(
+        "onnxruntime cannot be loaded ({0}); install it with `pip install onnxruntime` and set ORT_DYLIB_PATH (or give \
+         --ort-lib) to the libonnxruntime.so inside the package's capi folder"
+    )]
+    NoOnnxruntime(String),
+    /// A file of arrays cannot be read or written.
+    #[error("{path}: {reason}")]
+    Npz {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn tract(error: impl std::fmt::Debug) -> Self {
+        Self::Engine { engine: "tract", reason: first_lines(&format!("{error:?}")) }
+    }
+}
+
+/// tract's reports can run over hundreds of lines (whole constants are printed): keep what names the node.
+fn first_lines(report: &str) -> String {
+    const LINES: usize = 12;
+    const WIDTH: usize = 300;
+    let lines = report.lines().filter(|l| !l.trim().is_empty()).take(LINES);
+    lines.map(|l| l.trim().chars().take(WIDTH).collect::<String>()).collect::<Vec<_>>().join("; ")
+}

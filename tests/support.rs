@@ -1,0 +1,32 @@
+//! What the workspace's tests share: fixtures, seeded inputs, comparisons.
+
+use std::path::{Path, PathBuf};
+
+use mabert_runtime::{Named, Tensor};
+
+/// A file or folder under `fixtures/`.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(name)
+}
+
+/// The folders of `fixtures/exports/` that hold a model, sorted.
+pub fn exports() -> Vec<PathBuf> {
+    let folders = std::fs::read_dir(fixture("exports")).expect("fixtures/exports is part of the repository");
+    let mut found: Vec<PathBuf> = folders.map(|f| f.expect("a readable folder").path()).collect();
+    found.retain(|f| f.join("model.onnx").is_file());
+    found.sort();
+    found
+}
+
+/// The largest absolute difference between two tensors of the same shape.
+pub fn distance(a: &Tensor, b: &Tensor) -> f32 {
+    assert_eq!(a.shape(), b.shape());
+    let (a, b) = (a.to_f32(), b.to_f32());
+    // `max` would drop a NaN: a NaN on either side counts as infinitely far.
+    a.iter().zip(&b).map(|(x, y)| if (x - y).is_nan() { f32::INFINITY } else { (x - y).abs() }).fold(0.0, f32::max)
+}
+
+/// Named values as a run takes them.
+pub fn borrowed(values: &Named) -> Vec<(&str, Tensor)> {
+    values.iter().map(|(name, value)| (name.as_str(), value.clone())).collect()
+}
