@@ -100,4 +100,20 @@ pub mod attribute {
         let tensor = node.attribute.iter().find(|a| a.name == "value")?.t.as_ref()?;
         crate::ElementType::from_onnx(tensor.data_type)
     }
+
+    /// The value of a `Constant` node, in any of its spellings; `None` for texts and sparse tensors.
+    ///
+    /// # Errors
+    /// The data of its tensor does not fill its shape.
+    pub fn constant(node: &onnx_protobuf::NodeProto) -> crate::Result<Option<Tensor>> {
+        let Some(a) = node.attribute.first() else { return Ok(None) };
+        Ok(match a.name.as_str() {
+            "value" => a.t.as_ref().map(Tensor::from_proto).transpose()?,
+            "value_int" => Some(Tensor::scalar(a.i)),
+            "value_ints" => Some(Tensor::ints(&a.ints)),
+            "value_float" => Some(Tensor::scalar(a.f)),
+            "value_floats" => Some(Tensor::new(&[a.floats.len()], a.floats.clone())),
+            _ => None,
+        })
+    }
 }

@@ -1,1 +1,15 @@
-//! placeholder
+//! Recognises the sites of a BERT encoder and rewrites them into MA-BERT form.
+//!
+//! *Recognise, then lower.* [`recognise`] starts from anchors (a `Softmax`, an `Erf`, a `Sqrt`...), finds the smallest
+//! region around each, and probes it: the region is run on chosen inputs and compared with the reference function, so
+//! it does not matter how an exporter spelled it. What is found are typed [`sites`]. The passes in [`rewrite`] lower
+//! sites without knowing who spelled them; [`pipeline`] lists them in order.
+
+mod error;
+pub mod pipeline;
+pub mod recognise;
+pub mod recording;
+pub mod rewrite;
+pub mod sites;
+
+pub use error::{Error, Result};

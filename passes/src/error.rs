@@ -1,0 +1,53 @@
+//! Why a model cannot be rewritten.
+
+use crate::recognise::Miss;
+
+/// A result whose error says which node or option is at fault.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a model cannot be rewritten.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model's file or graph is broken.
+    #[error(transparent)]
+    Graph(#[from] mabert_graph::Error),
+    /// The model cannot be run.
+    #[error(transparent)]
+    Runtime(#[from] mabert_runtime::Error),
+    /// No encoder was found in the model.
+    #[error("{origin}: not a BERT-family encoder that can be rewritten: {reason}")]
+    NotBert {
+        /// The model's file.
+        origin: String,
+        /// The first thing that is missing.
+        reason: String,
+    },
+    /// Some sites of the encoder were not recognised.
+    #[error("{origin}: {} of the expected sites cannot be rewritten (see `explain`):{}", misses.len(), list(misses))]
+    Incomplete {
+        /// The model's file.
+        origin: String,
+        /// What was missed, and why.
+        misses: Vec<Miss>,
+    },
+    /// The model is the result of an earlier rewrite.
+    #[error("{0}: already rewritten by onnx-mabert; start from the original model")]
+    AlreadyRewritten(String),
+    /// An option does not fit the model.
+    #[error("{0}")]
+    Option(String),
+    /// A weight is not a number.
+    #[error("initializer `{name}` holds {value} at element {at}; a model with such weights cannot be rewritten")]
+    NotFinite {
+        /// The initializer.
+        name: String,
+        /// NaN or an infinity.
+        value: f32,
+        /// Its position in row-major order.
+        at: usize,
+    },
+}
+
+fn list(misses: &[Miss]) -> String {
+    misses.iter().map(|m| format!("\n  {m}")).collect()
+}

@@ -1,0 +1,139 @@
+//! GELU in all its spellings, and ReLU.
+
+use mabert_graph::proto::NodeProto;
+use mabert_graph::{NodeExt as _, Tensor};
+
+use super::probe::Probe;
+use super::region::{Region, chain};
+use super::{Context, Verdict};
+use crate::sites::{Activation, ActivationSite};
+
+/// The two GELUs differ by 5e-4 at most: what is told apart must be closer than that.
+const TOLERANCE: f32 = 3e-5;
+
+/// Operators that work on each element alone (against constants, or two values of the region).
+const ELEMENTWISE: [&str; 17] = [
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Erf",
+    "Tanh",
+    "Gelu",
+    "Relu",
+    "Identity",
+    "Cast",
+    "Sigmoid",
+    "Exp",
+    "Neg",
+    "Sqrt",
+    "Reciprocal",
+    "Dropout",
+];
+
+/// Whether a node can be the heart of an activation.
+pub(super) fn is_anchor(node: &NodeProto) -> bool {
+    ["Erf", "Tanh", "Gelu", "Relu", "Sigmoid"].iter().any(|op| node.is(op))
+}
+
+/// The activation around the node at `anchor`.
+pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<ActivationSite> {
+    let graph = cx.index.graph();
+    let node = &graph.node[anchor];
+    let elementwise = |node: &NodeProto| ELEMENTWISE.contains(&node.op_type.as_str());
+    let mut found = Verdict::NotASite("no single-entry element-wise region lies around it".to_owned());
+    for exit in chain(&cx.index, &node.output[0]).into_iter().take(10) {
+        if !cx.index.producer(exit).is_some_and(elementwise) {
+            break;
+        }
+        for region in Region::ending_in(&cx.index, exit) {
+            let pure = region.nodes.iter().all(|&at| elementwise(&graph.node[at]));
+            if !region.contains(anchor) || !pure {
+                continue;
+            }
+            match which(cx, &region) {
+                Ok(function) => {
+                    let site = ActivationSite {
+                        input: region.entries[0].clone(),
+                        output: region.exit.clone(),
+                        node: node.label().to_owned(),
+                        function,
+                    };
+                    found = Verdict::Site(site, region);
+                    break;
+                }
+                Err(reason) if !found.is_site() => found = Verdict::NotASite(reason),
+                Err(_) => {}
+            }
+        }
+    }
+    found
+}
+
+fn which(cx: &Context<'_>, region: &Region) -> Result<Activation, String> {
+    let probe = Probe::new(cx.model, &cx.index, &cx.recording, region)?;
+    let count: usize = probe.shape(0).iter().product();
+    let points: Vec<f32> = (0..count).map(|i| -9.0 + 18.0 * i as f32 / count.max(2) as f32).collect();
+    let output: Tensor = probe.run_f32(points.clone())?;
+    if output.shape() != probe.shape(0) {
+        return Err("it changes the shape".to_owned());
+    }
+    let output = output.to_f32();
+    let off = |f: fn(f64) -> f64| {
+        let pairs = points.iter().zip(&output).map(|(&x, &y)| (f(f64::from(x)) as f32 - y).abs());
+        pairs.fold(0f32, |worst, d| if d.is_nan() { f32::INFINITY } else { worst.max(d) })
+    };
+    let relu = |x: f64| x.max(0.0);
+    let distances =
+        [(Activation::GeluErf, off(gelu_erf)), (Activation::GeluTanh, off(gelu_tanh)), (Activation::Relu, off(relu))];
+    match distances.iter().min_by(|a, b| a.1.total_cmp(&b.1)) {
+        Some((kind, distance)) if *distance < TOLERANCE => Ok(*kind),
+        Some((kind, distance)) => Err(format!("the nearest activation is {kind:?}, which differs by {distance:.1e}")),
+        None => unreachable!("there are candidates"),
+    }
+}
+
+fn gelu_tanh(x: f64) -> f64 {
+    let c = (2.0 / std::f64::consts::PI).sqrt();
+    0.5 * x * (1.0 + (c * (x + 0.044_715 * x.powi(3))).tanh())
+}
+
+fn gelu_erf(x: f64) -> f64 {
+    0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2))
+}
+
+/// The error function by its Taylor series near zero and the continued fraction of `erfc` beyond (Abramowitz & Stegun
+/// 7.1.6 and 7.1.14); exact to about 1e-13.
+fn erf(x: f64) -> f64 {
+    let a = x.abs();
+    let value = if a < 2.5 {
+        let mut term = a;
+        let mut sum = a;
+        for n in 1..80 {
+            term *= 2.0 * a * a / f64::from(2 * n + 1);
+            sum += term;
+        }
+        2.0 / std::f64::consts::PI.sqrt() * (-a * a).exp() * sum
+    } else {
+        let fraction = (1..60).rev().fold(0.0, |f, n| f64::from(n) / 2.0 / (a + f));
+        1.0 - (-a * a).exp() / std::f64::consts::PI.sqrt() / (a + fraction)
+    };
+    value.copysign(x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_function_matches_its_table() {
+        // Abramowitz & Stegun, table 7.1.
+        for (x, expected) in
+            [(0.5, 0.520_499_877_8), (1.0, 0.842_700_792_9), (2.0, 0.995_322_265_0), (3.0, 0.999_977_909_5)]
+        {
+            assert!((erf(x) - expected).abs() < 1e-9, "erf({x}) = {}", erf(x));
+            assert!((erf(-x) + expected).abs() < 1e-9);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Scaled dot-product attention with a padding mask, however scale and mask are spelled.
+
+use mabert_graph::proto::NodeProto;
+use mabert_graph::{ElementType, NodeExt as _, Tensor};
+use ndarray::{ArrayD, IxDyn};
+
+use super::probe::Probe;
+use super::region::{Region, chain};
+use super::{Context, Verdict};
+use crate::sites::AttentionSite;
+
+/// Probabilities may differ by this much.
+const TOLERANCE: f32 = 1e-4;
+
+/// The attention around the `Softmax` at `anchor`.
+pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<AttentionSite> {
+    match read_off(cx, anchor) {
+        Ok((site, region)) => Verdict::Site(site, region),
+        Err(reason) => Verdict::NotASite(reason),
+    }
+}
+
+fn read_off(cx: &Context<'_>, anchor: usize) -> Result<(AttentionSite, Region), String> {
+    let graph = cx.index.graph();
+    let softmax = &graph.node[anchor];
+    let product = |node: &NodeProto| node.is("MatMul") && cx.index.data_inputs(node).len() == 2;
+    let exits = chain(&cx.index, &softmax.output[0]);
+    let after = exits.iter().find_map(|v| {
+        let node = cx.index.consumers(v).find(|n| product(n) && n.input[0] == **v)?;
+        Some((*v, node))
+    });
+    let Some((probabilities, with_values)) = after else {
+        return Err("its result does not go into a product with values".to_owned());
+    };
+    let Some(with_keys) = product_before(cx, softmax) else {
+        return Err("no product of queries and keys leads to it".to_owned());
+    };
+    let products = with_keys.output[0].as_str();
+    let &[batch, heads, n, keys] = cx.recording.shape(products) else {
+        let shape = cx.recording.shape(products);
+        return Err(format!("scores have shape {shape:?}; [batch, heads, n, n] is supported"));
+    };
+    let &[_, _, _, head_size] = cx.recording.shape(&with_keys.input[0]) else {
+        return Err("queries are not [batch, heads, n, d]".to_owned());
+    };
+    if n != keys || batch != cx.recording.batch || n != cx.recording.length {
+        return Err(format!("scores [{batch}, {heads}, {n}, {keys}] are not those of self-attention"));
+    }
+    let (region, mask) = with_mask(cx, products, probabilities)?;
+    let probe = Probe::new(cx.model, &cx.index, &cx.recording, &region)?;
+    let scale = check_softmax(&probe, mask.as_deref())?;
+    let site = AttentionSite {
+        node: softmax.label().to_owned(),
+        query: with_keys.input[0].clone(),
+        key: with_keys.input[1].clone(),
+        value: with_values.input[1].clone(),
+        products: products.to_owned(),
+        probabilities: probabilities.to_owned(),
+        context: with_values.output[0].clone(),
+        scale,
+        heads,
+        head_size,
+        mask,
+    };
+    Ok((site, region))
+}
+
+/// The nearest product of two data values that the softmax's input comes from.
+fn product_before<'g>(cx: &Context<'g>, softmax: &'g NodeProto) -> Option<&'g NodeProto> {
+    let mut open: std::collections::VecDeque<&str> = [softmax.input[0].as_str()].into();
+    for _ in 0..64 {
+        let node = cx.index.producer(open.pop_front()?);
+        let Some(node) = node else { continue };
+        let inputs = cx.index.data_inputs(node);
+        if node.is("MatMul") && inputs.len() == 2 {
+            return Some(node);
+        }
+        open.extend(inputs);
+    }
+    None
+}
+
+/// The region from the products (and the mask's graph input, if it depends on one) to the probabilities.
+fn with_mask(cx: &Context<'_>, products: &str, probabilities: &str) -> Result<(Region, Option<String>), String> {
+    if let Some(region) = Region::spanning(&cx.index, &[products], probabilities) {
+        return Ok((region, None));
+    }
+    let inputs = cx.model.inputs();
+    for input in &inputs {
+        let region = Region::spanning(&cx.index, &[products, &input.name], probabilities);
+        if let Some(region) = region {
+            if crate::recording::token_rows(&cx.index, cx.model, &input.name).is_some() {
+                return Err(format!("its mask is computed from `{}`; a model with a mask input is needed", input.name));
+            }
+            if cx.recording.shape(&input.name).len() != 2 {
+                return Err(format!("its mask `{}` is not [batch, n]", input.name));
+            }
+            return Ok((region, Some(input.name.clone())));
+        }
+    }
+    Err("its mask does not come from one input of the model alone".to_owned())
+}
+
+/// Compares the region with `softmax(scale * products)` over the kept keys; returns the scale.
+fn check_softmax(probe: &Probe, mask: Option<&str>) -> Result<f32, String> {
+    let shape = probe.shape(0).to_vec();
+    let (batch, n) = (shape[0], shape[2]);
+    let products = ArrayD::from_shape_vec(IxDyn(&shape), probe.noise(0, 31)).map_err(|e| e.to_string())?;
+    let run = |keep: &[bool]| -> Result<ArrayD<f32>, String> {
+        let mut inputs = vec![Tensor::from(products.clone())];
+        if mask.is_some() {
+            inputs.push(mask_tensor(probe.element(1), probe.shape(1), keep)?);
+        }
+        Ok(probe.run(&inputs)?.to_f32())
+    };
+    let everything = vec![true; batch * n];
+    let full = run(&everything)?;
+    if full.shape() != shape {
+        return Err("probabilities do not have the shape of the scores".to_owned());
+    }
+    let scale = read_scale(&products, &full).ok_or_else(|| structure_of(&full))?;
+    let far = difference(&full, &reference(&products, scale, &everything));
+    if far > TOLERANCE {
+        return Err(format!("{} (differs from softmax by {far:.1e})", structure_of(&full)));
+    }
+    if mask.is_none() {
+        return Ok(scale);
+    }
+    // Padding on the right, and holes anywhere: both must only remove keys.
+    let right: Vec<bool> = (0..batch * n).map(|i| i % n < (i / n + 2).min(n)).collect();
+    let holes: Vec<bool> = (0..batch * n).map(|i| i % 3 != 1 || i % n == 0).collect();
+    for keep in [right, holes] {
+        let far = difference(&run(&keep)?, &reference(&products, scale, &keep));
+        if far > TOLERANCE {
+            return Err(format!(
+                "its mask is not a padding mask (1 keeps, 0 removes, the same for every query): probabilities differ by {far:.1e}"
+            ));
+        }
+    }
+    Ok(scale)
+}
+
+fn mask_tensor(element: ElementType, shape: &[usize], keep: &[bool]) -> Result<Tensor, String> {
+    Ok(match element {
+        ElementType::I64 => Tensor::new(shape, keep.iter().map(|&k| i64::from(k)).collect()),
+        ElementType::I32 => Tensor::new(shape, keep.iter().map(|&k| i32::from(k)).collect()),
+        ElementType::Bool => Tensor::new(shape, keep.to_vec()),
+        ElementType::F32 => Tensor::new(shape, keep.iter().map(|&k| f32::from(u8::from(k))).collect()),
+        other => return Err(format!("a mask of {other} is not supported")),
+    })
+}
+
+/// `log p_j - log p_k = scale * (s_j - s_k)`: least squares over neighbouring keys.
+fn read_scale(products: &ArrayD<f32>, probabilities: &ArrayD<f32>) -> Option<f32> {
+    let (mut dot, mut square) = (0f64, 0f64);
+    for (s, p) in products.rows().into_iter().zip(probabilities.rows()) {
+        for k in 1..s.len() {
+            if p[k] <= 0.0 || p[k - 1] <= 0.0 {
+                return None;
+            }
+            let ds = f64::from(s[k]) - f64::from(s[k - 1]);
+            dot += ds * (f64::from(p[k]).ln() - f64::from(p[k - 1]).ln());
+            square += ds * ds;
+        }
+    }
+    let scale = (dot / square) as f32;
+    (scale.is_finite() && scale > 0.0).then_some(scale)
+}
+
+/// What else the probabilities of an unmasked sentence may be.
+fn structure_of(probabilities: &ArrayD<f32>) -> String {
+    let n = *probabilities.shape().last().unwrap_or(&1);
+    let later = |q: usize, p: &ndarray::ArrayView1<'_, f32>| p.iter().skip(q + 1).all(|&x| x == 0.0);
+    let causal = probabilities.rows().into_iter().enumerate().all(|(i, p)| later(i % n, &p));
+    if causal {
+        "its mask is causal: later keys are hidden from earlier queries".to_owned()
+    } else if probabilities.iter().any(|p| *p == 0.0) {
+        "its mask hides keys of a sentence without padding".to_owned()
+    } else {
+        "it is not a softmax of scaled scores alone: something is added to them".to_owned()
+    }
+}
+
+fn reference(products: &ArrayD<f32>, scale: f32, keep: &[bool]) -> ArrayD<f32> {
+    let n = products.shape()[2];
+    let rows_a_batch = products.shape()[1] * n;
+    let mut result = products.clone();
+    for (row, mut p) in result.rows_mut().into_iter().enumerate() {
+        let keep = &keep[row / rows_a_batch * n..][..n];
+        let weights: Vec<f64> =
+            p.iter().zip(keep).map(|(&s, &k)| if k { f64::from(scale * s).exp() } else { 0.0 }).collect();
+        let sum: f64 = weights.iter().sum();
+        p.iter_mut().zip(&weights).for_each(|(p, w)| *p = (w / sum) as f32);
+    }
+    result
+}
+
+fn difference(a: &ArrayD<f32>, b: &ArrayD<f32>) -> f32 {
+    a.iter().zip(b).fold(0f32, |m, (x, y)| if (x - y).is_nan() { f32::INFINITY } else { m.max((x - y).abs()) })
+}

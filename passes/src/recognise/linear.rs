@@ -1,0 +1,129 @@
+//! Linear maps between the sites: `MatMul` and `Add` in either order of operands, or `Gemm`, with whatever scale,
+//! reshapes and transposes the exporter put around them.
+
+use mabert_graph::{Dependence, NodeExt as _, Tensor};
+use ndarray::{Array2, ArrayD, Axis, IxDyn};
+
+use super::Context;
+use super::probe::Probe;
+use super::region::Region;
+use crate::sites::LinearSite;
+
+/// How the rows of a map are laid out in a value of rank 3 or 4.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Layout {
+    /// `[batch, n, channels]`, or flattened `[batch * n, channels]`.
+    Rows,
+    /// `[batch, heads, n, d]`.
+    Heads,
+    /// `[batch, heads, d, n]`.
+    HeadsTransposed,
+}
+
+/// Relative to the largest output.
+const TOLERANCE: f32 = 2e-4;
+
+/// A constant matrix that a node of the region multiplies by.
+struct Weight {
+    name: String,
+    transposed: bool,
+    values: Array2<f32>,
+}
+
+/// The region as a linear map, if it is one.
+pub(super) fn read_off(cx: &Context<'_>, region: &Region, from: Layout, to: Layout) -> Result<LinearSite, String> {
+    let weight = weight(cx, region)?;
+    let probe = Probe::new(cx.model, &cx.index, &cx.recording, region)?;
+    let width: usize = probe.shape(0).iter().product();
+    let zero = to_rows(&probe.run_f32(vec![0.0; width])?, to)?;
+    let bias = zero.index_axis(Axis(0), 0).to_vec();
+    let input = Tensor::new(probe.shape(0), probe.noise(0, 21));
+    let output = to_rows(&probe.run(std::slice::from_ref(&input))?, to)?;
+    let x = to_rows(&input, from)?;
+    if x.ncols() != weight.values.nrows() || output.ncols() != weight.values.ncols() || x.nrows() != output.nrows() {
+        return Err(format!(
+            "weight `{}` {:?} does not lead from {} to {} channels",
+            weight.name,
+            weight.values.dim(),
+            x.ncols(),
+            output.ncols()
+        ));
+    }
+    let product = x.dot(&weight.values);
+    let centred = &output - &ndarray::ArrayView1::from(&bias);
+    let (dot, square) = product
+        .iter()
+        .zip(&centred)
+        .fold((0f64, 0f64), |(d, s), (&p, &c)| (d + f64::from(p) * f64::from(c), s + f64::from(p).powi(2)));
+    let mut scale = if square > 0.0 { (dot / square) as f32 } else { 1.0 };
+    if (scale - 1.0).abs() < 1e-5 {
+        scale = 1.0;
+    }
+    let largest = centred.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+    let worst = product.iter().zip(&centred).fold(0f32, |m, (&p, &c)| {
+        let d = (scale * p - c).abs();
+        if d.is_nan() { f32::INFINITY } else { m.max(d) }
+    });
+    if worst > TOLERANCE * largest {
+        return Err(format!(
+            "from `{}` to `{}` is not weight `{}` times the input: they differ by {:.1e} of the range",
+            region.entries[0],
+            region.exit,
+            weight.name,
+            worst / largest
+        ));
+    }
+    Ok(LinearSite {
+        input: region.entries[0].clone(),
+        output: region.exit.clone(),
+        weight: weight.name,
+        transposed: weight.transposed,
+        scale,
+        bias,
+        inputs: x.ncols(),
+        outputs: output.ncols(),
+    })
+}
+
+/// Whether a node multiplies data by a constant matrix.
+pub(super) fn has_weight(cx: &Context<'_>, at: usize) -> bool {
+    let node = &cx.index.graph().node[at];
+    (node.is("MatMul") || node.is("Gemm"))
+        && node.input[..2].iter().any(|i| cx.index.dependence(i) == Dependence::Constant)
+}
+
+fn weight(cx: &Context<'_>, region: &Region) -> Result<Weight, String> {
+    let products: Vec<usize> = region.nodes.iter().copied().filter(|&at| has_weight(cx, at)).collect();
+    let [at] = products.as_slice() else {
+        return Err(format!(
+            "{} products with constant weights lie between `{}` and `{}`, one is needed",
+            products.len(),
+            region.entries[0],
+            region.exit
+        ));
+    };
+    let node = &cx.index.graph().node[*at];
+    let name = &node.input[1];
+    let tensor = cx.model.constant(name).map_err(|e| e.to_string())?;
+    let [_, _] = tensor.shape() else { return Err(format!("weight `{name}` is not a matrix")) };
+    let matrix = tensor.to_f32().into_dimensionality::<ndarray::Ix2>().map_err(|e| e.to_string())?;
+    let transposed = node.is("Gemm") && node.int("transB", 0) != 0;
+    let values = if transposed { matrix.reversed_axes() } else { matrix };
+    Ok(Weight { name: name.clone(), transposed, values })
+}
+
+/// A value as one row a token, `[batch * n, channels]`.
+pub(super) fn to_rows(tensor: &Tensor, layout: Layout) -> Result<Array2<f32>, String> {
+    let array: ArrayD<f32> = tensor.to_f32();
+    let rank = array.ndim();
+    let array = match (layout, rank) {
+        (Layout::Rows, 2 | 3) => array,
+        (Layout::Heads, 4) => array.permuted_axes(IxDyn(&[0, 2, 1, 3])),
+        (Layout::HeadsTransposed, 4) => array.permuted_axes(IxDyn(&[0, 3, 1, 2])),
+        _ => return Err(format!("a value of rank {rank} where {layout:?} were expected")),
+    };
+    let rows: usize = array.shape()[..if rank == 4 { 2 } else { rank - 1 }].iter().product();
+    let columns = array.len() / rows.max(1);
+    let array = array.as_standard_layout().into_owned();
+    array.into_shape_with_order((rows, columns)).map_err(|e| e.to_string())
+}

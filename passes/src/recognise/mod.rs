@@ -1,0 +1,346 @@
+//! From a graph to typed sites.
+
+mod activation;
+mod attention;
+mod linear;
+mod norm;
+mod probe;
+mod region;
+
+use std::collections::HashSet;
+
+use mabert_graph::{Dependence, Index, Model, NodeExt as _};
+use serde::Serialize;
+
+use crate::recording::Recording;
+use crate::sites::{ActivationSite, AttentionSite, Encoder, Layer, LinearSite, MaskSite, NormSite};
+use crate::{Error, Result};
+use linear::Layout;
+use region::{Region, chain};
+
+/// A site that was expected and not recognised.
+#[derive(Clone, Debug, Serialize)]
+pub struct Miss {
+    /// The layer, where it is known.
+    pub layer: Option<usize>,
+    /// What was expected: attention, activation, norm, linear.
+    pub expected: &'static str,
+    /// The anchor's node, or the value at which the search ended.
+    pub node: String,
+    /// The probe that failed and by how much, or what was not found.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Miss {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let layer = self.layer.map_or_else(String::new, |l| format!("layer {l}, "));
+        write!(f, "{layer}{} at `{}`: {}", self.expected, self.node, self.reason)
+    }
+}
+
+/// One anchor and what became of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Explanation {
+    /// The anchor's node.
+    pub node: String,
+    /// Its operator.
+    pub operator: String,
+    /// What it is, or what it was tried as.
+    pub kind: &'static str,
+    /// Entries and exit of the region, and how many nodes it has, for what was recognised.
+    pub region: Option<String>,
+    /// Why it was not recognised.
+    pub reason: Option<String>,
+}
+
+/// What was found in a model.
+#[derive(Clone, Debug, Default)]
+pub struct Recognition {
+    /// Every attention, in graph order.
+    pub attentions: Vec<AttentionSite>,
+    /// Every activation, ReLU included.
+    pub activations: Vec<ActivationSite>,
+    /// Every norm.
+    pub norms: Vec<NormSite>,
+    /// The encoder, if the sites form one.
+    pub encoder: Option<Encoder>,
+    /// What was expected and not found.
+    pub misses: Vec<Miss>,
+    /// Every anchor.
+    pub explanations: Vec<Explanation>,
+}
+
+impl Recognition {
+    /// The encoder, complete.
+    ///
+    /// # Errors
+    /// There is none, or sites are missing.
+    pub fn complete(self, origin: &str) -> Result<Encoder> {
+        if !self.misses.is_empty() && (self.encoder.is_some() || !self.attentions.is_empty()) {
+            return Err(Error::Incomplete { origin: origin.to_owned(), misses: self.misses });
+        }
+        self.encoder.ok_or_else(|| {
+            let reason = self.misses.first().map_or_else(|| "it holds no attention".to_owned(), Miss::to_string);
+            Error::NotBert { origin: origin.to_owned(), reason }
+        })
+    }
+}
+
+/// The outcome for one anchor.
+enum Verdict<T> {
+    Site(T, Region),
+    NotASite(String),
+}
+
+impl<T> Verdict<T> {
+    fn is_site(&self) -> bool {
+        matches!(self, Self::Site(..))
+    }
+}
+
+/// What every recogniser needs.
+struct Context<'m> {
+    model: &'m Model,
+    index: Index<'m>,
+    recording: Recording,
+}
+
+/// Finds the sites of `model`, which must be free of fused operators and of unfolded constants
+/// ([`rewrite::prepare`](crate::rewrite::prepare)).
+///
+/// # Errors
+/// The model cannot be run at all. What is not recognised is no error but a [`Miss`].
+pub fn recognise(model: &Model) -> Result<Recognition> {
+    const BATCH: usize = 2;
+    const LENGTH: usize = 7;
+    let cx = Context { model, index: Index::new(model)?, recording: Recording::new(model, BATCH, LENGTH)? };
+    let mut found = Recognition::default();
+    let mut claimed = HashSet::new();
+    for (at, node) in cx.index.graph().node.iter().enumerate() {
+        if claimed.contains(&at) || node.output.first().is_none_or(|o| cx.index.dependence(o) != Dependence::Data) {
+            continue;
+        }
+        let mut note = |kind: &'static str, region: Option<&Region>, reason: Option<String>| {
+            found.explanations.push(Explanation {
+                node: node.label().to_owned(),
+                operator: node.op_type.clone(),
+                kind,
+                region: region.map(|r| format!("{} -> {} ({} nodes)", r.entries.join(", "), r.exit, r.nodes.len())),
+                reason,
+            });
+        };
+        if node.is("Softmax") {
+            match attention::recognise(&cx, at) {
+                Verdict::Site(site, region) => {
+                    note("attention", Some(&region), None);
+                    found.attentions.push(site);
+                }
+                Verdict::NotASite(reason) => note("attention", None, Some(reason)),
+            }
+        } else if activation::is_anchor(node) {
+            match activation::recognise(&cx, at) {
+                Verdict::Site(site, region) => {
+                    note("activation", Some(&region), None);
+                    claimed.extend(region.nodes);
+                    found.activations.push(site);
+                }
+                Verdict::NotASite(reason) => note("activation", None, Some(reason)),
+            }
+        } else if norm::is_anchor(node) {
+            match norm::recognise(&cx, at) {
+                Verdict::Site(site, region) => {
+                    note("norm", Some(&region), None);
+                    claimed.extend(region.nodes);
+                    found.norms.push(site);
+                }
+                // Squares and roots are everywhere; only the operator that can be nothing else is worth a word.
+                Verdict::NotASite(reason) if !node.is("Pow") => note("norm", None, Some(reason)),
+                Verdict::NotASite(_) => {}
+            }
+        }
+    }
+    assemble(&cx, &mut found);
+    Ok(found)
+}
+
+/// Puts the sites together into an encoder.
+fn assemble(cx: &Context<'_>, found: &mut Recognition) {
+    for explanation in &found.explanations {
+        if explanation.kind == "attention"
+            && let Some(reason) = &explanation.reason
+        {
+            let miss =
+                Miss { layer: None, expected: "attention", node: explanation.node.clone(), reason: reason.clone() };
+            found.misses.push(miss);
+        }
+    }
+    let mut layers: Vec<Layer> = Vec::new();
+    for (index, attention) in found.attentions.iter().enumerate() {
+        match layer(cx, found, index, attention) {
+            Ok(layer) => layers.push(layer),
+            Err(mut miss) => {
+                miss.layer = Some(index);
+                found.misses.push(miss);
+            }
+        }
+    }
+    let Some(first) = layers.first() else {
+        if found.attentions.is_empty() && found.misses.is_empty() {
+            let reason = "no softmax of scaled scores was found".to_owned();
+            found.misses.push(Miss { layer: None, expected: "attention", node: "graph".to_owned(), reason });
+        }
+        return;
+    };
+    for pair in layers.windows(2) {
+        if pair[1].input != pair[0].output_norm.output {
+            found.misses.push(Miss {
+                layer: Some(pair[1].index),
+                expected: "linear",
+                node: pair[1].input.clone(),
+                reason: format!("the layer does not start from the norm that ends layer {}", pair[0].index),
+            });
+        }
+    }
+    let channels = first.query.inputs;
+    match embedding(cx, found, &first.input) {
+        Ok((embedding_norm, embedding_projection)) => {
+            let mask = first.attention.mask.clone().map(|input| MaskSite { input });
+            unclaimed(cx, found, &layers);
+            found.encoder = Some(Encoder { channels, embedding_norm, embedding_projection, mask, layers });
+        }
+        Err(miss) => found.misses.push(miss),
+    }
+}
+
+fn miss(expected: &'static str, node: &str, reason: impl Into<String>) -> Miss {
+    Miss { layer: None, expected, node: node.to_owned(), reason: reason.into() }
+}
+
+type Found<T> = std::result::Result<T, Miss>;
+
+fn layer(cx: &Context<'_>, found: &Recognition, index: usize, attention: &AttentionSite) -> Found<Layer> {
+    let query = linear_before(cx, &attention.query, Layout::Heads)?;
+    let key = linear_before(cx, &attention.key, Layout::HeadsTransposed)?;
+    let value = linear_before(cx, &attention.value, Layout::Heads)?;
+    if query.input != key.input || query.input != value.input {
+        let reason =
+            format!("queries, keys and values come from `{}`, `{}` and `{}`", query.input, key.input, value.input);
+        return Err(miss("linear", &attention.node, reason));
+    }
+    let input = query.input.clone();
+    if cx.recording.shape(&input).len() != 3 {
+        let reason = format!("its input has shape {:?}; [batch, n, channels] is supported", cx.recording.shape(&input));
+        return Err(miss("linear", &input, reason));
+    }
+    let attention_output = linear_after(cx, &attention.context, Layout::Heads)?;
+    let attention_norm = norm_of_sum(cx, found, &input, &attention_output.output)?;
+    let stream = &attention_norm.output;
+    let starts_here =
+        |site: &&ActivationSite| linear_before(cx, &site.input, Layout::Rows).is_ok_and(|l| l.input == *stream);
+    let Some(activation) = found.activations.iter().find(starts_here) else {
+        let failed = found.explanations.iter().find(|e| e.kind == "activation" && e.reason.is_some());
+        let hint =
+            failed.map_or_else(String::new, |e| format!(" (`{}`: {})", e.node, e.reason.clone().unwrap_or_default()));
+        return Err(miss("activation", stream, format!("no linear map from here leads to a GELU or ReLU{hint}")));
+    };
+    let intermediate = linear_before(cx, &activation.input, Layout::Rows)?;
+    let output = linear_after(cx, &activation.output, Layout::Rows)?;
+    let output_norm = norm_of_sum(cx, found, stream, &output.output)?;
+    Ok(Layer {
+        index,
+        input,
+        attention: attention.clone(),
+        query,
+        key,
+        value,
+        attention_output,
+        attention_norm,
+        intermediate,
+        activation: activation.clone(),
+        output,
+        output_norm,
+    })
+}
+
+/// The linear map that ends in `value`.
+fn linear_before(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearSite> {
+    let regions = Region::ending_in(&cx.index, value);
+    let region = regions.iter().find(|r| r.nodes.iter().any(|&at| linear::has_weight(cx, at)));
+    let region = region.ok_or_else(|| miss("linear", value, "no product with a constant weight leads to it"))?;
+    linear::read_off(cx, region, Layout::Rows, layout).map_err(|reason| miss("linear", value, reason))
+}
+
+/// The linear map that starts at `value`.
+fn linear_after(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearSite> {
+    let mut best = Err(miss("linear", value, "no product with a constant weight follows it"));
+    for exit in chain(&cx.index, value).into_iter().skip(1).take(16) {
+        let Some(region) = Region::between(&cx.index, &[value], exit) else { break };
+        if region.nodes.iter().any(|&at| linear::has_weight(cx, at)) {
+            match linear::read_off(cx, &region, layout, Layout::Rows) {
+                Ok(site) => best = Ok(site),
+                Err(reason) if best.is_err() => best = Err(miss("linear", value, reason)),
+                Err(_) => break,
+            }
+        }
+    }
+    best
+}
+
+/// The norm whose input is `stream + branch`.
+fn norm_of_sum(cx: &Context<'_>, found: &Recognition, stream: &str, branch: &str) -> Found<NormSite> {
+    let follows = |norm: &&NormSite| Region::between(&cx.index, &[stream, branch], &norm.input).is_some();
+    let Some(norm) = found.norms.iter().find(follows) else {
+        let reason = format!(
+            "no layer normalisation of `{stream}` + `{branch}` follows it; only post-LN encoders are supported"
+        );
+        return Err(miss("norm", branch, reason));
+    };
+    let check = || -> std::result::Result<(), String> {
+        let region = Region::between(&cx.index, &[stream, branch], &norm.input).ok_or("no region")?;
+        let probe = probe::Probe::new(cx.model, &cx.index, &cx.recording, &region)?;
+        let [a, b] = [0, 1].map(|at| mabert_graph::Tensor::new(probe.shape(at), probe.noise(at, 41 + at as u64)));
+        let sum = probe.run(&[a.clone(), b.clone()])?.to_f32();
+        let expected = a.to_f32() + b.to_f32();
+        let far = sum.iter().zip(&expected).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
+        if sum.shape() != expected.shape() || far.is_nan() || far > 1e-5 {
+            return Err(format!("the norm's input is not `{stream}` + `{branch}`: they differ by {far:.1e}"));
+        }
+        Ok(())
+    };
+    check().map_err(|reason| miss("norm", &norm.node, reason))?;
+    Ok(norm.clone())
+}
+
+/// The norm after the embeddings, and the linear map between it and the first layer where there is one.
+fn embedding(cx: &Context<'_>, found: &Recognition, input: &str) -> Found<(NormSite, Option<LinearSite>)> {
+    if let Some(norm) = found.norms.iter().find(|n| n.output == input) {
+        return Ok((norm.clone(), None));
+    }
+    if let Ok(linear) = linear_before(cx, input, Layout::Rows)
+        && let Some(norm) = found.norms.iter().find(|n| n.output == linear.input)
+    {
+        return Ok((norm.clone(), Some(linear)));
+    }
+    Err(miss("norm", input, "the first layer does not start from a layer normalisation of the embeddings"))
+}
+
+/// Norms and activations that lie inside the encoder but belong to no layer.
+fn unclaimed(cx: &Context<'_>, found: &mut Recognition, layers: &[Layer]) {
+    let end = layers.last().and_then(|l| cx.index.producer_at(&l.output_norm.output));
+    let known: HashSet<&str> = layers.iter().map(|l| l.attention.node.as_str()).collect();
+    let inside = |node: &str| {
+        let at = cx.index.graph().node.iter().position(|n| n.label() == node);
+        at.zip(end).is_some_and(|(at, end)| at < end)
+    };
+    let lost = found.explanations.iter().filter(|e| e.reason.is_some() && e.kind != "attention" && inside(&e.node));
+    let lost: Vec<Miss> = lost
+        .filter(|e| !known.contains(e.node.as_str()))
+        .map(|e| Miss {
+            layer: None,
+            expected: e.kind,
+            node: e.node.clone(),
+            reason: e.reason.clone().unwrap_or_default(),
+        })
+        .collect();
+    found.misses.extend(lost);
+}

@@ -1,0 +1,137 @@
+//! Layer normalisation, however it is spelled.
+
+use mabert_graph::proto::NodeProto;
+use mabert_graph::{ElementType, NodeExt as _};
+
+use super::probe::Probe;
+use super::region::{Region, chain};
+use super::{Context, Verdict};
+use crate::sites::NormSite;
+
+/// Probed and computed values may differ by this much, relative to the largest.
+const TOLERANCE: f32 = 2e-4;
+
+/// Whether a node can be the heart of a norm: the fused operator, or the root of the variance.
+pub(super) fn is_anchor(node: &NodeProto) -> bool {
+    node.is("LayerNormalization") || node.is("Sqrt") || node.is("Pow") || node.is("Reciprocal")
+}
+
+/// The norm around the node at `anchor`.
+pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<NormSite> {
+    let node = &cx.index.graph().node[anchor];
+    let mut found = Verdict::NotASite("no single-entry region of one shape lies around it".to_owned());
+    for exit in chain(&cx.index, &node.output[0]).into_iter().take(8) {
+        let before = found.is_site();
+        let mut extended = false;
+        for region in Region::ending_in(&cx.index, exit) {
+            let shape = cx.recording.shape(exit);
+            let same_shape = shape.len() >= 2 && cx.recording.shape(&region.entries[0]) == shape;
+            if !region.contains(anchor) || !same_shape {
+                continue;
+            }
+            match read_off(cx, &region, node) {
+                Ok(site) => {
+                    found = Verdict::Site(site, region);
+                    extended = true;
+                    break;
+                }
+                Err(reason) if !found.is_site() => found = Verdict::NotASite(reason),
+                Err(_) => {}
+            }
+        }
+        if before && !extended {
+            break;
+        }
+    }
+    found
+}
+
+/// Runs the region and fits `gamma * normalised + beta` for each channel; the fit must explain other inputs as well.
+fn read_off(cx: &Context<'_>, region: &Region, node: &NodeProto) -> Result<NormSite, String> {
+    if cx.recording.value(&region.exit).map(|v| v.element_type()) != Some(ElementType::F32) {
+        return Err("the region does not compute f32".to_owned());
+    }
+    let probe = Probe::new(cx.model, &cx.index, &cx.recording, region)?;
+    let channels = *probe.shape(0).last().unwrap_or(&0);
+    if channels < 2 {
+        return Err("the last axis has fewer than two channels".to_owned());
+    }
+    let input = probe.noise(0, 11);
+    let output = rows(&probe.run_f32(input.clone())?.to_f32().into_raw_vec_and_offset().0, channels);
+    let normal: Vec<Vec<f64>> = rows(&input, channels).iter().map(|r| normalised(r, 0.0)).collect();
+    let mut gamma = vec![0f32; channels];
+    let mut beta = vec![0f32; channels];
+    for c in 0..channels {
+        let line = fit_line(normal.iter().map(|r| r[c]), output.iter().map(|r| f64::from(r[c])));
+        (gamma[c], beta[c]) = (line.0 as f32, line.1 as f32);
+    }
+    // Other inputs, shifted and scaled: neither may matter to a norm.
+    let other: Vec<f32> = probe.noise(0, 12).into_iter().map(|x| 3.0 * x + 0.7).collect();
+    let output = rows(&probe.run_f32(other.clone())?.to_f32().into_raw_vec_and_offset().0, channels);
+    let mut worst = 0f32;
+    let mut largest = 1e-6f32;
+    for (x, y) in rows(&other, channels).iter().zip(&output) {
+        for (c, normal) in normalised(x, 0.0).into_iter().enumerate() {
+            let expected = gamma[c] * normal as f32 + beta[c];
+            worst = worst.max((expected - y[c]).abs());
+            largest = largest.max(y[c].abs());
+        }
+    }
+    if worst.is_nan() || worst > TOLERANCE * largest {
+        return Err(format!("it differs from layer normalisation by {:.1e} of its range", worst / largest));
+    }
+    if gamma.iter().all(|g| g.abs() < 1e-12) {
+        return Err("its result does not depend on its input".to_owned());
+    }
+    Ok(NormSite {
+        input: region.entries[0].clone(),
+        output: region.exit.clone(),
+        node: node.label().to_owned(),
+        spelling: node.op_type.clone(),
+        epsilon: epsilon(&probe, &gamma, &beta, channels)?,
+        gamma,
+        beta,
+    })
+}
+
+/// Epsilon shows on inputs whose variance is of its size.
+fn epsilon(probe: &Probe, gamma: &[f32], beta: &[f32], channels: usize) -> Result<f32, String> {
+    const SMALL: f32 = 1e-4;
+    let input: Vec<f32> = probe.noise(0, 13).into_iter().map(|x| SMALL * x).collect();
+    let output = rows(&probe.run_f32(input.clone())?.to_f32().into_raw_vec_and_offset().0, channels);
+    // The channel with the largest gamma is the least disturbed by rounding.
+    let c = (0..channels).max_by(|&a, &b| gamma[a].abs().total_cmp(&gamma[b].abs())).unwrap_or(0);
+    let mut estimates: Vec<f64> = Vec::new();
+    for (x, y) in rows(&input, channels).iter().zip(&output) {
+        let (mean, variance) = moments(x);
+        let normal = f64::from(y[c] - beta[c]) / f64::from(gamma[c]);
+        let deviation = (f64::from(x[c]) - mean) / normal;
+        estimates.push(deviation * deviation - variance);
+    }
+    estimates.sort_by(f64::total_cmp);
+    Ok(estimates[estimates.len() / 2].max(0.0) as f32)
+}
+
+fn rows(values: &[f32], width: usize) -> Vec<Vec<f32>> {
+    values.chunks_exact(width).map(<[f32]>::to_vec).collect()
+}
+
+fn moments(row: &[f32]) -> (f64, f64) {
+    let n = row.len() as f64;
+    let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+    (mean, row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n)
+}
+
+fn normalised(row: &[f32], epsilon: f64) -> Vec<f64> {
+    let (mean, variance) = moments(row);
+    row.iter().map(|&x| (f64::from(x) - mean) / (variance + epsilon).sqrt()).collect()
+}
+
+/// Least squares of `y` on `slope * x + offset`.
+fn fit_line(x: impl Iterator<Item = f64> + Clone, y: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
+    let n = x.clone().count() as f64;
+    let (mx, my) = (x.clone().sum::<f64>() / n, y.clone().sum::<f64>() / n);
+    let (cov, var) = x.zip(y).fold((0.0, 0.0), |(c, v), (x, y)| (c + (x - mx) * (y - my), v + (x - mx).powi(2)));
+    let slope = if var > 0.0 { cov / var } else { 0.0 };
+    (slope, my - slope * mx)
+}

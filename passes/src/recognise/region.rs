@@ -1,0 +1,103 @@
+//! Regions: the nodes between a few entry values and one exit value.
+
+use std::collections::{BTreeSet, HashSet};
+
+use mabert_graph::{Dependence, Index, NodeExt as _};
+
+/// The nodes that lead from `entries` to `exit`, in graph order; nothing inside is used outside.
+#[derive(Clone, Debug)]
+pub(crate) struct Region {
+    pub(crate) entries: Vec<String>,
+    pub(crate) exit: String,
+    pub(crate) nodes: Vec<usize>,
+}
+
+/// Regions larger than this are not what a site looks like.
+const LARGEST: usize = 48;
+
+impl Region {
+    /// The region from `entries` to `exit`, if the exit depends on no other data and the inside has no other exit.
+    pub(crate) fn between(index: &Index<'_>, entries: &[&str], exit: &str) -> Option<Self> {
+        Self::spanning(index, entries, exit).filter(|r| r.has_single_exit(index))
+    }
+
+    /// The region from `entries` to `exit`, whose inside others may use too: layers share the mask's preparation.
+    pub(crate) fn spanning(index: &Index<'_>, entries: &[&str], exit: &str) -> Option<Self> {
+        let mut nodes = HashSet::new();
+        let mut open = vec![exit];
+        while let Some(value) = open.pop() {
+            if entries.contains(&value) || index.dependence(value) != Dependence::Data {
+                continue;
+            }
+            let at = index.producer_at(value)?;
+            if nodes.insert(at) {
+                if nodes.len() > LARGEST {
+                    return None;
+                }
+                open.extend(index.data_inputs(&index.graph().node[at]));
+            }
+        }
+        let mut nodes: Vec<usize> = nodes.into_iter().collect();
+        nodes.sort_unstable();
+        Some(Self { entries: entries.iter().map(|e| (*e).to_owned()).collect(), exit: exit.to_owned(), nodes })
+    }
+
+    fn has_single_exit(&self, index: &Index<'_>) -> bool {
+        let inside = |at: &usize| self.nodes.binary_search(at).is_ok();
+        self.nodes.iter().flat_map(|&at| &index.graph().node[at].output).filter(|o| **o != self.exit).all(|value| {
+            let consumers = index.consumers_at(value);
+            !index.is_output(value) && consumers.iter().all(|at| inside(at) || index.graph().node[*at].is("Shape"))
+        })
+    }
+
+    pub(crate) fn contains(&self, node: usize) -> bool {
+        self.nodes.binary_search(&node).is_ok()
+    }
+
+    /// The single-entry regions that end in `exit`, from the smallest; entries are `exit`'s dominators.
+    pub(crate) fn ending_in(index: &Index<'_>, exit: &str) -> Vec<Self> {
+        let mut found = Vec::new();
+        let mut frontier: Vec<&str> = vec![exit];
+        for _ in 0..LARGEST {
+            // The latest value cannot lead to the others: expanding it keeps the frontier a cut of the graph.
+            let latest = frontier.iter().enumerate().max_by_key(|(_, v)| index.producer_at(v)).map(|(i, _)| i);
+            let Some(latest) = latest else { break };
+            let Some(node) = index.producer(frontier.swap_remove(latest)) else { break };
+            for input in index.data_inputs(node) {
+                if !frontier.contains(&input) {
+                    frontier.push(input);
+                }
+            }
+            if let [entry] = frontier.as_slice() {
+                found.extend(Self::between(index, &[entry], exit));
+            }
+        }
+        found
+    }
+}
+
+/// `value` and its post-dominators: the values through which everything computed from it passes, in order. They are the
+/// candidates for the exit of a site. Shape computations on the side do not count.
+pub(crate) fn chain<'g>(index: &Index<'g>, value: &'g str) -> Vec<&'g str> {
+    let graph = index.graph();
+    let users = |value: &str| index.consumers_at(value).iter().copied().filter(|&at| !graph.node[at].is("Shape"));
+    let mut chain = vec![value];
+    let mut pending: BTreeSet<usize> = users(value).collect();
+    let mut escapes = index.is_output(value);
+    for _ in 0..LARGEST {
+        // The earliest node first: when none is left beside it, all paths have met in it.
+        let Some(at) = pending.pop_first() else { break };
+        if escapes {
+            break;
+        }
+        let outputs = &graph.node[at].output;
+        if let (true, [output]) = (pending.is_empty(), outputs.as_slice()) {
+            chain.push(output);
+        }
+        for output in outputs {
+            pending.extend(users(output));
+            escapes |= index.is_output(output);
+        }
+    }
+    chain
+}

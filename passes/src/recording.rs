@@ -1,0 +1,130 @@
+//! One small run of a model with every value kept: concrete shapes for the recogniser, symbolic ones for people.
+
+use std::collections::HashMap;
+
+use mabert_graph::text::Shapes;
+use mabert_graph::{Dependence, Dim, ElementType, Index, Model, NodeExt as _, Tensor};
+use mabert_runtime::{Named, Options, Taps};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
+use crate::{Error, Result};
+
+/// Every value of one run.
+#[derive(Debug)]
+pub struct Recording {
+    values: HashMap<String, Tensor>,
+    /// Sentences in the run.
+    pub batch: usize,
+    /// Tokens in each sentence.
+    pub length: usize,
+}
+
+impl Recording {
+    /// Runs `model` on made-up sentences and keeps every value.
+    ///
+    /// # Errors
+    /// The model cannot be run, or its inputs are not those of an encoder.
+    pub fn new(model: &Model, batch: usize, length: usize) -> Result<Self> {
+        let inputs = made_up_inputs(model, batch, length, 1)?;
+        let runnable = Options::default().taps(Taps::Everything).prepare(model)?;
+        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+        let mut values: HashMap<String, Tensor> = runnable.run(&given)?.into_iter().collect();
+        let (batch, length) = inputs
+            .iter()
+            .find(|(_, t)| t.shape().len() == 2)
+            .map_or((batch, length), |(_, t)| (t.shape()[0], t.shape()[1]));
+        values.extend(inputs);
+        Ok(Self { values, batch, length })
+    }
+
+    /// A value of the run.
+    pub fn value(&self, name: &str) -> Option<&Tensor> {
+        self.values.get(name)
+    }
+
+    /// The shape that a value had in the run; empty for values that it did not have.
+    pub fn shape(&self, name: &str) -> &[usize] {
+        self.values.get(name).map_or(&[], Tensor::shape)
+    }
+}
+
+/// Inputs that the model accepts: token ids out of the tables that they index, masks of ones.
+///
+/// # Errors
+/// An input is not an integer matrix, as token ids and masks are.
+pub fn made_up_inputs(model: &Model, batch: usize, length: usize, seed: u64) -> Result<Named> {
+    let index = Index::new(model)?;
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut inputs = Vec::new();
+    for input in model.inputs() {
+        let fault = || {
+            let reason =
+                format!("input {input} is not a matrix of integers [batch, length], as token ids and masks are");
+            Error::NotBert { origin: model.origin().to_owned(), reason }
+        };
+        let dims = input.dims.as_ref().filter(|d| d.len() == 2).ok_or_else(fault)?;
+        let shape: Vec<usize> = dims
+            .iter()
+            .zip([batch, length])
+            .map(|(dim, wanted)| if let Dim::Fixed(n) = dim { *n } else { wanted })
+            .collect();
+        let count = shape.iter().product();
+        let values: Vec<i64> = match token_rows(&index, model, &input.name) {
+            // The lower ids are padding and other special tokens, which some models treat apart.
+            Some(rows) => (0..count).map(|_| rng.random_range(rows / 2..rows.max(1)) as i64).collect(),
+            None => vec![1; count],
+        };
+        let tensor = match input.element {
+            Some(ElementType::I64) => Tensor::new(&shape, values),
+            Some(ElementType::I32) => Tensor::new(&shape, values.into_iter().map(|v| v as i32).collect()),
+            Some(ElementType::Bool) => Tensor::new(&shape, vec![true; count]),
+            Some(ElementType::F32) => Tensor::new(&shape, vec![1f32; count]),
+            _ => return Err(fault()),
+        };
+        inputs.push((input.name.clone(), tensor));
+    }
+    Ok(inputs)
+}
+
+/// The rows of the table that an input indexes, if it is an index.
+pub fn token_rows(index: &Index<'_>, model: &Model, input: &str) -> Option<usize> {
+    let mut values = vec![input.to_owned()];
+    while let Some(value) = values.pop() {
+        for node in index.consumers(&value) {
+            if node.is("Gather") && node.input.get(1) == Some(&value) {
+                let table = model.initializer(&node.input[0]).filter(|t| t.dims.len() == 2);
+                if let Some(rows) = table.and_then(|t| usize::try_from(t.dims[0]).ok()) {
+                    return Some(rows);
+                }
+            } else if node.is("Cast") || node.is("Identity") || node.is("Unsqueeze") || node.is("Squeeze") {
+                values.extend(node.output.iter().cloned());
+            }
+        }
+    }
+    None
+}
+
+/// The dimensions of every value as numbers and symbols (`B` sentences, `N` tokens), found by running the model at two
+/// sizes.
+///
+/// # Errors
+/// The model cannot be run.
+pub fn symbolic_shapes(model: &Model) -> Result<Shapes> {
+    let first = Recording::new(model, 2, 5)?;
+    let second = Recording::new(model, 3, 7)?;
+    let index = Index::new(model)?;
+    let dim = |a: usize, b: usize| match (a, b) {
+        _ if a == b => a.to_string(),
+        _ if (a, b) == (first.batch, second.batch) => "B".to_owned(),
+        _ if (a, b) == (first.length, second.length) => "N".to_owned(),
+        _ if (a, b) == (first.batch * first.length, second.batch * second.length) => "BN".to_owned(),
+        _ => "?".to_owned(),
+    };
+    let computed = first.values.iter().filter(|(name, _)| index.dependence(name) != Dependence::Constant);
+    let shapes = computed.filter_map(|(name, value)| {
+        let other = second.values.get(name)?;
+        let dims = value.shape().iter().zip(other.shape()).map(|(&a, &b)| dim(a, b)).collect();
+        Some((name.clone(), dims))
+    });
+    Ok(shapes.collect())
+}

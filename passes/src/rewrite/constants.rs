@@ -1,0 +1,87 @@
+//! Exact: what depends on no input is computed once.
+
+use mabert_graph::{Dependence, Index, Model, NodeExt as _, Tensor, attribute};
+use mabert_runtime::Options;
+
+use crate::{Error, Result};
+
+/// Replaces every value that depends on no input by an initializer; returns how many nodes went.
+///
+/// # Errors
+/// The graph's wiring is broken, or a constant cannot be computed.
+pub fn fold_constants(model: &mut Model) -> Result<usize> {
+    let before = model.graph().node.len();
+    inline_constant_nodes(model)?;
+    let index = Index::new(model)?;
+    let graph = model.graph();
+    let mut wanted: Vec<&str> = Vec::new();
+    for node in &graph.node {
+        let constant = |v: &str| index.dependence(v) == Dependence::Constant;
+        for output in node.output.iter().filter(|o| constant(o)) {
+            let used = index.consumers(output).any(|n| n.output.iter().any(|o| !constant(o)));
+            if used || index.is_output(output) {
+                wanted.push(output);
+            }
+        }
+    }
+    // Constants that are outputs of the graph keep their node: an initializer cannot be one in every engine.
+    wanted.retain(|v| !index.is_output(v));
+    if !wanted.is_empty() {
+        let part = model.extract(&[], &wanted)?;
+        let values = Options::default().prepare(&part)?.run(&[])?;
+        let computed: Vec<String> = values.iter().map(|(name, _)| name.clone()).collect();
+        for node in &mut model.graph_mut().node {
+            for output in node.output.iter_mut().filter(|o| computed.contains(o)) {
+                *output = format!("{output}/folded");
+            }
+        }
+        for (name, value) in values {
+            model.set_constant(&name, &value);
+        }
+    }
+    model.remove_dead();
+    Ok(before - model.graph().node.len())
+}
+
+/// `Constant` nodes become initializers.
+fn inline_constant_nodes(model: &mut Model) -> Result<()> {
+    let outputs: Vec<String> = model.graph().output.iter().map(|o| o.name.clone()).collect();
+    let mut constants = Vec::new();
+    let graph = model.graph_mut();
+    let mut fault = None;
+    graph.node.retain(|node| {
+        if !node.is("Constant") || outputs.contains(&node.output[0]) {
+            return true;
+        }
+        match attribute::constant(node) {
+            Ok(Some(value)) => constants.push((node.output[0].clone(), value)),
+            Ok(None) => return true,
+            Err(e) => {
+                fault = Some(e);
+                return true;
+            }
+        }
+        false
+    });
+    if let Some(fault) = fault {
+        return Err(fault.into());
+    }
+    for (name, value) in constants {
+        graph.initializer.push(value.to_proto(&name));
+    }
+    Ok(())
+}
+
+/// Weights that are NaN or infinite would spoil every statistic: they are refused by name. Infinite scalars are masks.
+///
+/// # Errors
+/// The first weight that is not finite.
+pub fn refuse_unusable_weights(model: &Model) -> Result<()> {
+    for proto in model.graph().initializer.iter().filter(|t| t.dims.iter().product::<i64>() > 1) {
+        let Ok(Tensor::F32(values)) = Tensor::from_proto(proto) else { continue };
+        if let Some((at, value)) = values.iter().copied().enumerate().find(|(_, v)| !v.is_finite()) {
+            return Err(Error::NotFinite { name: proto.name.clone(), value, at });
+        }
+    }
+    Ok(())
+}
