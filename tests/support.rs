@@ -30,3 +30,25 @@ pub fn distance(a: &Tensor, b: &Tensor) -> f32 {
 pub fn borrowed(values: &Named) -> Vec<(&str, Tensor)> {
     values.iter().map(|(name, value)| (name.as_str(), value.clone())).collect()
 }
+
+/// Seeded inputs for a model: token ids below `vocabulary`, and sentences padded to different lengths on the right.
+pub fn padded_inputs(
+    inputs: &[mabert_runtime::TensorType],
+    batch: usize,
+    length: usize,
+    vocabulary: i64,
+    seed: u64,
+) -> Named {
+    use rand::{Rng as _, SeedableRng as _};
+    let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
+    let kept = |row: usize| length - (row * length / (batch + 1)).min(length - 1);
+    let value = |name: &str, at: usize, rng: &mut rand::rngs::StdRng| match name {
+        "input_ids" => rng.random_range(4..vocabulary),
+        "attention_mask" => i64::from(at % length < kept(at / length)),
+        _ => 0,
+    };
+    let tensor = |name: &str, rng: &mut rand::rngs::StdRng| {
+        Tensor::new(&[batch, length], (0..batch * length).map(|at| value(name, at, rng)).collect())
+    };
+    inputs.iter().map(|i| (i.name.clone(), tensor(&i.name, &mut rng))).collect()
+}

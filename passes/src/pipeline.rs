@@ -1,1 +1,297 @@
-//! The passes in order.
+//! The passes in order, and how far to go.
+//!
+//! [`Rewriting::new`] prepares and recognises; [`Rewriting::approximate`] makes the student, whose parameters are then
+//! for calibration to set; [`Student::finish`] runs the exact passes that make it fast.
+
+use mabert_graph::Model;
+use serde::Serialize;
+
+use crate::recognise::{Miss, recognise};
+use crate::rewrite::{self, Approximator, ApproximatorOptions, FoldReport};
+use crate::sites::Encoder;
+use crate::{Error, Result};
+
+/// The `metadata_props` key that marks a rewritten model; its value is the tool's version.
+pub const VERSION_KEY: &str = "onnx_mabert.version";
+
+/// Whether a pass changes what the model computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Outputs are equal within rounding.
+    Exact,
+    /// A function is replaced by one that matrix arithmetic and ReLU compute.
+    Approximating,
+}
+
+/// A pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pass {
+    /// Fused operators spelled out.
+    DecomposeFused,
+    /// What depends on no input is computed once.
+    FoldConstants,
+    /// Attention and linear maps in one spelling.
+    Canonical,
+    /// Softmax to approximator.
+    Softmax,
+    /// GELU to ReLU.
+    Activation,
+    /// Layer normalisation to affine map.
+    Norm,
+    /// Attention in linear order.
+    Reassociate,
+    /// Affine maps into their neighbours.
+    Fold,
+    /// One product for queries, keys and values.
+    MergeQkv,
+    /// Equal constants once.
+    ShareConstants,
+}
+
+impl Pass {
+    /// All passes in the order in which they run.
+    pub const ALL: [Self; 10] = [
+        Self::DecomposeFused,
+        Self::FoldConstants,
+        Self::Canonical,
+        Self::Softmax,
+        Self::Activation,
+        Self::Norm,
+        Self::Reassociate,
+        Self::Fold,
+        Self::MergeQkv,
+        Self::ShareConstants,
+    ];
+
+    /// The name on the command line and on the nodes that the pass makes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DecomposeFused => "decompose-fused",
+            Self::FoldConstants => "fold-constants",
+            Self::Canonical => "canonical",
+            Self::Softmax => "softmax",
+            Self::Activation => "activation",
+            Self::Norm => "norm",
+            Self::Reassociate => "reassociate",
+            Self::Fold => "fold",
+            Self::MergeQkv => "merge-qkv",
+            Self::ShareConstants => "share-constants",
+        }
+    }
+
+    /// Whether it is exact.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Softmax | Self::Activation | Self::Norm => Kind::Approximating,
+            _ => Kind::Exact,
+        }
+    }
+}
+
+/// The order of attention's products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// Cost linear in length.
+    Linear,
+    /// As the paper has it: probabilities are a value of the graph.
+    Paper,
+}
+
+/// Sites that are left as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Keep {
+    /// Keep softmax.
+    pub softmax: bool,
+    /// Keep GELU.
+    pub activation: bool,
+    /// Keep layer normalisation.
+    pub norm: bool,
+}
+
+/// How to rewrite.
+#[derive(Clone, Debug, Serialize)]
+pub struct Options {
+    /// What the approximators look like.
+    pub approximator: ApproximatorOptions,
+    /// The order of attention's products.
+    pub order: Order,
+    /// What is left as it is.
+    pub keep: Keep,
+    /// Whether norms are folded.
+    pub fold: bool,
+    /// The last pass to run.
+    pub until: Option<Pass>,
+    /// Whether missed sites are accepted.
+    pub partial: bool,
+}
+
+impl Options {
+    /// Why `pass` does not run, or nothing if it does.
+    fn skipped(&self, pass: Pass) -> Option<String> {
+        let kept = |what: &str| Some(format!("--keep {what}"));
+        if self.until.is_some_and(|last| pass > last) {
+            return Some(format!("--until {}", self.until.map_or("", Pass::name)));
+        }
+        match pass {
+            Pass::Softmax if self.keep.softmax => kept("softmax"),
+            Pass::Activation if self.keep.activation => kept("activation"),
+            Pass::Norm if self.keep.norm => kept("norm"),
+            Pass::Reassociate if self.keep.softmax => kept("softmax"),
+            Pass::Reassociate if self.order == Order::Paper => Some("--attention paper".to_owned()),
+            Pass::Fold if !self.fold => Some("--no-fold".to_owned()),
+            Pass::Fold if self.keep.norm => kept("norm"),
+            _ => None,
+        }
+    }
+}
+
+/// What a pass did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// The pass.
+    pub pass: Pass,
+    /// Whether it is exact.
+    pub kind: Kind,
+    /// How many sites, nodes or constants it changed.
+    pub changed: usize,
+    /// Why it did not run.
+    pub skipped: Option<String>,
+}
+
+/// A model prepared and recognised.
+#[derive(Debug)]
+pub struct Rewriting {
+    /// The teacher, in canonical form.
+    pub teacher: Model,
+    /// Its encoder.
+    pub encoder: Encoder,
+    /// Sites that were missed and accepted.
+    pub misses: Vec<Miss>,
+    options: Options,
+    outcomes: Vec<Outcome>,
+}
+
+impl Rewriting {
+    /// Prepares `model`, recognises its sites, and brings them into canonical form.
+    ///
+    /// # Errors
+    /// The model was rewritten before, is no encoder, or has sites that are not recognised (unless `partial`).
+    pub fn new(mut model: Model, options: Options) -> Result<Self> {
+        if model.metadata(VERSION_KEY).is_some() {
+            return Err(Error::AlreadyRewritten(model.origin().to_owned()));
+        }
+        let mut outcomes = Vec::new();
+        rewrite::refuse_unusable_weights(&model)?;
+        let changed = mabert_graph::decompose_fused(&mut model)?;
+        outcomes.push(done(Pass::DecomposeFused, changed));
+        let changed = rewrite::fold_constants(&mut model)?;
+        outcomes.push(done(Pass::FoldConstants, changed));
+        let mut found = recognise(&model)?;
+        let misses =
+            if options.partial && found.encoder.is_some() { std::mem::take(&mut found.misses) } else { vec![] };
+        let mut encoder = found.complete(model.origin())?;
+        match options.skipped(Pass::Canonical) {
+            Some(reason) => outcomes.push(not_done(Pass::Canonical, reason)),
+            None => {
+                rewrite::canonicalise(&mut model, &mut encoder)?;
+                outcomes.push(done(Pass::Canonical, encoder.layers.len()));
+            }
+        }
+        // What exporters declared of inner values no longer holds for all of them.
+        model.graph_mut().value_info.clear();
+        Ok(Self { teacher: model, encoder, misses, options, outcomes })
+    }
+
+    /// The student: a copy of the teacher whose functions are replaced, its parameters not yet calibrated.
+    ///
+    /// # Errors
+    /// The graph's wiring is broken.
+    pub fn approximate(&self) -> Result<Student> {
+        let mut student = Student {
+            model: self.teacher.clone(),
+            encoder: self.encoder.clone(),
+            approximators: Vec::new(),
+            options: self.options.clone(),
+            outcomes: self.outcomes.clone(),
+            fold: FoldReport::default(),
+            complete: self.misses.is_empty(),
+        };
+        student.pass(Pass::Softmax, |s| {
+            s.approximators = rewrite::approximate_softmax(&mut s.model, &s.encoder, &s.options.approximator)?;
+            Ok(s.approximators.len())
+        })?;
+        student.pass(Pass::Activation, |s| rewrite::approximate_activations(&mut s.model, &s.encoder))?;
+        student.pass(Pass::Norm, |s| rewrite::approximate_norms(&mut s.model, &s.encoder))?;
+        Ok(student)
+    }
+}
+
+/// A student under way.
+#[derive(Debug)]
+pub struct Student {
+    /// Its graph.
+    pub model: Model,
+    /// Its sites.
+    pub encoder: Encoder,
+    /// The approximator of each layer; empty where softmax is kept.
+    pub approximators: Vec<Approximator>,
+    /// How it is made.
+    pub options: Options,
+    /// What the passes did so far.
+    pub outcomes: Vec<Outcome>,
+    /// What folding did.
+    pub fold: FoldReport,
+    complete: bool,
+}
+
+impl Student {
+    /// Whether a pass ran and was not skipped.
+    pub fn ran(&self, pass: Pass) -> bool {
+        self.outcomes.iter().any(|o| o.pass == pass && o.skipped.is_none())
+    }
+
+    /// Runs the exact passes that follow calibration.
+    ///
+    /// # Errors
+    /// The graph's wiring is broken.
+    pub fn finish(&mut self) -> Result<()> {
+        if !self.ran(Pass::Canonical) {
+            return Ok(());
+        }
+        self.pass(Pass::Reassociate, |s| {
+            rewrite::reassociate_attention(&mut s.model, &s.encoder, &s.approximators, &s.options.approximator)?;
+            Ok(s.encoder.layers.len())
+        })?;
+        if self.complete {
+            self.pass(Pass::Fold, |s| {
+                s.fold = rewrite::fold_norms(&mut s.model, &mut s.encoder)?;
+                Ok(s.fold.norms)
+            })?;
+        } else {
+            self.outcomes.push(not_done(Pass::Fold, "--partial: the stream is not affine throughout".to_owned()));
+        }
+        self.pass(Pass::MergeQkv, |s| rewrite::merge_query_key_value(&mut s.model, &s.encoder))?;
+        self.pass(Pass::ShareConstants, |s| Ok(rewrite::share_equal_constants(&mut s.model)))?;
+        Ok(())
+    }
+
+    fn pass(&mut self, pass: Pass, run: impl FnOnce(&mut Self) -> Result<usize>) -> Result<()> {
+        let outcome = match self.options.skipped(pass) {
+            Some(reason) => not_done(pass, reason),
+            None => done(pass, run(self)?),
+        };
+        self.outcomes.push(outcome);
+        Ok(())
+    }
+}
+
+fn done(pass: Pass, changed: usize) -> Outcome {
+    Outcome { pass, kind: pass.kind(), changed, skipped: None }
+}
+
+fn not_done(pass: Pass, reason: String) -> Outcome {
+    Outcome { pass, kind: pass.kind(), changed: 0, skipped: Some(reason) }
+}

@@ -21,6 +21,8 @@ pub struct LinearSite {
     /// The bias, `[out]`, as probed.
     #[serde(skip)]
     pub bias: Vec<f32>,
+    /// The bias's initializer, once the canonical pass has made it one.
+    pub bias_name: Option<String>,
     /// Size of the last axis of `input`.
     pub inputs: usize,
     /// Size of the last axis of `output`.

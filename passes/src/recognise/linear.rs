@@ -80,6 +80,7 @@ pub(super) fn read_off(cx: &Context<'_>, region: &Region, from: Layout, to: Layo
         transposed: weight.transposed,
         scale,
         bias,
+        bias_name: None,
         inputs: x.ncols(),
         outputs: output.ncols(),
     })

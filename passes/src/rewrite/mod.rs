@@ -1,8 +1,27 @@
-//! The passes: exact ones, whose outputs are equal within rounding, and approximating ones.
+//! The passes. *Exact* ones leave the outputs equal within rounding; *approximating* ones replace a function by one that
+//! only matrix arithmetic and ReLU compute, and need calibration.
 
+mod activation;
+mod approximator;
+mod canonical;
+mod cleanup;
 mod constants;
+mod fold;
+mod merge_qkv;
+mod norm;
+mod reassociate;
+mod softmax;
 
+pub use activation::approximate_activations;
+pub use approximator::{Approximator, ApproximatorOptions, LengthFeatures, Sharing};
+pub use canonical::canonicalise;
+pub use cleanup::share_equal_constants;
 pub use constants::{fold_constants, refuse_unusable_weights};
+pub use fold::{FoldReport, fold_norms};
+pub use merge_qkv::merge_query_key_value;
+pub use norm::{approximate_norms, norm_parameters};
+pub use reassociate::reassociate_attention;
+pub use softmax::approximate_softmax;
 
 use mabert_graph::Model;
 

@@ -1,0 +1,23 @@
+//! Approximating: GELU becomes ReLU.
+
+use mabert_graph::{Builder, Model};
+
+use crate::Result;
+use crate::sites::{Activation, Encoder};
+
+/// Replaces the activation of each layer; returns how many were not ReLU already.
+///
+/// # Errors
+/// The graph's wiring is broken.
+pub fn approximate_activations(model: &mut Model, encoder: &Encoder) -> Result<usize> {
+    let builder = Builder::new(model.opset(), "activation");
+    let mut shunts = Vec::new();
+    for layer in encoder.layers.iter().filter(|l| l.activation.function != Activation::Relu) {
+        builder.scope(&format!("layer.{}/activation", layer.index));
+        let relu = builder.value(&layer.activation.input).relu();
+        shunts.push((layer.activation.output.clone(), relu.name()));
+    }
+    let patch = shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new));
+    patch.apply(model)?;
+    Ok(shunts.len())
+}

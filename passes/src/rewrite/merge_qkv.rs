@@ -1,0 +1,47 @@
+//! Exact: queries, keys and values out of one product.
+
+use mabert_graph::{Builder, Model, Tensor};
+use ndarray::{Axis, concatenate};
+
+use super::fold::{matrix, vector};
+use crate::Result;
+use crate::sites::Encoder;
+
+/// Merges the three products of each layer into one of `[channels, 3 heads d]`.
+///
+/// # Errors
+/// A weight cannot be read, or the graph's wiring is broken.
+pub fn merge_query_key_value(model: &mut Model, encoder: &Encoder) -> Result<usize> {
+    let builder = Builder::new(model.opset(), "merge-qkv");
+    let b = &builder;
+    let mut shunts = Vec::new();
+    for layer in &encoder.layers {
+        let sites = [&layer.query, &layer.key, &layer.value];
+        let mut weights = Vec::new();
+        let mut biases = Vec::new();
+        for site in sites {
+            weights.push(matrix(model, &site.weight)?.mapv(|v| v as f32));
+            let name = site.bias_name.as_deref().expect("canonical maps have a bias");
+            biases.push(vector(model, name)?.mapv(|v| v as f32));
+        }
+        let views: Vec<_> = weights.iter().map(|w| w.view()).collect();
+        let weight = concatenate(Axis(1), &views).expect("all three have as many rows");
+        let views: Vec<_> = biases.iter().map(|b| b.view()).collect();
+        let bias = concatenate(Axis(0), &views).expect("vectors");
+        let (heads, d) = (layer.attention.heads as i64, layer.attention.head_size as i64);
+        b.scope(&format!("layer.{}/attention/qkv", layer.index));
+        let w = b.parameter("weight", &Tensor::from(weight.as_standard_layout().into_owned().into_dyn()));
+        let all = b.value(&layer.query.input).matmul(w) + b.parameter("bias", &Tensor::from(bias.into_dyn()));
+        let all = all.reshape(&[0, 0, 3 * heads, d]).transpose(&[0, 2, 1, 3]);
+        let query = all.slice(1, 0, heads);
+        let key = all.slice(1, heads, 2 * heads).transpose(&[0, 1, 3, 2]);
+        let value = all.slice(1, 2 * heads, 3 * heads);
+        let site = &layer.attention;
+        for (old, new) in [(&site.query, query), (&site.key, key), (&site.value, value)] {
+            shunts.push((old.clone(), new.name()));
+        }
+    }
+    let patch = shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new));
+    patch.apply(model)?;
+    Ok(encoder.layers.len())
+}

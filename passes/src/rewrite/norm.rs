@@ -1,0 +1,32 @@
+//! Approximating: layer normalisation becomes a constant affine map of each channel, `a x + c`.
+
+use mabert_graph::{Builder, Model, Tensor};
+
+use crate::Result;
+use crate::sites::Encoder;
+
+/// The names of a norm's scale `a` and offset `c`, both `[channels]`, from its name in [`Encoder::norms`].
+pub fn norm_parameters(norm: &str) -> (String, String) {
+    (format!("{norm}/scale"), format!("{norm}/offset"))
+}
+
+/// Replaces every norm; `a` and `c` start as gamma and beta, for calibration to set.
+///
+/// # Errors
+/// The graph's wiring is broken.
+pub fn approximate_norms(model: &mut Model, encoder: &Encoder) -> Result<usize> {
+    let builder = Builder::new(model.opset(), "norm");
+    let b = &builder;
+    let mut shunts = Vec::new();
+    for (name, site) in encoder.norms() {
+        let (scale, offset) = norm_parameters(&name);
+        let a = b.constant(&scale, &Tensor::new(&[site.gamma.len()], site.gamma.clone()));
+        let c = b.constant(&offset, &Tensor::new(&[site.beta.len()], site.beta.clone()));
+        b.scope(&name);
+        let y = b.value(&site.input) * a + c;
+        shunts.push((site.output.clone(), y.name()));
+    }
+    let patch = shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new));
+    patch.apply(model)?;
+    Ok(shunts.len())
+}

@@ -1,0 +1,44 @@
+//! Exact: attention in the order whose cost is linear in length.
+//!
+//! Only ReLU stands between the products, so `((Q K^T m) W1 ...)` is `Q ((m K)^T W1)`, and `(... W2 m) V` is
+//! `... (W2 (m V))`: no `n x n` matrix is formed, and padding contributes nothing.
+
+use mabert_graph::{Builder, Model};
+
+use super::approximator::{Approximator, ApproximatorOptions, Shared};
+use crate::Result;
+use crate::sites::Encoder;
+
+/// Re-associates the attention of each layer.
+///
+/// # Errors
+/// The graph's wiring is broken.
+pub fn reassociate_attention(
+    model: &mut Model,
+    encoder: &Encoder,
+    approximators: &[Approximator],
+    options: &ApproximatorOptions,
+) -> Result<()> {
+    let builder = Builder::new(model.opset(), "reassociate");
+    let b = &builder;
+    let shared = Shared::new(b, options, "linear_attention");
+    let mut shunts = Vec::new();
+    for (layer, approximator) in encoder.layers.iter().zip(approximators) {
+        b.scope(&format!("layer.{}/attention/linear", layer.index));
+        let site = &layer.attention;
+        let [query, key, value] = [&site.query, &site.key, &site.value].map(|v| b.value(v));
+        let net = approximator.apply(b, &shared);
+        // [batch, heads, d, h]
+        let keys = (key * shared.over_keys).matmul(net.w1);
+        let values = value * shared.over_rows;
+        // [batch, heads, h, d]
+        let outputs = net.w2.matmul(values);
+        let outputs = net.scale_of_rows.map_or(outputs, |scale| outputs * scale);
+        let hidden = (query.matmul(keys) + net.b1).relu();
+        let context = hidden.matmul(outputs) + net.b2.matmul(values);
+        shunts.push((site.context.clone(), context.name()));
+    }
+    let patch = shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new));
+    patch.apply(model)?;
+    Ok(())
+}
