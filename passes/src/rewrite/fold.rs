@@ -125,7 +125,7 @@ fn absorb<'b>(
 ) -> Result<Expr<'b>> {
     let weight = matrix(model, &site.weight)?;
     let bias = bias(model, site)? + stream.q.dot(&weight);
-    let weight = weight * &stream.p.view().insert_axis(Axis(1));
+    let weight = weight * stream.p.view().insert_axis(Axis(1));
     let y = place(b, site, stream.value, scope, &weight, &bias);
     site.output = y.name();
     Ok(y)
@@ -140,7 +140,7 @@ fn add_branch<'b>(
     scope: &str,
     part: &str,
 ) -> Result<Stream<'b>> {
-    let weight = matrix(model, &site.weight)? / &stream.p.view().insert_axis(Axis(0));
+    let weight = matrix(model, &site.weight)? / stream.p.view().insert_axis(Axis(0));
     let bias = (bias(model, site)? + &stream.q) / &stream.p;
     let input = b.value(&site.input);
     let branch = place(b, site, input, &format!("{scope}/{part}/folded"), &weight, &bias);
