@@ -5,6 +5,7 @@
 //! it does not matter how an exporter spelled it. What is found are typed [`sites`]. The passes in [`rewrite`] lower
 //! sites without knowing who spelled them; [`pipeline`] lists them in order.
 
+pub mod contract;
 mod error;
 pub mod pipeline;
 pub mod recognise;

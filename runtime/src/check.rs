@@ -8,7 +8,7 @@ use crate::model::Model;
 use crate::{ElementType, Error, Options, Result};
 
 /// The `metadata_props` key under which a rewritten model records the longest sequence it takes.
-pub(crate) const MAX_SEQ_KEY: &str = "onnx_mabert.max_seq";
+pub const MAX_SEQ_KEY: &str = "onnx_mabert.max_seq";
 
 /// The checks that one model needs.
 #[derive(Debug)]

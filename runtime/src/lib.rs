@@ -40,6 +40,7 @@ pub mod npz;
 mod onnxruntime;
 
 pub use backend::MabertRuntime;
+pub use check::MAX_SEQ_KEY;
 pub use error::{Error, Result};
 pub use mabert_graph::{ElementType, Tensor, TensorType};
 pub use model::{Model, Named, Options, Taps};

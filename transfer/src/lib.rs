@@ -1,1 +1,17 @@
-//! placeholder
+//! From a teacher to a student that answers like it.
+//!
+//! * [`rewrite`]: the main job, from a model's file to a measured student;
+//! * [`data`]: texts out of files, token ids, batches by length, made-up tokens where there is no text;
+//! * [`closed_form`]: the student's parameters, layer by layer, through the student's own activations;
+//! * [`compare`]: how far a model's outputs are from another's;
+//! * [`progress`]: what a caller is told on the way.
+
+pub mod closed_form;
+pub mod compare;
+pub mod data;
+mod error;
+mod part;
+pub mod progress;
+pub mod rewrite;
+
+pub use error::{Error, Result};

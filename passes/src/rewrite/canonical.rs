@@ -10,7 +10,7 @@ use crate::Result;
 use crate::sites::{Encoder, LinearSite};
 
 /// The value that holds the mask as floats, `[batch, n]`.
-pub(super) const MASK: &str = "mask/float";
+pub const MASK: &str = "mask/float";
 
 /// What a masked score is lowered by: far beyond every score, far from the largest float.
 const REMOVED: f32 = 1e9;

@@ -95,8 +95,8 @@ fn pass_norm<'b>(
     let unsafe_channels = p.iter().filter(|v| !SAFE.contains(&v.abs())).count();
     if unsafe_channels > 0 {
         let explicit = p.mapv(|v| if SAFE.contains(&v.abs()) { 1.0 } else { v });
-        b.scope(norm);
-        value = value * b.parameter("explicit_scale", &tensor(&explicit));
+        b.scope(&format!("{norm}/explicit"));
+        value = value * b.parameter("scale", &tensor(&explicit));
         p.zip_mut_with(&explicit, |p, e| {
             if *e != 1.0 || !SAFE.contains(&p.abs()) {
                 *p = 1.0;

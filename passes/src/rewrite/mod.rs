@@ -14,7 +14,7 @@ mod softmax;
 
 pub use activation::approximate_activations;
 pub use approximator::{Approximator, ApproximatorOptions, LengthFeatures, Sharing};
-pub use canonical::canonicalise;
+pub use canonical::{MASK, canonicalise};
 pub use cleanup::share_equal_constants;
 pub use constants::{fold_constants, refuse_unusable_weights};
 pub use fold::{FoldReport, fold_norms};

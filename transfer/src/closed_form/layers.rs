@@ -1,0 +1,374 @@
+//! Walks teacher and student through the encoder side by side.
+
+use std::time::Instant;
+
+use mabert_graph::{Model, Tensor};
+use mabert_passes::pipeline::{Pass, Rewriting, Student};
+use mabert_passes::rewrite::{MASK, Sharing, norm_parameters};
+use mabert_passes::sites::{Encoder, Layer, LinearSite};
+use ndarray::{Array2, ArrayD, ArrayView2, Axis, Ix4};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use rayon::prelude::*;
+
+use super::approximator::{self, Rows};
+use super::regression::{Regression, Solution, Unknowns};
+use super::{Options, SiteError};
+use crate::compare::RelativeError;
+use crate::data::Batch;
+use crate::part::{Part, Prefix};
+use crate::{Error, Result};
+
+/// Batches that are run before their statistics are added up: enough for every thread, few enough to hold.
+const AT_ONCE: usize = 8;
+
+/// An approximator that serves several heads is fitted to this many times the rows.
+const POOLED: usize = 4;
+
+pub(super) struct Work<'w> {
+    teacher: &'w Model,
+    /// The sites of the teacher, and of the student too: the approximating passes keep their values' names.
+    encoder: &'w Encoder,
+    student: &'w mut Student,
+    batches: &'w [Batch],
+    masks: Vec<Tensor>,
+    options: &'w Options,
+    /// The value at which both models are.
+    at: String,
+    /// That value for each batch, `[batch, n, channels]`.
+    teacher_at: Vec<Tensor>,
+    student_at: Vec<Tensor>,
+    pub(super) sites: Vec<SiteError>,
+    pub(super) fit_seconds: f64,
+}
+
+impl<'w> Work<'w> {
+    pub(super) fn new(
+        rewriting: &'w Rewriting,
+        student: &'w mut Student,
+        batches: &'w [Batch],
+        options: &'w Options,
+    ) -> Self {
+        Self {
+            teacher: &rewriting.teacher,
+            encoder: &rewriting.encoder,
+            student,
+            batches,
+            masks: batches.iter().map(Batch::mask).collect(),
+            options,
+            at: String::new(),
+            teacher_at: Vec::new(),
+            student_at: Vec::new(),
+            sites: Vec::new(),
+            fit_seconds: 0.0,
+        }
+    }
+
+    /// The embedding norm: both models see the same input.
+    pub(super) fn embeddings(&mut self) -> Result<()> {
+        let site = &self.encoder.embedding_norm;
+        let name = "embeddings/norm";
+        let channels = site.gamma.len();
+        let prefix = Prefix::new(self.teacher, &site.input)?;
+        let inputs = self.each(|i| prefix.run(&self.batches[i]))?;
+        let norm = |model: &Model| Part::new(model, &[(&site.input, Some(channels))], &[&site.output]);
+        let part = norm(self.teacher)?;
+        let targets = self.each(|i| Ok(part.run(&[&inputs[i]])?.remove(0)))?;
+        if self.student.ran(Pass::Norm) {
+            let mut sums = Regression::new(0, channels);
+            for ((batch, x), y) in self.batches.iter().zip(&inputs).zip(&targets) {
+                let x = real(batch, x);
+                sums.add(Array2::zeros((x.nrows(), 0)).view(), x.view(), real(batch, y).view());
+            }
+            let found = sums.solve(Unknowns::Affine).ok_or_else(|| not_finite(name))?;
+            self.set_norm(name, &found);
+        }
+        let part = norm(&self.student.model)?;
+        self.student_at = self.each(|i| Ok(part.run(&[&inputs[i]])?.remove(0)))?;
+        self.teacher_at = targets;
+        self.at.clone_from(&site.output);
+        self.measure(name);
+        Ok(())
+    }
+
+    /// One approximator for all layers is fitted to the teacher's own scores: the student has none yet.
+    pub(super) fn shared_approximator(&mut self) -> Result<()> {
+        if !self.student.ran(Pass::Softmax) || self.student.options.approximator.sharing != Sharing::Shared {
+            return Ok(());
+        }
+        let mut rows = vec![Rows::default()];
+        for layer in &self.encoder.layers {
+            let prefix = Prefix::new(self.teacher, &layer.input)?;
+            let part = self.attention_part(self.teacher, layer, &[&layer.attention.products, &layer.attention.probabilities])?;
+            let budget = POOLED * self.options.fit_rows / self.encoder.layers.len();
+            let found = self.sample(1, budget, layer, |i| {
+                let mut values = part.run(&[&prefix.run(&self.batches[i])?, &self.masks[i]])?;
+                Ok((values.remove(0), values.remove(0)))
+            })?;
+            rows[0].append(found.into_iter().next().unwrap_or_default());
+        }
+        let approximator = self.student.approximators[0].clone();
+        self.fit("encoder/approximator".to_owned(), &approximator, &rows, 0);
+        Ok(())
+    }
+
+    /// One layer; afterwards both models are at its output.
+    pub(super) fn layer(&mut self, index: usize) -> Result<()> {
+        let encoder = self.encoder;
+        let layer = &encoder.layers[index];
+        self.advance(&layer.input)?;
+        let name = format!("layer.{}", layer.index);
+        if self.student.ran(Pass::Softmax) && self.student.options.approximator.sharing != Sharing::Shared {
+            self.layer_approximator(index)?;
+        }
+        let (attention, output) = (&layer.attention_norm, &layer.output_norm);
+        // What the student's maps aim at: the teacher's normalised values, or the norms' inputs where norms are kept.
+        let mut wanted = vec![attention.output.as_str(), output.output.as_str()];
+        if !self.student.ran(Pass::Norm) {
+            wanted.splice(0..0, [attention.input.as_str(), output.input.as_str()]);
+        }
+        let outputs = [wanted.len() - 2, wanted.len() - 1];
+        let part = self.attention_part(self.teacher, layer, &wanted)?;
+        let targets = self.each(|i| part.run(&[&self.teacher_at[i], &self.masks[i]]))?;
+        let part = self.attention_part(&self.student.model, layer, &[&layer.attention_output.input])?;
+        let contexts = self.each(|i| Ok(part.run(&[&self.student_at[i], &self.masks[i]])?.remove(0)))?;
+
+        self.solve(
+            layer,
+            &format!("{name}/attention/norm"),
+            &layer.attention_output,
+            &contexts,
+            &attention.input,
+            &|i| &targets[i][0],
+        )?;
+        self.solve(
+            layer,
+            &format!("{name}/output/norm"),
+            &layer.output,
+            &contexts,
+            &output.input,
+            &|i| &targets[i][1],
+        )?;
+        let part = self.residual_part(layer, &[&attention.output, &output.output])?;
+        let reached = self.each(|i| part.run(&[&self.student_at[i], &contexts[i]]))?;
+        for (at, norm) in ["attention/norm", "output/norm"].into_iter().enumerate() {
+            let mut error = RelativeError::default();
+            for (i, batch) in self.batches.iter().enumerate() {
+                error.add(real(batch, &reached[i][at]).view(), real(batch, &targets[i][outputs[at]]).view());
+            }
+            self.note(format!("{name}/{norm}"), "norm", error.value());
+        }
+        self.student_at = reached.into_iter().map(|mut r| r.remove(1)).collect();
+        self.teacher_at = targets.into_iter().map(|mut t| t.remove(outputs[1])).collect();
+        self.at.clone_from(&output.output);
+        Ok(())
+    }
+
+    /// Brings both models to `value`: nothing to do where the layers follow each other.
+    fn advance(&mut self, value: &str) -> Result<()> {
+        if self.at != value {
+            let [teacher, student] = [self.teacher, &self.student.model].map(|model| Prefix::new(model, value));
+            let (teacher, student) = (teacher?, student?);
+            self.teacher_at = self.each(|i| teacher.run(&self.batches[i]))?;
+            self.student_at = self.each(|i| student.run(&self.batches[i]))?;
+            value.clone_into(&mut self.at);
+        }
+        Ok(())
+    }
+
+    /// Fits a layer's approximator: the student's scores in, the teacher's probabilities out.
+    fn layer_approximator(&mut self, index: usize) -> Result<()> {
+        let layer = &self.encoder.layers[index];
+        let scores = self.attention_part(&self.student.model, layer, &[&layer.attention.products])?;
+        let probabilities = self.attention_part(self.teacher, layer, &[&layer.attention.probabilities])?;
+        let approximator = self.student.approximators[index].clone();
+        let groups = approximator.groups;
+        let budget = self.options.fit_rows * if groups == 1 { POOLED } else { 1 };
+        let rows = self.sample(groups, budget, layer, |i| {
+            let scores = scores.run(&[&self.student_at[i], &self.masks[i]])?.remove(0);
+            Ok((scores, probabilities.run(&[&self.teacher_at[i], &self.masks[i]])?.remove(0)))
+        })?;
+        self.fit(format!("layer.{}/attention", layer.index), &approximator, &rows, layer.index);
+        Ok(())
+    }
+
+    /// Draws about `budget` rows a group from scores and probabilities, each `[batch, heads, n, n]`.
+    fn sample(
+        &self,
+        groups: usize,
+        budget: usize,
+        layer: &Layer,
+        values: impl Fn(usize) -> Result<(Tensor, Tensor)> + Sync,
+    ) -> Result<Vec<Rows>> {
+        let heads = layer.attention.heads;
+        let queries: usize = self.batches.iter().map(Batch::tokens).sum();
+        let share = budget as f64 / (queries * heads / groups).max(1) as f64;
+        let of_batches = self.each(|i| {
+            let (scores, probabilities) = values(i)?;
+            let [scores, probabilities] = [scores, probabilities].map(array4);
+            let mut rng = StdRng::seed_from_u64(self.options.seed ^ ((layer.index as u64) << 32) ^ i as u64);
+            let mut rows = vec![Rows::default(); groups];
+            for (sentence, &length) in self.batches[i].lengths.iter().enumerate() {
+                for head in 0..heads {
+                    for query in 0..length {
+                        if rng.random_bool(share.min(1.0)) {
+                            let row = |of: &ndarray::Array4<f32>| {
+                                of.slice(ndarray::s![sentence, head, query, ..length]).to_vec()
+                            };
+                            rows[head % groups].push(&row(&scores), &row(&probabilities));
+                        }
+                    }
+                }
+            }
+            Ok(rows)
+        })?;
+        let mut all = vec![Rows::default(); groups];
+        for rows in of_batches {
+            all.iter_mut().zip(rows).for_each(|(all, rows)| all.append(rows));
+        }
+        Ok(all)
+    }
+
+    fn fit(
+        &mut self,
+        site: String,
+        approximator: &mabert_passes::rewrite::Approximator,
+        rows: &[Rows],
+        layer: usize,
+    ) {
+        let start = Instant::now();
+        let options = self.student.options.approximator;
+        let seed = self.options.seed ^ ((layer as u64) << 16);
+        let fitted: Vec<_> = rows
+            .par_iter()
+            .enumerate()
+            .map(|(group, rows)| approximator::fit(rows, &options, self.options.fit_steps, seed ^ group as u64))
+            .collect();
+        let square = fitted.iter().map(|(_, error)| error * error).sum::<f64>() / fitted.len() as f64;
+        let nets: Vec<_> = fitted.into_iter().map(|(net, _)| net).collect();
+        approximator::store(&mut self.student.model, approximator, &options, &nets);
+        self.fit_seconds += start.elapsed().as_secs_f64();
+        self.note(site, "attention", square.sqrt());
+    }
+
+    /// Solves for what lies between `linear`'s input and the norm: least squares of the teacher's values on the
+    /// student's. `sum` is the norm's input.
+    fn solve<'t>(
+        &mut self,
+        layer: &Layer,
+        norm: &str,
+        linear: &LinearSite,
+        contexts: &[Tensor],
+        sum: &str,
+        target: &(dyn Fn(usize) -> &'t Tensor + Sync),
+    ) -> Result<()> {
+        let unknowns = match (self.options.weights, self.student.ran(Pass::Norm)) {
+            (true, true) => Unknowns::WeightAndAffine,
+            (true, false) => Unknowns::WeightAndOffset,
+            (false, true) => Unknowns::Affine,
+            (false, false) => return Ok(()),
+        };
+        let with_features = unknowns != Unknowns::Affine;
+        let features = if with_features { linear.inputs } else { 0 };
+        // The context is given; the feed-forward part's own features are computed.
+        let given = linear.input == layer.attention_output.input;
+        let wanted: &[&str] = if with_features && !given { &[sum, &linear.input] } else { &[sum] };
+        let part = self.residual_part(layer, wanted)?;
+        let mut sums = Regression::new(features, linear.outputs);
+        let all: Vec<usize> = (0..self.batches.len()).collect();
+        for block in all.chunks(AT_ONCE) {
+            let results: Vec<(Array2<f32>, Array2<f32>, Array2<f32>)> = block
+                .par_iter()
+                .map(|&i| {
+                    let batch = &self.batches[i];
+                    let values = part.run(&[&self.student_at[i], &contexts[i]])?;
+                    let r = real(batch, &values[0]);
+                    let z = match values.get(1) {
+                        Some(features) => real(batch, features),
+                        None if with_features => real(batch, &contexts[i]),
+                        None => Array2::zeros((r.nrows(), 0)),
+                    };
+                    Ok((z, r, real(batch, target(i))))
+                })
+                .collect::<Result<_>>()?;
+            let join = |part: fn(&(Array2<f32>, Array2<f32>, Array2<f32>)) -> ArrayView2<'_, f32>| {
+                let views: Vec<_> = results.iter().map(part).collect();
+                ndarray::concatenate(Axis(0), &views).expect("as many columns")
+            };
+            sums.add(join(|p| p.0.view()).view(), join(|p| p.1.view()).view(), join(|p| p.2.view()).view());
+        }
+        let found = sums.solve(unknowns).ok_or_else(|| not_finite(norm))?;
+        if with_features {
+            self.add_to(&linear.weight, &found.weight.mapv(|v| v as f32).into_dyn())?;
+        }
+        if self.student.ran(Pass::Norm) {
+            self.set_norm(norm, &found);
+        } else {
+            let bias = linear.bias_name.as_deref().expect("canonical maps have a bias");
+            self.add_to(bias, &found.offset.mapv(|v| v as f32).into_dyn())?;
+        }
+        Ok(())
+    }
+
+    fn add_to(&mut self, constant: &str, change: &ArrayD<f32>) -> Result<()> {
+        let value = self.student.model.constant(constant)?.to_f32() + change;
+        self.student.model.set_constant(constant, &Tensor::from(value));
+        Ok(())
+    }
+
+    fn set_norm(&mut self, norm: &str, found: &Solution) {
+        let (scale, offset) = norm_parameters(norm);
+        for (name, values) in [(scale, &found.scale), (offset, &found.offset)] {
+            let narrow = values.iter().map(|&v| v as f32).collect();
+            self.student.model.set_constant(&name, &Tensor::new(&[values.len()], narrow));
+        }
+    }
+
+    /// The layer from its input and the mask.
+    fn attention_part(&self, model: &Model, layer: &Layer, outputs: &[&str]) -> Result<Part> {
+        Part::new(model, &[(&layer.input, Some(layer.query.inputs)), (MASK, None)], outputs)
+    }
+
+    /// The student's layer from its input and the context.
+    fn residual_part(&self, layer: &Layer, outputs: &[&str]) -> Result<Part> {
+        let context = &layer.attention_output;
+        let inputs = [(layer.input.as_str(), Some(layer.query.inputs)), (&context.input, Some(context.inputs))];
+        Part::new(&self.student.model, &inputs, outputs)
+    }
+
+    /// `run` on every batch, in parallel.
+    fn each<T: Send>(&self, run: impl Fn(usize) -> Result<T> + Sync + Send) -> Result<Vec<T>> {
+        (0..self.batches.len()).into_par_iter().map(run).collect()
+    }
+
+    fn measure(&mut self, site: &str) {
+        let mut error = RelativeError::default();
+        for (batch, (s, t)) in self.batches.iter().zip(self.student_at.iter().zip(&self.teacher_at)) {
+            error.add(real(batch, s).view(), real(batch, t).view());
+        }
+        self.note(site.to_owned(), "norm", error.value());
+    }
+
+    fn note(&mut self, site: String, kind: &'static str, relative_error: f64) {
+        self.sites.push(SiteError { site, kind, relative_error });
+    }
+}
+
+fn not_finite(site: &str) -> Error {
+    let reason = "its statistics are not finite; the model's activations overflow on this data".to_owned();
+    Error::Calibration { site: site.to_owned(), reason }
+}
+
+/// The rows of real tokens of a value `[batch, n, channels]`, `[tokens, channels]`.
+fn real(batch: &Batch, value: &Tensor) -> Array2<f32> {
+    let value = value.as_f32().expect("the stream is f32");
+    let channels = *value.shape().last().expect("the stream has three axes");
+    let rows = value.to_shape((batch.size() * batch.length, channels)).expect("[batch, n, channels]");
+    let kept: Vec<usize> = (0..batch.size() * batch.length)
+        .filter(|at| at % batch.length < batch.lengths[at / batch.length])
+        .collect();
+    rows.select(Axis(0), &kept)
+}
+
+fn array4(value: Tensor) -> ndarray::Array4<f32> {
+    value.to_f32().into_dimensionality::<Ix4>().expect("[batch, heads, n, n]")
+}

@@ -1,0 +1,90 @@
+//! The closed-form stage: the student's parameters, layer by layer, through the student's own activations.
+//!
+//! For each layer, in order: the approximator is fitted to the teacher's probabilities ([`approximator`]); the student
+//! is run up to there; what leads from the context to the norm is solved for ([`regression`]); the same for the
+//! feed-forward part. What an earlier layer could not match, a later one sees and makes up for.
+
+mod approximator;
+mod layers;
+mod regression;
+
+use std::time::Instant;
+
+use mabert_passes::pipeline::{Rewriting, Student};
+use serde::Serialize;
+
+use crate::Result;
+use crate::data::Batch;
+use crate::progress::Progress;
+
+/// How the stage works.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Options {
+    /// Seed of what is drawn at random.
+    pub seed: u64,
+    /// Whether the output weights of attention and feed-forward are solved for, or only the affine maps: text that is
+    /// not the user's own says little about how the weights should move.
+    pub weights: bool,
+    /// Rows of scores (queries) that each approximator is fitted to, at most.
+    pub fit_rows: usize,
+    /// Steps of each approximator's fit.
+    pub fit_steps: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { seed: 0, weights: true, fit_rows: 12_000, fit_steps: 1_500 }
+    }
+}
+
+/// How far one site of the student is from the teacher's, on the calibration text.
+#[derive(Clone, Debug, Serialize)]
+pub struct SiteError {
+    /// Its name, as in `layer.0/attention/norm`.
+    pub site: String,
+    /// What kind of site: `attention`, `norm`.
+    pub kind: &'static str,
+    /// Root of the summed squared difference over that of the teacher's deviation from its mean: 0 is equal, 1 is no
+    /// better than a constant.
+    pub relative_error: f64,
+}
+
+/// What the stage did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Real tokens that went through the student.
+    pub tokens: usize,
+    /// Every site, in order.
+    pub sites: Vec<SiteError>,
+    /// Seconds spent on fitting approximators.
+    pub fit_seconds: f64,
+    /// Seconds in all.
+    pub seconds: f64,
+}
+
+/// Sets the parameters of `student`, made by [`Rewriting::approximate`] and not yet finished.
+///
+/// # Errors
+/// A part of teacher or student cannot be run, or the statistics are not finite.
+pub fn calibrate(
+    rewriting: &Rewriting,
+    student: &mut Student,
+    batches: &[Batch],
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let start = Instant::now();
+    progress.begin("closed-form", rewriting.encoder.layers.len());
+    let mut work = layers::Work::new(rewriting, student, batches, options);
+    work.shared_approximator()?;
+    work.embeddings()?;
+    for layer in 0..rewriting.encoder.layers.len() {
+        work.layer(layer)?;
+        let reached = work.sites.last().map_or_else(String::new, |s| format!("{} off by {:.3}", s.site, s.relative_error));
+        progress.step(&reached);
+    }
+    progress.end();
+    let layers::Work { sites, fit_seconds, .. } = work;
+    let tokens = batches.iter().map(Batch::tokens).sum();
+    Ok(Report { tokens, sites, fit_seconds, seconds: start.elapsed().as_secs_f64() })
+}

@@ -1,0 +1,195 @@
+//! Sequences of similar length, padded on the right and named as a model's inputs.
+
+use mabert_runtime::{ElementType, Named, Tensor, TensorType};
+use mabert_graph::Dim;
+
+use super::tokens::Sequence;
+use crate::{Error, Result};
+
+/// What an input of a model holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Token ids.
+    Ids,
+    /// 1 for tokens, 0 for padding.
+    Mask,
+    /// Token types.
+    Types,
+    /// Positions, from 0.
+    Positions,
+}
+
+/// The sizes that a model's inputs fix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BatchShape {
+    /// Sentences in a batch, where the model takes no other number.
+    pub batch: Option<usize>,
+    /// Tokens in a sentence, likewise.
+    pub length: Option<usize>,
+}
+
+impl BatchShape {
+    /// What the inputs of a model fix.
+    pub fn of(inputs: &[TensorType]) -> Self {
+        let fixed = |axis: usize| {
+            inputs.iter().find_map(|i| match i.dims.as_ref()?.get(axis)? {
+                Dim::Fixed(n) => Some(*n),
+                _ => None,
+            })
+        };
+        Self { batch: fixed(0), length: fixed(1) }
+    }
+}
+
+/// The inputs of a model by what they hold, told by their names (`input_ids`, `attention_mask`, `input_mask`,
+/// `token_type_ids`, `segment_ids`, `position_ids`...).
+///
+/// # Errors
+/// An input is none of these.
+pub fn input_roles(inputs: &[TensorType]) -> Result<Vec<Role>> {
+    let alone = inputs.len() == 1;
+    let role = |input: &TensorType| {
+        let name = input.name.to_lowercase();
+        Some(match name.as_str() {
+            n if n.contains("mask") => Role::Mask,
+            n if n.contains("type") || n.contains("segment") => Role::Types,
+            n if n.contains("position") => Role::Positions,
+            n if n.contains("ids") || n.contains("token") || alone => Role::Ids,
+            _ => return None,
+        })
+    };
+    inputs.iter().map(|i| role(i).ok_or_else(|| Error::Role(i.name.clone()))).collect()
+}
+
+/// Sequences side by side.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Where each sequence stood before batching.
+    pub rows: Vec<usize>,
+    /// Tokens of each sequence; 0 for rows that only fill up a fixed batch size.
+    pub lengths: Vec<usize>,
+    /// Columns of the batch.
+    pub length: usize,
+    ids: Vec<i64>,
+    types: Vec<i64>,
+}
+
+impl Batch {
+    fn new(sequences: &[Sequence], rows: &[usize], shape: BatchShape) -> Self {
+        let count = shape.batch.unwrap_or(rows.len());
+        let longest = rows.iter().map(|&r| sequences[r].ids.len()).max().unwrap_or(1);
+        let length = shape.length.unwrap_or(longest);
+        let mut batch = Self {
+            rows: rows.to_vec(),
+            lengths: vec![0; count],
+            length,
+            ids: vec![0; count * length],
+            types: vec![0; count * length],
+        };
+        for (at, &row) in rows.iter().enumerate() {
+            let sequence = &sequences[row];
+            let tokens = sequence.ids.len();
+            batch.lengths[at] = tokens;
+            batch.ids[at * length..][..tokens].copy_from_slice(&sequence.ids);
+            batch.types[at * length..][..tokens].copy_from_slice(&sequence.types);
+        }
+        batch
+    }
+
+    /// Rows of the batch, filling included.
+    pub fn size(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Real tokens.
+    pub fn tokens(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+
+    /// 1 for tokens, 0 for padding, `[batch, length]`.
+    pub fn mask(&self) -> Tensor {
+        let keep = |at: usize| if at % self.length < self.lengths[at / self.length] { 1f32 } else { 0.0 };
+        Tensor::new(&[self.size(), self.length], (0..self.ids.len()).map(keep).collect())
+    }
+
+    /// The batch as the inputs of a model.
+    ///
+    /// # Errors
+    /// An input's role or element type is not one that text fills.
+    pub fn inputs(&self, inputs: &[TensorType]) -> Result<Named> {
+        let shape = [self.size(), self.length];
+        let roles = input_roles(inputs)?;
+        let all = inputs.iter().zip(roles).map(|(input, role)| {
+            let value = |at: usize| match role {
+                Role::Ids => self.ids[at],
+                Role::Types => self.types[at],
+                Role::Mask => i64::from(at % self.length < self.lengths[at / self.length]),
+                Role::Positions => (at % self.length) as i64,
+            };
+            let values = (0..self.ids.len()).map(value);
+            let tensor = match input.element {
+                Some(ElementType::I64) => Tensor::new(&shape, values.collect()),
+                Some(ElementType::I32) => Tensor::new(&shape, values.map(|v| v as i32).collect()),
+                Some(ElementType::F32) => Tensor::new(&shape, values.map(|v| v as f32).collect()),
+                Some(ElementType::Bool) => Tensor::new(&shape, values.map(|v| v != 0).collect()),
+                _ => return Err(Error::Role(input.name.clone())),
+            };
+            Ok((input.name.clone(), tensor))
+        });
+        all.collect()
+    }
+}
+
+/// Puts sequences of similar length together, at most `tokens` positions (padding counted) and `largest` rows a batch.
+pub fn batches(sequences: &[Sequence], tokens: usize, largest: usize, shape: BatchShape) -> Vec<Batch> {
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    // The sort is stable: the order within a length is the caller's.
+    order.sort_by_key(|&row| sequences[row].ids.len());
+    let mut batches = Vec::new();
+    let mut rows: Vec<usize> = Vec::new();
+    for row in order {
+        let length = shape.length.unwrap_or(sequences[row].ids.len());
+        let full = match shape.batch {
+            Some(size) => rows.len() == size,
+            None => rows.len() == largest || (rows.len() + 1) * length > tokens,
+        };
+        if full && !rows.is_empty() {
+            batches.push(Batch::new(sequences, &rows, shape));
+            rows.clear();
+        }
+        rows.push(row);
+    }
+    if !rows.is_empty() {
+        batches.push(Batch::new(sequences, &rows, shape));
+    }
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequence(length: usize) -> Sequence {
+        let ids = (0..length as i64).map(|i| 10 + i).collect();
+        Sequence { ids, types: vec![0; length], label: None, line: 1, truncated: false }
+    }
+
+    #[test]
+    fn similar_lengths_go_together_and_every_row_once() {
+        let sequences: Vec<Sequence> = [9, 2, 30, 3, 8, 29].map(sequence).to_vec();
+        let made = batches(&sequences, 64, 2, BatchShape::default());
+        assert_eq!(made.iter().map(|b| b.rows.clone()).collect::<Vec<_>>(), [vec![1, 3], vec![4, 0], vec![5, 2]]);
+        assert_eq!(made[0].lengths, [2, 3]);
+        let mask = made[0].mask();
+        assert_eq!(mask.to_f32().iter().copied().collect::<Vec<_>>(), [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn fixed_sizes_are_filled_up() {
+        let sequences: Vec<Sequence> = [3, 2, 4].map(sequence).to_vec();
+        let made = batches(&sequences, 64, 8, BatchShape { batch: Some(2), length: Some(6) });
+        assert_eq!(made.iter().map(|b| (b.size(), b.length)).collect::<Vec<_>>(), [(2, 6), (2, 6)]);
+        assert_eq!(made[1].lengths, [4, 0]);
+        assert_eq!(made[1].tokens(), 4);
+    }
+}

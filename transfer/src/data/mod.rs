@@ -1,0 +1,16 @@
+//! Texts out of files, as batches of token ids.
+//!
+//! A [`Reader`] streams [`Example`]s out of a file; a [`TextEncoder`] makes [`Sequence`]s of token ids of them; [`batches`]
+//! puts sequences of similar length together and [`Batch::inputs`] names them as a model's inputs.
+
+mod batch;
+mod made_up;
+mod reader;
+mod sample;
+mod tokens;
+
+pub use batch::{Batch, BatchShape, Role, batches, input_roles};
+pub use made_up::made_up_sequences;
+pub use reader::{Columns, Content, Example, Reader};
+pub use sample::{Sample, calibration_sample, read_sequences};
+pub use tokens::{Overlong, Sequence, TextEncoder};

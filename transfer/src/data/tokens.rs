@@ -1,0 +1,119 @@
+//! Texts to token ids.
+
+use std::path::{Path, PathBuf};
+
+use tokenizers::{EncodeInput, PostProcessor as _, Tokenizer, TruncationParams};
+
+use super::reader::{Content, Example};
+use crate::{Error, Result};
+
+/// What a model reads of one example, without padding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sequence {
+    /// Token ids.
+    pub ids: Vec<i64>,
+    /// Token types, as many.
+    pub types: Vec<i64>,
+    /// The example's label, as written.
+    pub label: Option<String>,
+    /// The example's line in its file.
+    pub line: usize,
+    /// Whether the text was cut.
+    pub truncated: bool,
+}
+
+/// What happens to a text with more tokens than the model takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overlong {
+    /// It is cut.
+    Truncate,
+    /// It is an error.
+    Refuse,
+}
+
+/// A tokenizer, and how many tokens a sequence may have. The padding and truncation of the tokenizer's own file are
+/// not used.
+#[derive(Debug)]
+pub struct TextEncoder {
+    tokenizer: Option<Tokenizer>,
+    path: PathBuf,
+    longest: usize,
+    overlong: Overlong,
+}
+
+impl TextEncoder {
+    /// Reads a `tokenizer.json`. Without one only ready token ids can be encoded.
+    ///
+    /// # Errors
+    /// The file is no tokenizer, or `longest` leaves no room beside its special tokens.
+    pub fn new(path: Option<&Path>, longest: usize, overlong: Overlong) -> Result<Self> {
+        let Some(path) = path else {
+            return Ok(Self { tokenizer: None, path: PathBuf::new(), longest, overlong });
+        };
+        let fault = |reason: String| Error::Tokenizer { path: path.to_owned(), reason };
+        let bytes = std::fs::read(path).map_err(|e| fault(format!("cannot be read: {e}")))?;
+        let mut tokenizer = Tokenizer::from_bytes(&bytes)
+            .map_err(|e| fault(format!("not a tokenizer.json of the tokenizers library: {e}")))?;
+        tokenizer.with_padding(None);
+        // Checked here: the library subtracts without looking.
+        let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(true));
+        if longest <= special {
+            let reason = format!("{longest} tokens leave no room for text beside its {special} special tokens");
+            return Err(fault(reason));
+        }
+        let truncation = TruncationParams { max_length: longest, ..TruncationParams::default() };
+        let truncation = (overlong == Overlong::Truncate).then_some(truncation);
+        tokenizer.with_truncation(truncation).map_err(|e| fault(e.to_string()))?;
+        Ok(Self { tokenizer: Some(tokenizer), path: path.to_owned(), longest, overlong })
+    }
+
+    /// The longest sequence it makes.
+    pub fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// Makes token ids of an example of `file`.
+    ///
+    /// # Errors
+    /// There is text but no tokenizer, the tokenizer fails, or the text is too long and must not be cut.
+    pub fn encode(&self, file: &Path, example: Example) -> Result<Sequence> {
+        let Example { content, label, line } = example;
+        let (ids, types, truncated) = match content {
+            Content::Ids { mut ids, mut types } => {
+                let long = ids.len() > self.longest;
+                if long && self.overlong == Overlong::Truncate {
+                    ids.truncate(self.longest);
+                    types.truncate(self.longest);
+                }
+                (ids, types, long)
+            }
+            Content::Text { text, pair } => {
+                let Some(tokenizer) = &self.tokenizer else {
+                    return Err(Error::data(file, "it holds text: give the model's tokenizer.json with --tokenizer"));
+                };
+                let input: EncodeInput<'_> = match pair {
+                    Some(pair) => (text, pair).into(),
+                    None => text.into(),
+                };
+                let encoding = tokenizer
+                    .encode_fast(input, true)
+                    .map_err(|e| Error::Tokenizer { path: self.path.clone(), reason: e.to_string() })?;
+                let widen = |values: &[u32]| values.iter().map(|&v| i64::from(v)).collect::<Vec<i64>>();
+                let truncated = !encoding.get_overflowing().is_empty();
+                (widen(encoding.get_ids()), widen(encoding.get_type_ids()), truncated)
+            }
+        };
+        if ids.is_empty() {
+            return Err(Error::line(file, line, "no tokens are left of it"));
+        }
+        if ids.len() > self.longest {
+            let reason = format!(
+                "{} tokens, the model takes {}; shorten the text or say --truncate",
+                ids.len(),
+                self.longest
+            );
+            return Err(Error::line(file, line, reason));
+        }
+        Ok(Sequence { ids, types, label, line, truncated })
+    }
+}

@@ -1,0 +1,67 @@
+//! What can go wrong between data and a calibrated student.
+
+use std::path::{Path, PathBuf};
+
+/// A result whose error says which file, line or site is at fault.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why data cannot be used, or a student not be made from it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model's file or graph is broken.
+    #[error(transparent)]
+    Graph(#[from] mabert_graph::Error),
+    /// A model cannot be run.
+    #[error(transparent)]
+    Runtime(#[from] mabert_runtime::Error),
+    /// A pass failed.
+    #[error(transparent)]
+    Passes(#[from] mabert_passes::Error),
+    /// A data file, or a line of it, cannot be used.
+    #[error("{}{}: {reason}", path.display(), line.map_or_else(String::new, |l| format!(", line {l}")))]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1, where one is at fault.
+        line: Option<usize>,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// The tokenizer cannot be read or used.
+    #[error("{}: {reason}", path.display())]
+    Tokenizer {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An input of the model is none of those that texts can fill.
+    #[error(
+        "input `{0}` is neither token ids, mask, token types nor positions by its name; give ready arrays with --npz"
+    )]
+    Role(String),
+    /// Statistics came out that no student can be made of.
+    #[error("{site}: {reason}")]
+    Calibration {
+        /// The site.
+        site: String,
+        /// What was found.
+        reason: String,
+    },
+    /// A check of the result does not hold.
+    #[error("{0}; the model was not written")]
+    Check(String),
+    /// Two models cannot be compared.
+    #[error("{0}")]
+    Compare(String),
+}
+
+impl Error {
+    pub(crate) fn data(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Data { path: path.to_owned(), line: None, reason: reason.into() }
+    }
+
+    pub(crate) fn line(path: &Path, line: usize, reason: impl Into<String>) -> Self {
+        Self::Data { path: path.to_owned(), line: Some(line), reason: reason.into() }
+    }
+}

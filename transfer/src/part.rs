@@ -1,0 +1,66 @@
+//! Parts of a model, run on their own.
+
+use mabert_graph::{Boundary, Dim, ElementType, Model, TensorType};
+use mabert_runtime::{Options, Tensor};
+
+use crate::Result;
+use crate::data::Batch;
+
+/// The nodes between a few `f32` values of a model, made runnable at any batch size and length.
+pub(crate) struct Part {
+    model: mabert_runtime::Model,
+    inputs: Vec<String>,
+}
+
+impl Part {
+    /// Cuts out what computes `outputs` from `inputs`: each `[batch, n, channels]`, or `[batch, n]` where no channels
+    /// are given.
+    pub(crate) fn new(model: &Model, inputs: &[(&str, Option<usize>)], outputs: &[&str]) -> Result<Self> {
+        let boundary = |(name, channels): &(&str, Option<usize>)| {
+            let mut dims = vec!["batch".to_owned(), "n".to_owned()];
+            dims.extend(channels.map(|c| c.to_string()));
+            Boundary { name: (*name).to_owned(), element: ElementType::F32, dims }
+        };
+        let part = model.extract(&inputs.iter().map(boundary).collect::<Vec<_>>(), outputs)?;
+        let inputs = inputs.iter().map(|(name, _)| (*name).to_owned()).collect();
+        Ok(Self { model: Options::default().prepare(&part)?, inputs })
+    }
+
+    /// Runs the part on one tensor an input; returns one an output.
+    pub(crate) fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        let named: Vec<(&str, Tensor)> =
+            self.inputs.iter().zip(inputs).map(|(name, t)| (name.as_str(), (*t).clone())).collect();
+        Ok(self.model.run(&named)?.into_iter().map(|(_, value)| value).collect())
+    }
+}
+
+/// What computes one value of a model from the model's own inputs.
+pub(crate) struct Prefix {
+    model: mabert_runtime::Model,
+    inputs: Vec<TensorType>,
+}
+
+impl Prefix {
+    pub(crate) fn new(model: &Model, value: &str) -> Result<Self> {
+        let inputs = model.inputs();
+        let boundaries = inputs.iter().filter_map(|input| {
+            let dims = input.dims.as_ref()?.iter().map(|d| match d {
+                Dim::Unknown => "?".to_owned(),
+                known => known.to_string(),
+            });
+            Some(Boundary { name: input.name.clone(), element: input.element?, dims: dims.collect() })
+        });
+        let mut part = model.extract(&boundaries.collect::<Vec<_>>(), &[value])?;
+        // Extraction declares every input; the part may read fewer.
+        let read: Vec<String> = part.graph().node.iter().flat_map(|n| n.input.iter().cloned()).collect();
+        part.graph_mut().input.retain(|i| read.contains(&i.name));
+        let inputs = inputs.into_iter().filter(|i| read.contains(&i.name)).collect();
+        Ok(Self { model: Options::default().prepare(&part)?, inputs })
+    }
+
+    pub(crate) fn run(&self, batch: &Batch) -> Result<Tensor> {
+        let named = batch.inputs(&self.inputs)?;
+        let given: Vec<(&str, Tensor)> = named.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+        Ok(self.model.run(&given)?.remove(0).1)
+    }
+}

@@ -1,0 +1,428 @@
+//! The main job: from a model's file to a rewritten, calibrated and measured student.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use mabert_graph::{Model, Tensor};
+use mabert_passes::contract::{NonLinear, non_linear_nodes};
+use mabert_passes::pipeline::{Keep, Options as PassOptions, Order, Outcome, Pass, Rewriting, Student, VERSION_KEY};
+use mabert_passes::recognise::Miss;
+use mabert_passes::recording::{made_up_inputs, token_rows};
+use mabert_passes::rewrite::{ApproximatorOptions, FoldReport, Sharing};
+use mabert_passes::sites::{Activation, Encoder};
+use mabert_runtime::{MAX_SEQ_KEY, Options as RunOptions};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::closed_form::{self, SiteError};
+use crate::compare::{Distances, OutputDistance, Tolerance};
+use crate::data::{
+    Batch, BatchShape, Columns, Overlong, Sequence, TextEncoder, batches, calibration_sample, made_up_sequences,
+};
+use crate::progress::Progress;
+use crate::{Error, Result};
+
+/// The longest sequence where none is asked for.
+pub const DEFAULT_MAX_SEQ: usize = 128;
+/// The largest hidden size of an approximator where none is asked for.
+pub const DEFAULT_HIDDEN: usize = 128;
+/// Tokens that go through the student where no number is asked for: of text, and made up.
+pub const DEFAULT_TOKENS: (usize, usize) = (40_000, 12_000);
+/// Sequences kept apart to measure the outputs on.
+const HELD_OUT: usize = 256;
+/// Positions of one batch.
+const BATCH_TOKENS: usize = 1024;
+/// What the exact passes may change, relative to outputs above 1.
+const EXACT: f64 = 1e-3;
+
+/// The `metadata_props` keys under which the student says how it was made.
+const OPTIONS_KEY: &str = "onnx_mabert.options";
+const SITES_KEY: &str = "onnx_mabert.sites";
+
+/// How the student's parameters are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transfer {
+    /// They are not: for looking at the structure.
+    None,
+    /// Layer by layer, by least squares.
+    ClosedForm,
+}
+
+/// Text to calibrate on.
+#[derive(Clone, Debug)]
+pub struct Data {
+    /// The file.
+    pub path: PathBuf,
+    /// Its columns.
+    pub columns: Columns,
+    /// The model's `tokenizer.json`, for files that hold text.
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The longest sequence, `n`; without it the model's own limit, up to [`DEFAULT_MAX_SEQ`].
+    pub max_seq: Option<usize>,
+    /// The approximators' hidden size, `h`; without it `n`, up to [`DEFAULT_HIDDEN`].
+    pub hidden: Option<usize>,
+    /// Which heads share an approximator.
+    pub sharing: Sharing,
+    /// Whether approximators depend on the number of real tokens.
+    pub length_tables: bool,
+    /// The order of attention's products.
+    pub order: Order,
+    /// What is left as it is.
+    pub keep: Keep,
+    /// Whether norms are folded.
+    pub fold: bool,
+    /// The last pass to run.
+    pub until: Option<Pass>,
+    /// Whether missed sites are accepted.
+    pub partial: bool,
+    /// How parameters are found.
+    pub transfer: Transfer,
+    /// Text; random tokens are made up without it.
+    pub data: Option<Data>,
+    /// Tokens that go through the student.
+    pub calibration_tokens: Option<usize>,
+    /// Seed of everything drawn at random.
+    pub seed: u64,
+}
+
+/// Where calibration came from.
+#[derive(Clone, Debug, Serialize)]
+pub struct Source {
+    /// The data file; `None` for made-up tokens.
+    pub file: Option<PathBuf>,
+    /// Examples that it holds.
+    pub examples: usize,
+    /// Sequences that went through the student.
+    pub sequences: usize,
+    /// Sequences kept apart to measure on.
+    pub held_out: usize,
+    /// Texts that were cut to the longest length.
+    pub truncated: usize,
+}
+
+/// One site and what became of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct SiteReport {
+    /// Its name, as in `layer.0/attention`.
+    pub site: String,
+    /// attention, activation or norm.
+    pub kind: &'static str,
+    /// The node around which it was recognised.
+    pub node: String,
+    /// What it was: an operator, or the function that its nodes compute.
+    pub was: String,
+    /// What it is now.
+    pub now: &'static str,
+    /// How far from the teacher on the calibration data, see [`SiteError`].
+    pub relative_error: Option<f64>,
+}
+
+/// What was done, and how far the student is from its teacher.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The tool's version.
+    pub version: &'static str,
+    /// The teacher's file.
+    pub model: String,
+    /// How the passes were told to work.
+    pub options: PassOptions,
+    /// The stage of transfer.
+    pub transfer: Transfer,
+    /// The seed.
+    pub seed: u64,
+    /// What each pass did.
+    pub passes: Vec<Outcome>,
+    /// Every site.
+    pub sites: Vec<SiteReport>,
+    /// Sites that were missed and accepted.
+    pub misses: Vec<Miss>,
+    /// What folding did.
+    pub fold: FoldReport,
+    /// What the student was calibrated on; `None` where it was not.
+    pub source: Option<Source>,
+    /// What the closed-form stage did.
+    pub closed_form: Option<closed_form::Report>,
+    /// The student against its teacher on sequences that were kept apart.
+    pub outputs: Vec<OutputDistance>,
+    /// The finished student against itself before the exact passes: largest difference, relative to outputs above 1.
+    pub exact_passes_differ_by: f64,
+    /// Operators of the teacher.
+    pub operators_before: std::collections::BTreeMap<String, usize>,
+    /// Operators of the student.
+    pub operators_after: std::collections::BTreeMap<String, usize>,
+    /// Nodes that are not matrix arithmetic, in the teacher.
+    pub non_linear_before: usize,
+    /// Those of the student.
+    pub non_linear_after: Vec<NonLinear>,
+    /// Parameters of the student, in elements.
+    pub parameters: usize,
+    /// Seconds in all.
+    pub seconds: f64,
+}
+
+/// Rewrites the model in `path` in memory.
+///
+/// # Errors
+/// The file is no model or no encoder, has sites that are not recognised, or options or data do not fit it; or a
+/// check of the result does not hold.
+pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model, Report)> {
+    let start = Instant::now();
+    progress.begin("recognise", 2);
+    let original = Model::load(path)?;
+    let runnable = RunOptions::default().prepare(&original)?;
+    let max_seq = max_seq(&original, &runnable, job.max_seq)?;
+    let hidden = job.hidden.unwrap_or(max_seq.min(DEFAULT_HIDDEN));
+    if hidden == 0 {
+        return Err(option("--hidden must be at least 1"));
+    }
+    let options = PassOptions {
+        approximator: ApproximatorOptions {
+            max_seq,
+            hidden,
+            sharing: job.sharing,
+            length_tables: job.length_tables,
+        },
+        order: job.order,
+        keep: job.keep,
+        fold: job.fold,
+        until: job.until,
+        partial: job.partial,
+    };
+    let operators_before = original.operators();
+    progress.step("loaded");
+    let rewriting = Rewriting::new(original.clone(), options)?;
+    let mut student = rewriting.approximate()?;
+    progress.step("recognised");
+    progress.end();
+
+    let (source, calibration, held_out) = sequences(job, &original, max_seq)?;
+    let shape = BatchShape::of(runnable.inputs());
+    let to_batches = |s: &[Sequence]| batches(s, BATCH_TOKENS, 64, shape);
+    let (calibration, held_out) = (to_batches(&calibration), to_batches(&held_out));
+    let calibrates = job.transfer == Transfer::ClosedForm && student.ran(Pass::Canonical);
+    let closed_form = calibrates.then(|| {
+        let defaults = closed_form::Options { seed: job.seed, ..closed_form::Options::default() };
+        let options = match job.data {
+            Some(_) => defaults,
+            // Random tokens show what activations look like, not how weights should answer to text.
+            None => closed_form::Options { weights: false, fit_rows: 6_000, fit_steps: 600, ..defaults },
+        };
+        closed_form::calibrate(&rewriting, &mut student, &calibration, &options, progress)
+    });
+    let closed_form = closed_form.transpose()?;
+
+    progress.begin("measure", held_out.len());
+    let before = RunOptions::default().prepare(&student.model)?;
+    student.finish()?;
+    let last = rewriting.encoder.layers.last().map(|l| l.output_norm.output.as_str());
+    let mask = rewriting.encoder.mask.as_ref().map(|m| m.input.as_str());
+    let sites = sites(&rewriting.encoder, &student, closed_form.as_ref());
+    describe(&mut student.model, job, &student.options, &sites);
+    let after = RunOptions::default().prepare(&student.model)?;
+    let (outputs, exact_passes_differ_by) = measure(&[&runnable, &before, &after], &held_out, progress)?;
+    progress.end();
+    if exact_passes_differ_by > EXACT {
+        let reason = format!("the exact passes changed the outputs by {exact_passes_differ_by:.1e} of their size");
+        return Err(Error::Check(reason));
+    }
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        model: path.display().to_string(),
+        options: student.options.clone(),
+        transfer: job.transfer,
+        seed: job.seed,
+        passes: student.outcomes.clone(),
+        sites,
+        misses: rewriting.misses.clone(),
+        fold: student.fold,
+        source: calibrates.then_some(source),
+        closed_form,
+        outputs,
+        exact_passes_differ_by,
+        operators_before,
+        operators_after: student.model.operators(),
+        non_linear_before: non_linear_nodes(&rewriting.teacher, mask, last)?.len(),
+        non_linear_after: non_linear_nodes(&student.model, mask, last)?,
+        parameters: student.model.graph().initializer.iter().map(|t| t.dims.iter().product::<i64>() as usize).sum(),
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    Ok((student.model, report))
+}
+
+fn option(reason: impl Into<String>) -> Error {
+    mabert_passes::Error::Option(reason.into()).into()
+}
+
+/// The longest sequence that the student will take: what was asked for, if the model can do it.
+fn max_seq(model: &Model, runnable: &mabert_runtime::Model, wanted: Option<usize>) -> Result<usize> {
+    if wanted == Some(0) {
+        return Err(option("--max-seq must be at least 1"));
+    }
+    if let Some(fixed) = BatchShape::of(runnable.inputs()).length {
+        return match wanted {
+            Some(n) if n != fixed => {
+                Err(option(format!("--max-seq {n}: the model's inputs have a fixed length of {fixed}")))
+            }
+            _ => Ok(fixed),
+        };
+    }
+    let longest = wanted.unwrap_or(DEFAULT_MAX_SEQ);
+    let inputs = made_up_inputs(model, 1, longest, 1)?;
+    let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+    match (runnable.run(&given), wanted) {
+        (Ok(_), _) => Ok(longest),
+        (Err(mabert_runtime::Error::TooLong { limit, .. }), None) => Ok(limit),
+        (Err(mabert_runtime::Error::TooLong { limit, limited_by, .. }), Some(n)) => {
+            Err(option(format!("--max-seq {n} is beyond the model's limit of {limit} ({limited_by})")))
+        }
+        (Err(other), _) => Err(other.into()),
+    }
+}
+
+/// What the student is calibrated and measured on.
+fn sequences(job: &Job, model: &Model, max_seq: usize) -> Result<(Source, Vec<Sequence>, Vec<Sequence>)> {
+    let Some(data) = &job.data else {
+        let index = mabert_graph::Index::new(model)?;
+        let rows = model.inputs().iter().find_map(|i| token_rows(&index, model, &i.name).filter(|&rows| rows > 2));
+        let vocabulary = rows.ok_or_else(|| mabert_passes::Error::NotBert {
+            origin: model.origin().to_owned(),
+            reason: "no input indexes a table of embeddings".to_owned(),
+        })?;
+        let tokens = job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.1);
+        let calibration = made_up_sequences(vocabulary, max_seq, tokens, job.seed);
+        let held_out = made_up_sequences(vocabulary, max_seq, 32 * max_seq, job.seed ^ 0x5eed);
+        let source = Source {
+            file: None,
+            examples: 0,
+            sequences: calibration.len(),
+            held_out: held_out.len(),
+            truncated: 0,
+        };
+        return Ok((source, calibration, held_out));
+    };
+    let encoder = TextEncoder::new(data.tokenizer.as_deref(), max_seq, Overlong::Truncate)?;
+    let tokens = job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.0);
+    let sample = calibration_sample(&data.path, &data.columns, &encoder, tokens, HELD_OUT, job.seed)?;
+    let source = Source {
+        file: Some(data.path.clone()),
+        examples: sample.examples,
+        sequences: sample.calibration.len(),
+        held_out: sample.held_out.len(),
+        truncated: sample.truncated,
+    };
+    // A file of a few texts leaves none to keep apart: then it is measured on what it was calibrated on.
+    let held_out = if sample.held_out.is_empty() { sample.calibration.clone() } else { sample.held_out };
+    Ok((source, sample.calibration, held_out))
+}
+
+/// Outputs of the last of `[teacher, unfinished, finished]` against the first, and the largest relative difference
+/// between the last two.
+fn measure(
+    models: &[&mabert_runtime::Model; 3],
+    held_out: &[Batch],
+    progress: &dyn Progress,
+) -> Result<(Vec<OutputDistance>, f64)> {
+    let run = |batch: &Batch| -> Result<[mabert_runtime::Named; 3]> {
+        let [a, b, c] = models.map(|model| -> Result<mabert_runtime::Named> {
+            let inputs = batch.inputs(model.inputs())?;
+            let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+            Ok(model.run(&given)?)
+        });
+        progress.step("");
+        Ok([a?, b?, c?])
+    };
+    let results: Vec<[mabert_runtime::Named; 3]> = held_out.par_iter().map(run).collect::<Result<_>>()?;
+    let tolerance = Tolerance { elements: Some((1.0, 1.0)), cosine: None };
+    let (mut teacher, mut exact) = (Distances::new(tolerance), Distances::new(tolerance));
+    for (batch, [original, before, after]) in held_out.iter().zip(&results) {
+        teacher.add(original, after, Some(&batch.lengths))?;
+        exact.add(before, after, Some(&batch.lengths))?;
+    }
+    let exact = exact.outputs().iter().map(|o| o.exceeds).fold(0.0, f64::max);
+    Ok((teacher.outputs(), exact))
+}
+
+/// Every site with what became of it.
+fn sites(encoder: &Encoder, student: &Student, calibration: Option<&closed_form::Report>) -> Vec<SiteReport> {
+    let error = |site: &str| {
+        let sites = calibration.map_or(&[] as &[SiteError], |c| &c.sites);
+        sites.iter().find(|s| s.site == site).map(|s| s.relative_error)
+    };
+    let norm_now = match (student.ran(Pass::Norm), student.ran(Pass::Fold)) {
+        (false, _) => "kept",
+        (true, false) => "affine",
+        (true, true) => "affine, folded",
+    };
+    let attention_now = match (student.ran(Pass::Softmax), student.ran(Pass::Reassociate)) {
+        (false, _) => "kept",
+        (true, false) => "approximator, paper's order",
+        (true, true) => "approximator, linear order",
+    };
+    let norm = |site: String, node: &str, was: &str| SiteReport {
+        relative_error: error(&site),
+        site,
+        kind: "norm",
+        node: node.to_owned(),
+        was: was.to_owned(),
+        now: norm_now,
+    };
+    let mut reports = Vec::new();
+    for (name, site) in encoder.norms() {
+        reports.push(norm(name, &site.node, &site.spelling));
+    }
+    for layer in &encoder.layers {
+        let site = format!("layer.{}/attention", layer.index);
+        reports.push(SiteReport {
+            relative_error: error(&site).or_else(|| error("encoder/approximator")),
+            site,
+            kind: "attention",
+            node: layer.attention.node.clone(),
+            was: "Softmax".to_owned(),
+            now: attention_now,
+        });
+        let function = layer.activation.function;
+        reports.push(SiteReport {
+            site: format!("layer.{}/activation", layer.index),
+            kind: "activation",
+            node: layer.activation.node.clone(),
+            was: match function {
+                Activation::GeluErf => "GELU (erf)",
+                Activation::GeluTanh => "GELU (tanh)",
+                Activation::Relu => "ReLU",
+            }
+            .to_owned(),
+            now: if function == Activation::Relu || student.ran(Pass::Activation) { "ReLU" } else { "kept" },
+            relative_error: None,
+        });
+    }
+    let order = |s: &SiteReport| {
+        let layer = s.site.strip_prefix("layer.").and_then(|s| s.split('/').next()?.parse::<usize>().ok());
+        (layer.map_or(0, |l| l + 1), ["attention", "attention/norm", "activation", "output/norm"]
+            .iter()
+            .position(|p| s.site.ends_with(&format!("/{p}"))))
+    };
+    reports.sort_by_key(order);
+    reports
+}
+
+/// Writes into the model how it was made.
+fn describe(model: &mut Model, job: &Job, options: &PassOptions, sites: &[SiteReport]) {
+    #[derive(Serialize)]
+    struct How<'a> {
+        passes: &'a PassOptions,
+        transfer: Transfer,
+        seed: u64,
+    }
+    let how = How { passes: options, transfer: job.transfer, seed: job.seed };
+    let json = |value: serde_json::Result<String>| value.expect("plain structures are valid JSON");
+    model.set_metadata(VERSION_KEY, env!("CARGO_PKG_VERSION"));
+    model.set_metadata(MAX_SEQ_KEY, &options.approximator.max_seq.to_string());
+    model.set_metadata(OPTIONS_KEY, &json(serde_json::to_string(&how)));
+    model.set_metadata(SITES_KEY, &json(serde_json::to_string(sites)));
+}
