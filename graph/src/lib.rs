@@ -27,7 +27,7 @@ pub use error::{Error, Result};
 pub use extract::Boundary;
 pub use fused::decompose_fused;
 pub use index::{Dependence, Index};
-pub use model::{Dim, Model, TensorType, write_atomically};
+pub use model::{Dim, Model, TensorType, check_writable, write_atomically};
 pub use node::{NodeExt, attribute};
 pub use patch::Patch;
 pub use tensor::{ElementType, Tensor};

@@ -276,17 +276,13 @@ pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut std::io::BufWriter<&mut std::fs::File>) -> std::io::Result<()>,
 ) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
     let attempt = || -> std::io::Result<()> {
         let mut builder = tempfile::Builder::new();
         builder.prefix(".onnx-mabert-");
         // A temporary file is private by default; the model should be as readable as any file the user makes.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut temporary = builder.tempfile_in(folder)?;
+        let mut temporary = builder.tempfile_in(folder_of(path))?;
         let mut buffered = std::io::BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
         write(&mut buffered)?;
         buffered.flush()?;
@@ -296,4 +292,23 @@ pub fn write_atomically(
         Ok(())
     };
     attempt().map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+/// Whether a file can be made at `path`: asked before long work, whose result would be lost.
+///
+/// # Errors
+/// `path` is a folder, or its folder is missing or cannot be written to.
+pub fn check_writable(path: &Path) -> Result<()> {
+    let refused = |source| Error::Write { path: path.to_owned(), source };
+    if path.is_dir() || path.file_name().is_none() {
+        return Err(refused(std::io::Error::new(std::io::ErrorKind::IsADirectory, "it is a folder; name a file in it")));
+    }
+    tempfile::Builder::new().prefix(".onnx-mabert-").tempfile_in(folder_of(path)).map(drop).map_err(refused)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }

@@ -21,6 +21,28 @@ use crate::{ElementType, Error, Result, convert};
 /// Values by name, in the order of the model's outputs (and taps).
 pub type Named = Vec<(String, Tensor)>;
 
+/// A model ready to run, on whichever engine.
+pub trait Engine: Send + Sync {
+    /// The inputs that a run needs.
+    fn inputs(&self) -> &[TensorType];
+
+    /// Runs the model once. Inputs may come in any order.
+    ///
+    /// # Errors
+    /// The inputs do not fit the model, or the engine fails.
+    fn run(&self, inputs: &[(&str, Tensor)]) -> Result<Named>;
+}
+
+impl Engine for Model {
+    fn inputs(&self) -> &[TensorType] {
+        self.inputs()
+    }
+
+    fn run(&self, inputs: &[(&str, Tensor)]) -> Result<Named> {
+        self.run(inputs)
+    }
+}
+
 /// Which inner values a run returns besides the outputs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Taps {

@@ -97,6 +97,16 @@ impl OrtModel {
     }
 }
 
+impl crate::Engine for OrtModel {
+    fn inputs(&self) -> &[TensorType] {
+        self.inputs()
+    }
+
+    fn run(&self, inputs: &[(&str, Tensor)]) -> Result<Named> {
+        self.run(inputs)
+    }
+}
+
 fn tensor_type(name: &str, value: &ValueType) -> TensorType {
     let ValueType::Tensor { ty, shape, dimension_symbols } = value else {
         return TensorType { name: name.to_owned(), element: None, dims: None };

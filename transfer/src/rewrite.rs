@@ -164,6 +164,8 @@ pub struct Report {
     pub parameters: usize,
     /// Seconds in all.
     pub seconds: f64,
+    /// The process's largest memory so far in bytes, where the system tells.
+    pub peak_memory: Option<u64>,
 }
 
 /// Rewrites the model in `path` in memory.
@@ -251,8 +253,16 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
         non_linear_after: non_linear_nodes(&student.model, mask, last)?,
         parameters: student.model.graph().initializer.iter().map(|t| t.dims.iter().product::<i64>() as usize).sum(),
         seconds: start.elapsed().as_secs_f64(),
+        peak_memory: peak_memory(),
     };
     Ok((student.model, report))
+}
+
+/// The high-water mark of resident memory, from Linux's `/proc`.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 fn option(reason: impl Into<String>) -> Error {

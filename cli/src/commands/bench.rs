@@ -1,0 +1,195 @@
+//! `bench`: models and engines in turn, in one process.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Result;
+use mabert_graph::Model;
+use mabert_passes::recording::made_up_inputs;
+use mabert_runtime::{Engine, Named};
+use serde::Serialize;
+
+use super::run_on;
+use crate::arguments::{Bench, EngineChoice, EngineName, Global};
+use crate::failure::Usage;
+use crate::print;
+
+#[derive(Serialize)]
+struct Benchmark {
+    results: Vec<Timing>,
+    ratios: Vec<Ratio>,
+}
+
+/// One model on one engine.
+#[derive(Serialize)]
+struct Timing {
+    model: String,
+    engine: &'static str,
+    batch: usize,
+    seq: usize,
+    threads: usize,
+    median_ms: f64,
+    min_ms: f64,
+    runs: usize,
+}
+
+/// A model's time over that of the first model on the first engine, round by round.
+#[derive(Serialize)]
+struct Ratio {
+    model: String,
+    engine: &'static str,
+    against: String,
+    against_engine: &'static str,
+    batch: usize,
+    seq: usize,
+    /// Median of the rounds' ratios.
+    median: f64,
+    /// Their quartiles.
+    lower: f64,
+    upper: f64,
+}
+
+struct Entry<'p> {
+    path: &'p Path,
+    engine: EngineName,
+    loaded: Box<dyn Engine>,
+}
+
+pub(super) fn bench(arguments: &Bench, global: &Global) -> Result<()> {
+    if arguments.batch.contains(&0) || arguments.seq.contains(&0) {
+        return Err(Usage("--batch and --seq must be at least 1".to_owned()).into());
+    }
+    let engines: &[EngineName] = match arguments.engine {
+        EngineChoice::Tract => &[EngineName::Tract],
+        EngineChoice::Onnxruntime => &[EngineName::Onnxruntime],
+        EngineChoice::Both => &[EngineName::Tract, EngineName::Onnxruntime],
+    };
+    let mut entries = Vec::new();
+    for path in &arguments.models {
+        for &engine in engines {
+            let loaded = engine.load(path, global)?;
+            entries.push(Entry { path, engine, loaded });
+        }
+    }
+    let mut benchmark = Benchmark { results: Vec::new(), ratios: Vec::new() };
+    for &seq in &arguments.seq {
+        for &batch in &arguments.batch {
+            let rounds = Rounds { batch, seq, runs: arguments.runs as usize, warmup: arguments.warmup as usize };
+            rounds.measure(&entries, global, &mut benchmark)?;
+        }
+    }
+    if global.json {
+        return print::json(&benchmark);
+    }
+    print_benchmark(&benchmark);
+    Ok(())
+}
+
+/// A batch size and a length, and how often each is run.
+struct Rounds {
+    batch: usize,
+    seq: usize,
+    runs: usize,
+    warmup: usize,
+}
+
+impl Rounds {
+    fn measure(&self, entries: &[Entry<'_>], global: &Global, into: &mut Benchmark) -> Result<()> {
+        let mut inputs: Vec<Named> = Vec::new();
+        for entry in entries {
+            let made = made_up_inputs(&Model::load(entry.path)?, self.batch, self.seq, global.seed)?;
+            // A model may fix its sizes: then nothing else can be timed on it.
+            if let Some((name, value)) = made.iter().find(|(_, t)| t.shape() != [self.batch, self.seq]) {
+                let reason = format!("{}: input `{name}` is fixed at {:?}", entry.path.display(), value.shape());
+                return Err(Usage(format!("{reason}; give matching --batch and --seq")).into());
+            }
+            inputs.push(made);
+        }
+        let mut times = vec![Vec::with_capacity(self.runs); entries.len()];
+        for round in 0..self.warmup + self.runs {
+            for ((entry, inputs), times) in entries.iter().zip(&inputs).zip(&mut times) {
+                let start = Instant::now();
+                let outputs = run_on(entry.loaded.as_ref(), inputs)?;
+                let elapsed = start.elapsed().as_secs_f64() * 1e3;
+                drop(outputs);
+                if round >= self.warmup {
+                    times.push(elapsed);
+                }
+            }
+        }
+        for (entry, times) in entries.iter().zip(&times) {
+            let mut sorted = times.clone();
+            sorted.sort_by(f64::total_cmp);
+            into.results.push(Timing {
+                model: entry.path.display().to_string(),
+                engine: entry.engine.name(),
+                batch: self.batch,
+                seq: self.seq,
+                threads: global.threads(),
+                median_ms: quantile(&sorted, 0.5),
+                min_ms: sorted[0],
+                runs: sorted.len(),
+            });
+        }
+        for (entry, of_entry) in entries.iter().zip(&times).skip(1) {
+            let mut ratios: Vec<f64> = of_entry.iter().zip(&times[0]).map(|(a, b)| a / b).collect();
+            ratios.sort_by(f64::total_cmp);
+            into.ratios.push(Ratio {
+                model: entry.path.display().to_string(),
+                engine: entry.engine.name(),
+                against: entries[0].path.display().to_string(),
+                against_engine: entries[0].engine.name(),
+                batch: self.batch,
+                seq: self.seq,
+                median: quantile(&ratios, 0.5),
+                lower: quantile(&ratios, 0.25),
+                upper: quantile(&ratios, 0.75),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Of sorted values, the one at a share of the way, interpolated.
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let at = share * (sorted.len() - 1) as f64;
+    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    low + (high - low) * at.fract()
+}
+
+fn print_benchmark(benchmark: &Benchmark) {
+    let ratio = |t: &Timing| {
+        let same = |r: &&Ratio| r.model == t.model && r.engine == t.engine && (r.batch, r.seq) == (t.batch, t.seq);
+        let found = benchmark.ratios.iter().find(same);
+        found.map_or_else(|| "1".to_owned(), |r| format!("{:.3} ({:.3} to {:.3})", r.median, r.lower, r.upper))
+    };
+    let rows = benchmark.results.iter().map(|t| {
+        vec![
+            t.model.clone(),
+            t.engine.to_owned(),
+            t.batch.to_string(),
+            t.seq.to_string(),
+            t.threads.to_string(),
+            format!("{:.2}", t.median_ms),
+            format!("{:.2}", t.min_ms),
+            t.runs.to_string(),
+            ratio(t),
+        ]
+    });
+    let header =
+        ["Model", "Engine", "Batch", "Length", "Threads", "Median ms", "Least ms", "Runs", "To the first (quartiles)"];
+    println!("{}", print::table(&header, 2, rows));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_interpolate() {
+        let sorted = [1.0, 2.0, 4.0, 8.0];
+        assert_eq!(quantile(&sorted, 0.5), 3.0);
+        assert_eq!(quantile(&sorted, 0.25), 1.75);
+        assert_eq!(quantile(&[5.0], 0.75), 5.0);
+    }
+}

@@ -1,0 +1,130 @@
+//! `inspect`: what a model is.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use mabert_graph::{Model, text};
+use mabert_passes::contract::{NonLinear, non_linear_nodes};
+use mabert_passes::pipeline::VERSION_KEY;
+use mabert_passes::recognise::{Miss, recognise};
+use mabert_passes::recording::symbolic_shapes;
+use mabert_passes::rewrite::prepare;
+use mabert_passes::sites::Activation;
+use mabert_runtime::MAX_SEQ_KEY;
+use serde::Serialize;
+
+use crate::arguments::{Global, Inspect};
+use crate::print;
+
+/// What a model is. Sites are those that `rewrite` would change.
+#[derive(Serialize)]
+struct Inspection {
+    model: String,
+    exporter: String,
+    ir_version: i64,
+    opset: i64,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+    parameters: usize,
+    operators: BTreeMap<String, usize>,
+    rewritten: Option<Rewritten>,
+    layers: usize,
+    channels: Option<usize>,
+    heads: Option<usize>,
+    mask: Option<String>,
+    attentions: usize,
+    activations: usize,
+    norms: usize,
+    misses: Vec<Miss>,
+    non_linear: Vec<NonLinear>,
+}
+
+#[derive(Serialize)]
+struct Rewritten {
+    version: String,
+    max_seq: Option<usize>,
+}
+
+pub(super) fn inspect(arguments: &Inspect, global: &Global) -> Result<()> {
+    let original = Model::load(&arguments.model)?;
+    let mut model = original.clone();
+    prepare(&mut model)?;
+    let found = recognise(&model)?;
+    let encoder = found.encoder.as_ref();
+    let end = encoder.and_then(|e| e.layers.last()).map(|l| l.output_norm.output.as_str());
+    let mask = encoder.and_then(|e| e.mask.as_ref()).map(|m| m.input.clone());
+    let rewritten = original.metadata(VERSION_KEY).map(|version| Rewritten {
+        version: version.to_owned(),
+        max_seq: original.metadata(MAX_SEQ_KEY).and_then(|v| v.parse().ok()),
+    });
+    let proto = original.proto();
+    let inspection = Inspection {
+        model: arguments.model.display().to_string(),
+        exporter: format!("{} {}", proto.producer_name, proto.producer_version).trim().to_owned(),
+        ir_version: proto.ir_version,
+        opset: original.opset(),
+        inputs: original.inputs().iter().map(ToString::to_string).collect(),
+        outputs: original.outputs().iter().map(ToString::to_string).collect(),
+        parameters: original
+            .graph()
+            .initializer
+            .iter()
+            .map(|t| t.dims.iter().product::<i64>().max(0) as usize)
+            .sum(),
+        operators: original.operators(),
+        layers: encoder.map_or(0, |e| e.layers.len()),
+        channels: encoder.map(|e| e.channels),
+        heads: encoder.map(mabert_passes::sites::Encoder::heads),
+        attentions: found.attentions.len(),
+        activations: found.activations.iter().filter(|a| a.function != Activation::Relu).count(),
+        norms: found.norms.len(),
+        // A rewritten model has no attention to recognise: that is no miss.
+        misses: if rewritten.is_some() { Vec::new() } else { found.misses.clone() },
+        non_linear: non_linear_nodes(&model, mask.as_deref().or(mask_by_name(&original).as_deref()), end)?,
+        mask,
+        rewritten,
+    };
+    if global.json {
+        return print::json(&inspection);
+    }
+    print_inspection(&inspection);
+    if arguments.graph {
+        println!("\n{}", text::render(&original, &symbolic_shapes(&original)?));
+    }
+    Ok(())
+}
+
+/// A rewritten model's mask can only be told by its name.
+fn mask_by_name(model: &Model) -> Option<String> {
+    model.inputs().into_iter().map(|i| i.name).find(|n| n.to_lowercase().contains("mask"))
+}
+
+fn print_inspection(i: &Inspection) {
+    println!("{}: {}, opset {}, IR version {}", i.model, i.exporter, i.opset, i.ir_version);
+    if let Some(r) = &i.rewritten {
+        let n = r.max_seq.map_or_else(String::new, |n| format!(", for up to {n} tokens"));
+        println!("rewritten by onnx-mabert {}{n}", r.version);
+    }
+    i.inputs.iter().for_each(|v| println!("input  {v}"));
+    i.outputs.iter().for_each(|v| println!("output {v}"));
+    println!("{} parameters", i.parameters);
+    let operators: Vec<String> = i.operators.iter().map(|(name, n)| format!("{name} {n}")).collect();
+    println!("operators: {}", operators.join(", "));
+    if let (Some(channels), Some(heads)) = (i.channels, i.heads) {
+        let mask = i.mask.as_deref().unwrap_or("none");
+        println!("encoder: {} layers, {channels} channels, {heads} heads, mask {mask}", i.layers);
+    }
+    println!("to rewrite: {} attentions, {} activations, {} norms", i.attentions, i.activations, i.norms);
+    for miss in &i.misses {
+        println!("not recognised: {miss}");
+    }
+    let mut kinds: BTreeMap<(bool, &str), usize> = BTreeMap::new();
+    i.non_linear.iter().for_each(|n| *kinds.entry((n.in_head, &n.operator)).or_default() += 1);
+    let of = |head: bool| {
+        let listed: Vec<String> =
+            kinds.iter().filter(|((h, _), _)| *h == head).map(|((_, op), n)| format!("{op} {n}")).collect();
+        if listed.is_empty() { "nothing".to_owned() } else { listed.join(", ") }
+    };
+    let place = if i.layers > 0 { "in the encoder" } else { "in the model" };
+    println!("not matrix arithmetic: {place} {}; after it {}", of(false), of(true));
+}

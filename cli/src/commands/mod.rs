@@ -1,0 +1,68 @@
+//! One module a command.
+
+mod bench;
+mod explain;
+mod inspect;
+mod rewrite;
+mod run;
+mod verify;
+
+use anyhow::Result;
+use mabert_graph::Model;
+use mabert_runtime::{Engine, Named, Tensor};
+use mabert_transfer::data::{Columns, Overlong, Sequence, TextEncoder, read_sequences};
+
+use crate::arguments::{Command, DataArguments, Global};
+use crate::failure::Usage;
+
+pub(crate) fn run(command: &Command, global: &Global) -> Result<()> {
+    match command {
+        Command::Rewrite(arguments) => rewrite::rewrite(arguments, global),
+        Command::Inspect(arguments) => inspect::inspect(arguments, global),
+        Command::Explain(arguments) => explain::explain(arguments, global),
+        Command::Run(arguments) => run::run(arguments, global),
+        Command::Verify(arguments) => verify::verify(arguments, global),
+        Command::Bench(arguments) => bench::bench(arguments, global),
+    }
+}
+
+impl DataArguments {
+    fn columns(&self, label: Option<&str>) -> Columns {
+        Columns {
+            text: self.text_column.clone(),
+            pair: self.pair_column.clone(),
+            label: label.map(str::to_owned),
+        }
+    }
+
+    /// Every sequence of the data file, which must be given.
+    fn sequences(&self, longest: usize, overlong: Overlong) -> Result<Vec<Sequence>> {
+        let Some(data) = &self.data else { return Err(Usage("--data is needed".to_owned()).into()) };
+        let encoder = TextEncoder::new(self.tokenizer.as_deref(), longest, overlong)?;
+        Ok(read_sequences(data, &self.columns(None), &encoder)?)
+    }
+}
+
+/// The longest sequence that a model takes, at most `most`; the checks of the runtime know.
+fn longest(model: &Model, most: usize) -> Result<usize> {
+    let runnable = mabert_runtime::Options::default().prepare(model)?;
+    let inputs = mabert_passes::recording::made_up_inputs(model, 1, most, 0)?;
+    let length = inputs.iter().find(|(_, t)| t.shape().len() == 2).map_or(most, |(_, t)| t.shape()[1]);
+    match runnable.run(&borrowed(&inputs)) {
+        Err(mabert_runtime::Error::TooLong { limit, .. }) => Ok(limit),
+        Err(other) => Err(other.into()),
+        Ok(_) => Ok(length),
+    }
+}
+
+/// Named values as a run takes them.
+fn borrowed(values: &Named) -> Vec<(&str, Tensor)> {
+    values.iter().map(|(name, value)| (name.as_str(), value.clone())).collect()
+}
+
+/// Runs a model on named values, of which it may need fewer than there are.
+fn run_on(engine: &dyn Engine, values: &Named) -> Result<Named> {
+    let needed = |name: &str| engine.inputs().iter().any(|i| i.name == name);
+    let given: Vec<(&str, Tensor)> = borrowed(values).into_iter().filter(|(n, _)| needed(n)).collect();
+    Ok(engine.run(&given)?)
+}
