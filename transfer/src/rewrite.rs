@@ -10,7 +10,7 @@ use mabert_passes::recognise::Miss;
 use mabert_passes::recording::{made_up_inputs, token_rows};
 use mabert_passes::rewrite::{ApproximatorOptions, FoldReport, Sharing};
 use mabert_passes::sites::{Activation, Encoder};
-use mabert_runtime::{MAX_SEQ_KEY, Options as RunOptions};
+use mabert_runtime::{MAX_SEQ_KEY, Named, Options as RunOptions};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -30,8 +30,9 @@ pub const DEFAULT_HIDDEN: usize = 128;
 pub const DEFAULT_TOKENS: (usize, usize) = (40_000, 12_000);
 /// Sequences kept apart to measure the outputs on.
 const HELD_OUT: usize = 256;
-/// Positions of one batch.
+/// Positions of one batch, and rows at most.
 const BATCH_TOKENS: usize = 1024;
+const BATCH_ROWS: usize = 64;
 /// What the exact passes may change, relative to outputs above 1.
 const EXACT: f64 = 1e-3;
 
@@ -175,63 +176,51 @@ pub struct Report {
 /// check of the result does not hold.
 pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model, Report)> {
     let start = Instant::now();
-    progress.begin("recognise", 2);
+    progress.begin("prepare", 3);
     let original = Model::load(path)?;
     let runnable = RunOptions::default().prepare(&original)?;
-    let max_seq = max_seq(&original, &runnable, job.max_seq)?;
-    let hidden = job.hidden.unwrap_or(max_seq.min(DEFAULT_HIDDEN));
-    if hidden == 0 {
-        return Err(option("--hidden must be at least 1"));
-    }
-    let options = PassOptions {
-        approximator: ApproximatorOptions {
-            max_seq,
-            hidden,
-            sharing: job.sharing,
-            length_tables: job.length_tables,
-        },
-        order: job.order,
-        keep: job.keep,
-        fold: job.fold,
-        until: job.until,
-        partial: job.partial,
-    };
-    let operators_before = original.operators();
+    let options = options(job, max_seq(&original, &runnable, job.max_seq)?)?;
     progress.step("loaded");
-    let rewriting = Rewriting::new(original.clone(), options)?;
+    let (source, calibration, held_out) = sequences(job, &original, options.approximator.max_seq)?;
+    let shape = BatchShape::of(runnable.inputs());
+    let [calibration, held_out] = [calibration, held_out].map(|s| batches(&s, BATCH_TOKENS, BATCH_ROWS, shape));
+    let of_teacher = outputs(&runnable, &held_out)?;
+    // Large models are held as few times as possible: nothing prepared is kept longer than it runs.
+    drop(runnable);
+    progress.step("teacher measured");
+    let operators_before = original.operators();
+    let rewriting = Rewriting::new(original, options)?;
     let mut student = rewriting.approximate()?;
     progress.step("recognised");
     progress.end();
 
-    let (source, calibration, held_out) = sequences(job, &original, max_seq)?;
-    let shape = BatchShape::of(runnable.inputs());
-    let to_batches = |s: &[Sequence]| batches(s, BATCH_TOKENS, 64, shape);
-    let (calibration, held_out) = (to_batches(&calibration), to_batches(&held_out));
     let calibrates = job.transfer == Transfer::ClosedForm && student.ran(Pass::Canonical);
     let closed_form = calibrates.then(|| {
         let defaults = closed_form::Options { seed: job.seed, ..closed_form::Options::default() };
-        let options = match job.data {
-            Some(_) => defaults,
-            // Random tokens show what activations look like, not how weights should answer to text.
-            None => closed_form::Options { weights: false, fit_rows: 6_000, fit_steps: 600, ..defaults },
-        };
+        // Random tokens are all alike: few rows and steps tell what there is to know.
+        let quick = closed_form::Options { fit_rows: 6_000, fit_steps: 600, ..defaults };
+        let options = if job.data.is_some() { defaults } else { quick };
         closed_form::calibrate(&rewriting, &mut student, &calibration, &options, progress)
     });
     let closed_form = closed_form.transpose()?;
 
-    progress.begin("measure", held_out.len());
-    let before = RunOptions::default().prepare(&student.model)?;
+    progress.begin("finish", 3);
+    let Rewriting { teacher, encoder, misses, .. } = rewriting;
+    let last = encoder.layers.last().map(|l| l.output_norm.output.as_str());
+    let mask = encoder.mask.as_ref().map(|m| m.input.as_str());
+    let non_linear_before = non_linear_nodes(&teacher, mask, last)?.len();
+    drop(teacher);
+    let unfinished = outputs(&RunOptions::default().prepare(&student.model)?, &held_out)?;
+    progress.step("student measured");
     student.finish()?;
-    let last = rewriting.encoder.layers.last().map(|l| l.output_norm.output.as_str());
-    let mask = rewriting.encoder.mask.as_ref().map(|m| m.input.as_str());
-    let sites = sites(&rewriting.encoder, &student, closed_form.as_ref());
+    let sites = sites(&encoder, &student, closed_form.as_ref());
     describe(&mut student.model, job, &student.options, &sites);
-    let after = RunOptions::default().prepare(&student.model)?;
-    let (outputs, exact_passes_differ_by) = measure(&[&runnable, &before, &after], &held_out, progress)?;
+    progress.step("folded");
+    let finished = outputs(&RunOptions::default().prepare(&student.model)?, &held_out)?;
+    let exact = distances(&held_out, &unfinished, &finished)?.iter().map(|o| o.exceeds).fold(0.0, f64::max);
     progress.end();
-    if exact_passes_differ_by > EXACT {
-        let reason = format!("the exact passes changed the outputs by {exact_passes_differ_by:.1e} of their size");
-        return Err(Error::Check(reason));
+    if exact > EXACT {
+        return Err(Error::Check(format!("the exact passes changed the outputs by {exact:.1e} of their size")));
     }
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
@@ -241,21 +230,39 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
         seed: job.seed,
         passes: student.outcomes.clone(),
         sites,
-        misses: rewriting.misses.clone(),
+        misses,
         fold: student.fold,
         source: calibrates.then_some(source),
         closed_form,
-        outputs,
-        exact_passes_differ_by,
+        outputs: distances(&held_out, &of_teacher, &finished)?,
+        exact_passes_differ_by: exact,
         operators_before,
         operators_after: student.model.operators(),
-        non_linear_before: non_linear_nodes(&rewriting.teacher, mask, last)?.len(),
+        non_linear_before,
         non_linear_after: non_linear_nodes(&student.model, mask, last)?,
         parameters: student.model.graph().initializer.iter().map(|t| t.dims.iter().product::<i64>() as usize).sum(),
         seconds: start.elapsed().as_secs_f64(),
         peak_memory: peak_memory(),
     };
     Ok((student.model, report))
+}
+
+/// How the passes are told to work.
+fn options(job: &Job, max_seq: usize) -> Result<PassOptions> {
+    let hidden = job.hidden.unwrap_or(max_seq.min(DEFAULT_HIDDEN));
+    if hidden == 0 {
+        return Err(option("--hidden must be at least 1"));
+    }
+    let approximator =
+        ApproximatorOptions { max_seq, hidden, sharing: job.sharing, length_tables: job.length_tables };
+    Ok(PassOptions {
+        approximator,
+        order: job.order,
+        keep: job.keep,
+        fold: job.fold,
+        until: job.until,
+        partial: job.partial,
+    })
 }
 
 /// The high-water mark of resident memory, from Linux's `/proc`.
@@ -331,31 +338,23 @@ fn sequences(job: &Job, model: &Model, max_seq: usize) -> Result<(Source, Vec<Se
     Ok((source, sample.calibration, held_out))
 }
 
-/// Outputs of the last of `[teacher, unfinished, finished]` against the first, and the largest relative difference
-/// between the last two.
-fn measure(
-    models: &[&mabert_runtime::Model; 3],
-    held_out: &[Batch],
-    progress: &dyn Progress,
-) -> Result<(Vec<OutputDistance>, f64)> {
-    let run = |batch: &Batch| -> Result<[mabert_runtime::Named; 3]> {
-        let [a, b, c] = models.map(|model| -> Result<mabert_runtime::Named> {
-            let inputs = batch.inputs(model.inputs())?;
-            let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
-            Ok(model.run(&given)?)
-        });
-        progress.step("");
-        Ok([a?, b?, c?])
+/// The outputs for every batch.
+fn outputs(model: &mabert_runtime::Model, batches: &[Batch]) -> Result<Vec<Named>> {
+    let run = |batch: &Batch| -> Result<Named> {
+        let inputs = batch.inputs(model.inputs())?;
+        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+        Ok(model.run(&given)?)
     };
-    let results: Vec<[mabert_runtime::Named; 3]> = held_out.par_iter().map(run).collect::<Result<_>>()?;
-    let tolerance = Tolerance { elements: Some((1.0, 1.0)), cosine: None };
-    let (mut teacher, mut exact) = (Distances::new(tolerance), Distances::new(tolerance));
-    for (batch, [original, before, after]) in held_out.iter().zip(&results) {
-        teacher.add(original, after, Some(&batch.lengths))?;
-        exact.add(before, after, Some(&batch.lengths))?;
+    batches.par_iter().map(run).collect()
+}
+
+/// How far the outputs of `second` are from those of `first`, in units of `1 + |first|` where `exceeds` is concerned.
+fn distances(batches: &[Batch], first: &[Named], second: &[Named]) -> Result<Vec<OutputDistance>> {
+    let mut distances = Distances::new(Tolerance { elements: Some((1.0, 1.0)), cosine: None });
+    for (batch, (a, b)) in batches.iter().zip(first.iter().zip(second)) {
+        distances.add(a, b, Some(&batch.lengths))?;
     }
-    let exact = exact.outputs().iter().map(|o| o.exceeds).fold(0.0, f64::max);
-    Ok((teacher.outputs(), exact))
+    Ok(distances.outputs())
 }
 
 /// Every site with what became of it.

@@ -24,6 +24,9 @@ const AT_ONCE: usize = 8;
 /// An approximator that serves several heads is fitted to this many times the rows.
 const POOLED: usize = 4;
 
+/// Every sentence is represented by this many rows, or by all that it has.
+const ROWS_A_SENTENCE: f64 = 4.0;
+
 pub(super) struct Work<'w> {
     teacher: &'w Model,
     /// The sites of the teacher, and of the student too: the approximating passes keep their values' names.
@@ -208,6 +211,8 @@ impl<'w> Work<'w> {
             let mut rng = StdRng::seed_from_u64(self.options.seed ^ ((layer.index as u64) << 32) ^ i as u64);
             let mut rows = vec![Rows::default(); groups];
             for (sentence, &length) in self.batches[i].lengths.iter().enumerate() {
+                // However few its tokens, a sentence has a say: its length may be a rare one.
+                let share = share.max(ROWS_A_SENTENCE / (length * heads / groups).max(1) as f64);
                 for head in 0..heads {
                     for query in 0..length {
                         if rng.random_bool(share.min(1.0)) {
@@ -261,19 +266,12 @@ impl<'w> Work<'w> {
         sum: &str,
         target: &(dyn Fn(usize) -> &'t Tensor + Sync),
     ) -> Result<()> {
-        let unknowns = match (self.options.weights, self.student.ran(Pass::Norm)) {
-            (true, true) => Unknowns::WeightAndAffine,
-            (true, false) => Unknowns::WeightAndOffset,
-            (false, true) => Unknowns::Affine,
-            (false, false) => return Ok(()),
-        };
-        let with_features = unknowns != Unknowns::Affine;
-        let features = if with_features { linear.inputs } else { 0 };
+        let affine = self.student.ran(Pass::Norm);
         // The context is given; the feed-forward part's own features are computed.
         let given = linear.input == layer.attention_output.input;
-        let wanted: &[&str] = if with_features && !given { &[sum, &linear.input] } else { &[sum] };
+        let wanted: &[&str] = if given { &[sum] } else { &[sum, &linear.input] };
         let part = self.residual_part(layer, wanted)?;
-        let mut sums = Regression::new(features, linear.outputs);
+        let mut sums = Regression::new(linear.inputs, linear.outputs);
         let all: Vec<usize> = (0..self.batches.len()).collect();
         for block in all.chunks(AT_ONCE) {
             let results: Vec<(Array2<f32>, Array2<f32>, Array2<f32>)> = block
@@ -281,13 +279,8 @@ impl<'w> Work<'w> {
                 .map(|&i| {
                     let batch = &self.batches[i];
                     let values = part.run(&[&self.student_at[i], &contexts[i]])?;
-                    let r = real(batch, &values[0]);
-                    let z = match values.get(1) {
-                        Some(features) => real(batch, features),
-                        None if with_features => real(batch, &contexts[i]),
-                        None => Array2::zeros((r.nrows(), 0)),
-                    };
-                    Ok((z, r, real(batch, target(i))))
+                    let z = real(batch, values.get(1).unwrap_or(&contexts[i]));
+                    Ok((z, real(batch, &values[0]), real(batch, target(i))))
                 })
                 .collect::<Result<_>>()?;
             let join = |part: fn(&(Array2<f32>, Array2<f32>, Array2<f32>)) -> ArrayView2<'_, f32>| {
@@ -296,11 +289,10 @@ impl<'w> Work<'w> {
             };
             sums.add(join(|p| p.0.view()).view(), join(|p| p.1.view()).view(), join(|p| p.2.view()).view());
         }
+        let unknowns = if affine { Unknowns::WeightAndAffine } else { Unknowns::WeightAndOffset };
         let found = sums.solve(unknowns).ok_or_else(|| not_finite(norm))?;
-        if with_features {
-            self.add_to(&linear.weight, &found.weight.mapv(|v| v as f32).into_dyn())?;
-        }
-        if self.student.ran(Pass::Norm) {
+        self.add_to(&linear.weight, &found.weight.mapv(|v| v as f32).into_dyn())?;
+        if affine {
             self.set_norm(norm, &found);
         } else {
             let bias = linear.bias_name.as_deref().expect("canonical maps have a bias");

@@ -22,9 +22,6 @@ use crate::progress::Progress;
 pub struct Options {
     /// Seed of what is drawn at random.
     pub seed: u64,
-    /// Whether the output weights of attention and feed-forward are solved for, or only the affine maps: text that is
-    /// not the user's own says little about how the weights should move.
-    pub weights: bool,
     /// Rows of scores (queries) that each approximator is fitted to, at most.
     pub fit_rows: usize,
     /// Steps of each approximator's fit.
@@ -33,7 +30,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seed: 0, weights: true, fit_rows: 12_000, fit_steps: 1_500 }
+        Self { seed: 0, fit_rows: 12_000, fit_steps: 1_500 }
     }
 }
 

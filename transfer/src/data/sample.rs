@@ -5,6 +5,7 @@ use std::path::Path;
 use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
+use super::made_up::any_length;
 use super::reader::{Columns, Example, Reader};
 use super::tokens::{Sequence, TextEncoder};
 use crate::{Error, Result};
@@ -103,7 +104,7 @@ fn every_length(sequences: &[Sequence], longest: usize, tokens: usize, rng: &mut
     let mut made = Vec::new();
     let mut left = tokens;
     while left > 0 && !sequences.is_empty() {
-        let length = rng.random_range(1..=longest).min(left);
+        let length = any_length(longest, rng).min(left);
         let start = rng.random_range(0..sequences.len());
         let round = sequences.iter().cycle().skip(start).take(sequences.len().min(longest));
         let tokens: Vec<(i64, i64)> =
