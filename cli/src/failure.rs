@@ -40,3 +40,16 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
 pub(crate) fn is_reported(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.is::<CheckFailed>())
 }
+
+/// The error and its causes; most messages name their cause already.
+pub(crate) fn message(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if message.is_empty() {
+            message = cause;
+        } else if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    message
+}

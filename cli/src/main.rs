@@ -38,9 +38,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = failure::exit_code(&error);
-            eprintln!("error: {error:#}");
+            let message = failure::message(&error);
+            eprintln!("error: {message}");
             if global.json && !failure::is_reported(&error) {
-                println!("{}", serde_json::json!({ "error": format!("{error:#}"), "exit_code": code }));
+                println!("{}", serde_json::json!({ "error": message, "exit_code": code }));
             }
             ExitCode::from(code)
         }

@@ -299,11 +299,15 @@ pub fn write_atomically(
 /// # Errors
 /// `path` is a folder, or its folder is missing or cannot be written to.
 pub fn check_writable(path: &Path) -> Result<()> {
-    let refused = |source| Error::Write { path: path.to_owned(), source };
+    let refused = |why: &str| Error::Write { path: path.to_owned(), source: std::io::Error::other(why.to_owned()) };
     if path.is_dir() || path.file_name().is_none() {
-        return Err(refused(std::io::Error::new(std::io::ErrorKind::IsADirectory, "it is a folder; name a file in it")));
+        return Err(refused("it is a folder; name a file in it"));
     }
-    tempfile::Builder::new().prefix(".onnx-mabert-").tempfile_in(folder_of(path)).map(drop).map_err(refused)
+    if !folder_of(path).is_dir() {
+        return Err(refused("its folder does not exist"));
+    }
+    let attempt = tempfile::Builder::new().prefix(".onnx-mabert-").tempfile_in(folder_of(path));
+    attempt.map(drop).map_err(|e| refused(&e.kind().to_string()))
 }
 
 fn folder_of(path: &Path) -> &Path {

@@ -12,5 +12,7 @@ pub mod recognise;
 pub mod recording;
 pub mod rewrite;
 pub mod sites;
+#[cfg(test)]
+mod testing;
 
 pub use error::{Error, Result};

@@ -20,15 +20,23 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// Runs `model` on made-up sentences and keeps every value.
+    /// Runs `model` on made-up sentences and keeps every value. Where the model takes no sentence of `length` tokens, they
+    /// are as long as it takes.
     ///
     /// # Errors
     /// The model cannot be run, or its inputs are not those of an encoder.
     pub fn new(model: &Model, batch: usize, length: usize) -> Result<Self> {
-        let inputs = made_up_inputs(model, batch, length, 1)?;
         let runnable = Options::default().taps(Taps::Everything).prepare(model)?;
-        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
-        let mut values: HashMap<String, Tensor> = runnable.run(&given)?.into_iter().collect();
+        let run = |length: usize| -> Result<(Named, Named)> {
+            let inputs = made_up_inputs(model, batch, length, 1)?;
+            let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+            Ok((runnable.run(&given)?, inputs))
+        };
+        let (values, inputs) = match run(length) {
+            Err(Error::Runtime(mabert_runtime::Error::TooLong { limit, .. })) => run(limit)?,
+            other => other?,
+        };
+        let mut values: HashMap<String, Tensor> = values.into_iter().collect();
         let (batch, length) = inputs
             .iter()
             .find(|(_, t)| t.shape().len() == 2)

@@ -304,28 +304,25 @@ fn max_seq(model: &Model, runnable: &mabert_runtime::Model, wanted: Option<usize
 
 /// What the student is calibrated and measured on.
 fn sequences(job: &Job, model: &Model, max_seq: usize) -> Result<(Source, Vec<Sequence>, Vec<Sequence>)> {
+    let vocabulary = vocabulary(model)?;
     let Some(data) = &job.data else {
-        let index = mabert_graph::Index::new(model)?;
-        let rows = model.inputs().iter().find_map(|i| token_rows(&index, model, &i.name).filter(|&rows| rows > 2));
-        let vocabulary = rows.ok_or_else(|| mabert_passes::Error::NotBert {
-            origin: model.origin().to_owned(),
-            reason: "no input indexes a table of embeddings".to_owned(),
-        })?;
         let tokens = job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.1);
         let calibration = made_up_sequences(vocabulary, max_seq, tokens, job.seed);
         let held_out = made_up_sequences(vocabulary, max_seq, 32 * max_seq, job.seed ^ 0x5eed);
-        let source = Source {
-            file: None,
-            examples: 0,
-            sequences: calibration.len(),
-            held_out: held_out.len(),
-            truncated: 0,
-        };
+        let (sequences, apart) = (calibration.len(), held_out.len());
+        let source = Source { file: None, examples: 0, sequences, held_out: apart, truncated: 0 };
         return Ok((source, calibration, held_out));
     };
     let encoder = TextEncoder::new(data.tokenizer.as_deref(), max_seq, Overlong::Truncate)?;
     let tokens = job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.0);
     let sample = calibration_sample(&data.path, &data.columns, &encoder, tokens, HELD_OUT, job.seed)?;
+    for sequence in sample.calibration.iter().chain(&sample.held_out) {
+        if let Some(id) = sequence.ids.iter().find(|id| !(0..vocabulary as i64).contains(*id)) {
+            let reason =
+                format!("token id {id} is outside the model's vocabulary of {vocabulary}: is the tokenizer this model's?");
+            return Err(Error::line(&data.path, sequence.line, reason));
+        }
+    }
     let source = Source {
         file: Some(data.path.clone()),
         examples: sample.examples,
@@ -336,6 +333,16 @@ fn sequences(job: &Job, model: &Model, max_seq: usize) -> Result<(Source, Vec<Se
     // A file of a few texts leaves none to keep apart: then it is measured on what it was calibrated on.
     let held_out = if sample.held_out.is_empty() { sample.calibration.clone() } else { sample.held_out };
     Ok((source, sample.calibration, held_out))
+}
+
+/// Rows of the table of word embeddings: the largest that an input indexes.
+fn vocabulary(model: &Model) -> Result<usize> {
+    let index = mabert_graph::Index::new(model)?;
+    let rows = model.inputs().iter().filter_map(|i| token_rows(&index, model, &i.name)).max();
+    rows.ok_or_else(|| {
+        let reason = "no input indexes a table of embeddings".to_owned();
+        mabert_passes::Error::NotBert { origin: model.origin().to_owned(), reason }.into()
+    })
 }
 
 /// The outputs for every batch.

@@ -21,3 +21,20 @@ pub fn approximate_activations(model: &mut Model, encoder: &Encoder) -> Result<u
     patch.apply(model)?;
     Ok(shunts.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::pipeline::Pass;
+    use crate::testing::{layer_text, student, values};
+
+    #[test]
+    fn gelu_becomes_relu() {
+        let student = student(Pass::Activation);
+        let site = &student.encoder.layers[0].activation;
+        let found = values(&student.model, &[&site.input, &site.output], &[5, 2]);
+        assert!(found[0].iter().any(|x| *x < 0.0));
+        assert_eq!(found[1], found[0].mapv(|x| x.max(0.0)));
+        assert!(!student.model.operators().contains_key("Erf"));
+        insta::assert_snapshot!(layer_text(&student.model));
+    }
+}

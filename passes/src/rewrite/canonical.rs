@@ -110,3 +110,17 @@ fn linear<'b>(
     site.scale = 1.0;
     Ok(x.matmul(w) + bias)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::pipeline::{Pass, Rewriting};
+    use crate::testing::{encoder, furthest, layer_text, options};
+
+    #[test]
+    fn the_canonical_form_computes_the_same() {
+        let rewriting = Rewriting::new(encoder(), options(Some(Pass::Canonical))).unwrap();
+        assert!(furthest(&encoder(), &rewriting.teacher) < 1e-4);
+        assert_eq!(rewriting.encoder.layers[0].attention.scale, 1.0);
+        insta::assert_snapshot!(layer_text(&rewriting.teacher));
+    }
+}

@@ -31,3 +31,22 @@ pub fn share_equal_constants(model: &mut Model) -> usize {
     graph.initializer.retain(|t| !renamed.contains_key(&t.name));
     before - graph.initializer.len()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use crate::pipeline::Pass;
+    use crate::testing::{furthest, student};
+
+    #[test]
+    fn equal_constants_are_kept_once() {
+        let (before, after) = (student(Pass::MergeQkv), student(Pass::ShareConstants));
+        let constants = |s: &crate::pipeline::Student| s.model.graph().initializer.len();
+        assert!(constants(&after) < constants(&before));
+        let graph = after.model.graph();
+        let distinct: HashSet<_> = graph.initializer.iter().map(|t| (t.data_type, &t.dims, &t.raw_data)).collect();
+        assert_eq!(distinct.len(), graph.initializer.len());
+        assert_eq!(furthest(&before.model, &after.model), 0.0);
+    }
+}

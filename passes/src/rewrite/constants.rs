@@ -85,3 +85,31 @@ pub fn refuse_unusable_weights(model: &Model) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mabert_graph::{Builder, ElementType};
+
+    #[test]
+    fn what_depends_on_no_input_becomes_an_initializer() {
+        let b = Builder::new(17, "test");
+        let x = b.input("x", ElementType::F32, &["n", "2"]);
+        let held = b.op("Constant", &[], vec![attribute::tensor("value", &Tensor::new(&[2], vec![1f32, 2.0]))]);
+        let doubled = (held * 2.0).named("doubled");
+        let mut model = b.model(&[(x + doubled).named("y")]);
+        assert_eq!(fold_constants(&mut model).unwrap(), 2);
+        assert_eq!(model.operators().into_iter().collect::<Vec<_>>(), [("Add".to_owned(), 1)]);
+        assert_eq!(model.constant("doubled").unwrap(), Tensor::new(&[2], vec![2f32, 4.0]));
+    }
+
+    #[test]
+    fn weights_that_are_no_numbers_are_named() {
+        let b = Builder::new(17, "test");
+        let x = b.input("x", ElementType::F32, &["n", "2"]);
+        let w = b.constant("w", &Tensor::new(&[2], vec![1f32, f32::NAN]));
+        let model = b.model(&[(x * w).named("y")]);
+        let message = refuse_unusable_weights(&model).unwrap_err().to_string();
+        assert!(message.contains("`w` holds NaN at element 1"), "{message}");
+    }
+}

@@ -187,3 +187,37 @@ fn bias(model: &Model, site: &LinearSite) -> Result<Array1<f64>> {
         None => Ok(site.bias.iter().map(|&v| f64::from(v)).collect()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::Pass;
+    use crate::testing::{CHANNELS, furthest, layer_text, student};
+
+    #[test]
+    fn the_folded_stream_computes_the_same() {
+        let (before, after) = (student(Pass::Reassociate), student(Pass::Fold));
+        assert_eq!((after.fold.norms, after.fold.explicit_channels), (3, 0));
+        let far = furthest(&before.model, &after.model);
+        assert!(far < 1e-4, "{far}");
+        insta::assert_snapshot!(layer_text(&after.model));
+    }
+
+    #[test]
+    fn channels_that_would_leave_the_safe_range_keep_a_scale() {
+        let before = student(Pass::Reassociate);
+        let mut model = before.model.clone();
+        let mut encoder = before.encoder.clone();
+        let (scale, _) = norm_parameters("layer.0/attention/norm");
+        let mut values = vec![0.9f32; CHANNELS];
+        (values[1], values[4], values[6]) = (1e-5, 1e5, 0.0);
+        model.set_constant(&scale, &Tensor::new(&[CHANNELS], values));
+        let unfolded = model.clone();
+        let report = fold_norms(&mut model, &mut encoder).unwrap();
+        assert_eq!(report.explicit_channels, 3);
+        assert!(model.graph().node.iter().any(|n| n.name.starts_with("layer.0/attention/norm/explicit")));
+        // One channel carries values around 1e5: rounding is relative to those.
+        let far = furthest(&unfolded, &model);
+        assert!(far < 1e-4 * 1e5, "{far}");
+    }
+}

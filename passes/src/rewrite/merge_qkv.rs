@@ -45,3 +45,19 @@ pub fn merge_query_key_value(model: &mut Model, encoder: &Encoder) -> Result<usi
     patch.apply(model)?;
     Ok(encoder.layers.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::pipeline::Pass;
+    use crate::testing::{furthest, layer_text, student};
+
+    #[test]
+    fn one_product_computes_the_same() {
+        let (before, after) = (student(Pass::Fold), student(Pass::MergeQkv));
+        let products = |s: &crate::pipeline::Student| s.model.operators()["MatMul"];
+        assert_eq!(products(&before) - products(&after), 2);
+        let far = furthest(&before.model, &after.model);
+        assert!(far < 1e-4, "{far}");
+        insta::assert_snapshot!(layer_text(&after.model));
+    }
+}

@@ -30,3 +30,25 @@ pub fn approximate_norms(model: &mut Model, encoder: &Encoder) -> Result<usize> 
     patch.apply(model)?;
     Ok(shunts.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::pipeline::Pass;
+    use crate::rewrite::norm_parameters;
+    use crate::testing::{layer_text, student, values};
+
+    #[test]
+    fn a_norm_becomes_its_affine_map() {
+        let student = student(Pass::Norm);
+        for (name, site) in student.encoder.norms() {
+            let found = values(&student.model, &[&site.input, &site.output], &[5, 2]);
+            let (a, c) = norm_parameters(&name);
+            let [a, c] = [a, c].map(|n| student.model.constant(&n).unwrap().to_f32());
+            let expected = &found[0] * &a + &c;
+            approx::assert_abs_diff_eq!(found[1].as_slice().unwrap(), expected.as_slice().unwrap(), epsilon = 1e-5);
+        }
+        assert_eq!(student.outcomes.iter().find(|o| o.pass == Pass::Norm).unwrap().changed, 3);
+        assert!(!student.model.operators().contains_key("ReduceMean"));
+        insta::assert_snapshot!(layer_text(&student.model));
+    }
+}

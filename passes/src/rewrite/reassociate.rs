@@ -42,3 +42,18 @@ pub fn reassociate_attention(
     patch.apply(model)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::pipeline::Pass;
+    use crate::testing::{furthest, layer_text, student};
+
+    #[test]
+    fn the_linear_order_computes_the_same() {
+        let (before, after) = (student(Pass::Norm), student(Pass::Reassociate));
+        assert!(after.ran(Pass::Reassociate));
+        let far = furthest(&before.model, &after.model);
+        assert!(far < 1e-4, "{far}");
+        insta::assert_snapshot!(layer_text(&after.model));
+    }
+}

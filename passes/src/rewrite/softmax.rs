@@ -59,3 +59,56 @@ fn declare(b: &Builder, approximator: &Approximator, options: &ApproximatorOptio
         b.constant(&approximator.scale, &Tensor::new(&[k, g * h], vec![1f32; k * g * h]));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Ix2, Ix3, Ix4};
+
+    use super::super::approximator::LengthFeatures;
+    use crate::pipeline::Pass;
+    use crate::testing::{HEADS, MAX_SEQ, layer_text, options, student, values};
+
+    /// `P = (scale[len] relu((S m) W1 + b1[len]) W2 + b2[len]) m`, written out here once more, row by row.
+    #[test]
+    fn probabilities_are_those_of_the_formula() {
+        let student = student(Pass::Softmax);
+        let site = &student.encoder.layers[0].attention;
+        let lengths = [8, 4, 1];
+        let found = values(&student.model, &[&site.products, &site.probabilities], &lengths);
+        let [scores, found] = [0, 1].map(|i| found[i].clone().into_dimensionality::<Ix4>().unwrap());
+        let approximator = &student.approximators[0];
+        let constant = |name: &str| student.model.constant(name).unwrap().to_f32();
+        let [w1, w2] = [&approximator.w1, &approximator.w2].map(|n| constant(n).into_dimensionality::<Ix3>().unwrap());
+        let tables = [&approximator.b1, &approximator.scale, &approximator.b2];
+        let [b1, scale, b2] = tables.map(|n| constant(n).into_dimensionality::<Ix2>().unwrap());
+        let (n, h) = (MAX_SEQ, w1.shape()[2]);
+        let features = LengthFeatures::new(&options(None).approximator);
+        for (sentence, &len) in lengths.iter().enumerate() {
+            let at = features.at(len);
+            let table = |t: &ndarray::Array2<f32>, column: usize| -> f32 {
+                at.iter().enumerate().map(|(knot, w)| w * t[[knot, column]]).sum()
+            };
+            for (head, query) in (0..HEADS).flat_map(|head| (0..n).map(move |query| (head, query))) {
+                let hidden: Vec<f32> = (0..h)
+                    .map(|j| {
+                        let s: f32 = (0..len).map(|i| scores[[sentence, head, query, i]] * w1[[head, i, j]]).sum();
+                        (s + table(&b1, head * h + j)).max(0.0) * table(&scale, head * h + j) / len as f32
+                    })
+                    .collect();
+                for key in 0..n {
+                    let p: f32 = (0..h).map(|j| hidden[j] * w2[[head, j, key]]).sum();
+                    let p = if key < len { p + table(&b2, head * n + key) / len as f32 } else { 0.0 };
+                    approx::assert_abs_diff_eq!(found[[sentence, head, query, key]], p, epsilon = 1e-5);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_structure_is_as_expected() {
+        let student = student(Pass::Softmax);
+        assert!(!student.model.operators().contains_key("Softmax"));
+        assert_eq!(student.outcomes.iter().find(|o| o.pass == Pass::Softmax).unwrap().changed, 1);
+        insta::assert_snapshot!(layer_text(&student.model));
+    }
+}
