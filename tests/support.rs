@@ -2,7 +2,31 @@
 
 use std::path::{Path, PathBuf};
 
+use mabert_passes::pipeline::{Keep, Options, Order};
+use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
 use mabert_runtime::{Named, Tensor};
+
+/// The longest sequence of the students that the tests make.
+pub const MAX_SEQ: usize = 16;
+
+/// How the tests rewrite where it does not matter: everything, for short sequences.
+pub fn options() -> Options {
+    let approximator =
+        ApproximatorOptions { max_seq: MAX_SEQ, hidden: 8, sharing: Sharing::PerHead, length_tables: true };
+    Options { approximator, order: Order::Linear, keep: Keep::default(), fold: true, until: None, partial: false }
+}
+
+/// Models or data that are not in the repository: the folder that the environment names, else `shared/` beside the
+/// repository. `None`, said on standard error, where there is none.
+pub fn outside(variable: &str, folder: &str) -> Option<PathBuf> {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(folder);
+    let found = std::env::var_os(variable).map_or_else(beside, PathBuf::from);
+    if !found.is_dir() {
+        eprintln!("left out: {} is not here; set {variable} to include it", found.display());
+        return None;
+    }
+    Some(found)
+}
 
 /// A file or folder under `fixtures/`.
 pub fn fixture(name: &str) -> PathBuf {

@@ -19,8 +19,9 @@ impl Runtime for MabertRuntime {
         Ok(())
     }
 
-    fn prepare_with_options(&self, model: TypedModel, options: &RunOptions) -> TractResult<Box<dyn Runnable>> {
-        Ok(Box::new(TypedSimplePlan::new_with_options(model.into_optimized()?, options)?))
+    fn prepare_with_options(&self, mut model: TypedModel, options: &RunOptions) -> TractResult<Box<dyn Runnable>> {
+        crate::model::optimise(&mut model)?;
+        Ok(Box::new(TypedSimplePlan::new_with_options(model, options)?))
     }
 }
 

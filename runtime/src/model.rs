@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex};
 
 use mabert_graph::proto::ValueInfoProto;
 use mabert_graph::{Dim, Model as Graph, Tensor, TensorType};
+use tract_core::optim::Optimizer;
 use tract_core::runtime::RunOptions;
 use tract_linalg::multithread::Executor;
 use tract_onnx::Onnx;
 use tract_onnx::prelude::{
-    DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoTValue, TDim, TVec, TypedModel,
+    DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoTValue, TDim, TVec, TractResult, TypedModel,
     TypedRunnableModel,
 };
 
@@ -222,11 +223,22 @@ impl Model {
 
     fn plan(&self, model: InferenceModel) -> Result<Plan> {
         guarded(|| {
-            let typed: TypedModel = model.into_typed()?;
-            let typed = if self.optimise { typed.into_optimized()? } else { typed };
+            let mut typed: TypedModel = model.into_typed()?;
+            if self.optimise {
+                optimise(&mut typed)?;
+            }
             typed.into_runnable_with_options(&self.run_options)
         })
     }
+}
+
+/// tract's own optimisation, bounded: some of its passes never settle on axes of size 1 (as a sequence limit of 1 makes
+/// them). Stopped anywhere, the model is valid.
+pub(crate) fn optimise(model: &mut TypedModel) -> TractResult<()> {
+    // Models settle within about one step a node.
+    let steps = 500 + 6 * model.nodes.len();
+    Optimizer::declutter().stopping_at(steps).optimize(model)?;
+    Optimizer::codegen().stopping_at(steps).optimize(model)
 }
 
 /// Adds the taps to the outputs of tract's message; returns all names in order.
@@ -254,7 +266,7 @@ fn add_taps(graph: &Graph, message: &mut tract_onnx::pb::ModelProto, taps: &Taps
     Ok(names)
 }
 
-fn parse(onnx: &Onnx, message: &tract_onnx::pb::ModelProto) -> tract_onnx::prelude::TractResult<InferenceModel> {
+fn parse(onnx: &Onnx, message: &tract_onnx::pb::ModelProto) -> TractResult<InferenceModel> {
     onnx.model_for_proto_model(message)
 }
 

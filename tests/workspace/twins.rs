@@ -1,22 +1,14 @@
 //! Twin tests of the passes: the graph before and after a pass, run on the same inputs.
 
 use mabert_graph::{Model, Tensor};
-use mabert_passes::pipeline::{Keep, Options, Order, Pass, Rewriting, Student};
+use mabert_passes::pipeline::{Options, Order, Pass, Rewriting, Student};
 use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
 use mabert_runtime::Model as Runnable;
-use mabert_tests::{borrowed, distance, exports, fixture, padded_inputs};
-
-const MAX_SEQ: usize = 16;
+use mabert_tests::{MAX_SEQ, borrowed, distance, exports, fixture, padded_inputs};
 
 fn options(order: Order, sharing: Sharing, length_tables: bool) -> Options {
-    Options {
-        approximator: ApproximatorOptions { max_seq: MAX_SEQ, hidden: 8, sharing, length_tables },
-        order,
-        keep: Keep::default(),
-        fold: true,
-        until: None,
-        partial: false,
-    }
+    let default = mabert_tests::options();
+    Options { approximator: ApproximatorOptions { sharing, length_tables, ..default.approximator }, order, ..default }
 }
 
 fn export(name: &str) -> Model {

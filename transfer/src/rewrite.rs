@@ -278,8 +278,9 @@ fn option(reason: impl Into<String>) -> Error {
 
 /// The longest sequence that the student will take: what was asked for, if the model can do it.
 fn max_seq(model: &Model, runnable: &mabert_runtime::Model, wanted: Option<usize>) -> Result<usize> {
-    if wanted == Some(0) {
-        return Err(option("--max-seq must be at least 1"));
+    // One position leaves no room for text between [CLS] and [SEP], and nothing to attend to.
+    if wanted.is_some_and(|n| n < 2) {
+        return Err(option("--max-seq must be at least 2"));
     }
     if let Some(fixed) = BatchShape::of(runnable.inputs()).length {
         return match wanted {
