@@ -15,10 +15,29 @@ pub(crate) const MAX_SEQ: usize = 8;
 const HEAD_SIZE: i64 = (CHANNELS / HEADS) as i64;
 const WORDS: usize = 20;
 
+/// How an exporter may spell the same function; each field counts through the variants.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spelling {
+    /// Of norms, below [`NORMS`].
+    pub(crate) norm: usize,
+    /// Of GELU, below [`GELUS`].
+    pub(crate) gelu: usize,
+    /// Of the mask, below [`MASKS`].
+    pub(crate) mask: usize,
+    /// Of linear maps, below [`LINEARS`].
+    pub(crate) linear: usize,
+}
+
+pub(crate) const NORMS: usize = 6;
+pub(crate) const GELUS: usize = 5;
+pub(crate) const MASKS: usize = 4;
+pub(crate) const LINEARS: usize = 3;
+
 /// Weights far from trivial, drawn from one seed.
 struct Weights<'b> {
     b: &'b Builder,
     rng: StdRng,
+    spelling: Spelling,
 }
 
 impl<'b> Weights<'b> {
@@ -30,37 +49,104 @@ impl<'b> Weights<'b> {
 
     fn linear(&mut self, name: &str, x: Expr<'b>, inputs: usize, outputs: usize) -> Expr<'b> {
         let weight = self.random(&format!("{name}.weight"), &[inputs, outputs], 0.0, 0.8);
-        x.matmul(weight) + self.random(&format!("{name}.bias"), &[outputs], 0.1, 0.3)
+        let bias = self.random(&format!("{name}.bias"), &[outputs], 0.1, 0.3);
+        match self.spelling.linear {
+            0 => x.matmul(weight) + bias,
+            1 => bias + x.matmul(weight),
+            // Flattened tokens, as keras and some optimisers write them.
+            _ => {
+                let rows = x.reshape(&[-1, inputs as i64]);
+                let y = self.b.op("Gemm", &[rows, weight, bias], vec![]);
+                y.reshape_to(self.b.concat(&[x.shape().slice(0, 0, 2), self.b.ints(&[outputs as i64])], 0))
+            }
+        }
     }
 
     fn norm(&mut self, name: &str, x: Expr<'b>) -> Expr<'b> {
         let gamma = self.random(&format!("{name}.gamma"), &[CHANNELS], 0.9, 0.5);
         let beta = self.random(&format!("{name}.beta"), &[CHANNELS], 0.1, 0.4);
+        const EPSILON: f32 = 1e-5;
         let centred = x - x.mean_last();
-        (centred / (centred.pow(2.0).mean_last() + 1e-5).sqrt()) * gamma + beta
+        let deviation = || ((centred * centred).mean_last() + EPSILON).sqrt();
+        match self.spelling.norm {
+            0 => (centred / (centred.pow(2.0).mean_last() + EPSILON).sqrt()) * gamma + beta,
+            1 => gamma * (centred / deviation()) + beta,
+            2 => (centred * deviation().reciprocal()) * gamma + beta,
+            // keras: x * (gamma / deviation) + (beta - mean * gamma / deviation).
+            3 => {
+                let factor = deviation().reciprocal() * gamma;
+                x * factor + (beta - x.mean_last() * factor)
+            }
+            4 => centred * ((centred * centred).mean_last() + EPSILON).pow(-0.5) * gamma + beta,
+            _ => {
+                let epsilon = mabert_graph::attribute::float("epsilon", EPSILON);
+                let axis = mabert_graph::attribute::int("axis", -1);
+                self.b.op("LayerNormalization", &[x, gamma, beta], vec![axis, epsilon])
+            }
+        }
+    }
+
+    fn gelu(&self, x: Expr<'b>) -> Expr<'b> {
+        let erf = || (x / std::f32::consts::SQRT_2).erf() + 1.0;
+        match self.spelling.gelu {
+            0 => 0.5 * x * erf(),
+            1 => x * (0.5 * erf()),
+            2 => (x * erf()) * 0.5,
+            3 => erf() * (x * 0.5),
+            _ => {
+                let inner = (x + 0.044_715 * x.pow(3.0)) * (2.0 / std::f32::consts::PI).sqrt();
+                0.5 * x * (1.0 + inner.tanh())
+            }
+        }
+    }
+
+    fn probabilities(&self, scores: Expr<'b>, mask: Expr<'b>) -> Expr<'b> {
+        let b = self.b;
+        let keep = mask.reshape(&[0, 1, 1, -1]);
+        match self.spelling.mask {
+            0 => (scores + (1.0 - keep.cast(ElementType::F32)) * -1e9).softmax(),
+            1 => ((keep.cast(ElementType::F32) - 1.0) * 3e4 + scores).softmax(),
+            2 => {
+                let low = b.parameter("low", &Tensor::scalar(-1e9f32));
+                b.op("Where", &[keep.cast(ElementType::Bool), scores, low], vec![]).softmax()
+            }
+            _ => {
+                let [low, zero] = [f32::NEG_INFINITY, 0.0].map(|v| b.parameter("choice", &Tensor::scalar(v)));
+                let added = b.op("Where", &[keep.cast(ElementType::Bool), zero, low], vec![]);
+                let raw = (scores + added).softmax();
+                b.op("Where", &[b.op("IsNaN", &[raw], vec![]), zero, raw], vec![])
+            }
+        }
     }
 }
 
 /// An encoder of one layer with GELU, spelled as TorchScript exporters do; its output is the last hidden state.
 pub(crate) fn encoder() -> Model {
+    encoder_with(Spelling::default(), |scores, _| scores)
+}
+
+/// The same encoder in another spelling; `change` may do something to the scores that no encoder does.
+pub(crate) fn encoder_with(
+    spelling: Spelling,
+    change: impl for<'b> Fn(Expr<'b>, &'b Builder) -> Expr<'b>,
+) -> Model {
     let b = Builder::new(17, "test");
-    let mut w = Weights { b: &b, rng: StdRng::seed_from_u64(7) };
+    let mut w = Weights { b: &b, rng: StdRng::seed_from_u64(7), spelling };
     let ids = b.input("input_ids", ElementType::I64, &["batch", "n"]);
     let mask = b.input("attention_mask", ElementType::I64, &["batch", "n"]);
     let words = w.random("words", &[WORDS, CHANNELS], 0.0, 1.5);
     let x = w.norm("embeddings", words.gather(ids)).named("embedded");
-    let removed = (1.0 - mask.cast(ElementType::F32).reshape(&[0, 1, 1, -1])) * -1e9;
     let heads = |y: Expr<'_>, order: &[i64]| y.reshape(&[0, 0, HEADS as i64, HEAD_SIZE]).transpose(order).name();
     let [q, k, v] = [("query", [0, 2, 1, 3]), ("key", [0, 2, 3, 1]), ("value", [0, 2, 1, 3])].map(|(name, order)| {
         let y = w.linear(name, x, CHANNELS, CHANNELS);
         b.value(&heads(y, &order))
     });
-    let scores = q.matmul(k) / (HEAD_SIZE as f32).sqrt();
-    let context = (scores + removed).softmax().matmul(v).transpose(&[0, 2, 1, 3]).reshape(&[0, 0, CHANNELS as i64]);
+    let scores = change(q.matmul(k) / (HEAD_SIZE as f32).sqrt(), &b);
+    let context = w.probabilities(scores, mask).matmul(v).transpose(&[0, 2, 1, 3]).reshape(&[0, 0, CHANNELS as i64]);
     let attended = w.linear("attention.output", context, CHANNELS, CHANNELS) + x;
     let y = w.norm("attention.norm", attended);
     let up = w.linear("intermediate", y, CHANNELS, 2 * CHANNELS);
-    let active = 0.5 * up * ((up / std::f32::consts::SQRT_2).erf() + 1.0);
+    let active = w.gelu(up);
     let down = w.linear("output", active, 2 * CHANNELS, CHANNELS) + y;
     let out = w.norm("output.norm", down).named("last_hidden_state");
     b.model(&[out])

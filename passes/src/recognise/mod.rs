@@ -262,12 +262,25 @@ fn layer(cx: &Context<'_>, found: &Recognition, index: usize, attention: &Attent
     })
 }
 
-/// The linear map that ends in `value`.
+/// The linear map that ends in `value`. Where it works on flattened tokens, it starts before they are flattened.
 fn linear_before(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearSite> {
+    const LAYOUT_ONLY: [&str; 6] = ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"];
+    let mut found = Err(miss("linear", value, "no product with a constant weight leads to it"));
+    let mut known: &[usize] = &[];
     let regions = Region::ending_in(&cx.index, value);
-    let region = regions.iter().find(|r| r.nodes.iter().any(|&at| linear::has_weight(cx, at)));
-    let region = region.ok_or_else(|| miss("linear", value, "no product with a constant weight leads to it"))?;
-    linear::read_off(cx, region, Layout::Rows, layout).map_err(|reason| miss("linear", value, reason))
+    for region in regions.iter().skip_while(|r| !r.nodes.iter().any(|&at| linear::has_weight(cx, at))) {
+        let only_layout = |at: &usize| LAYOUT_ONLY.contains(&cx.index.graph().node[*at].op_type.as_str());
+        if found.is_ok() && !region.nodes.iter().filter(|at| !known.contains(at)).all(only_layout) {
+            break;
+        }
+        match linear::read_off(cx, region, Layout::Rows, layout) {
+            Ok(site) => found = Ok(site),
+            Err(reason) if known.is_empty() => return Err(miss("linear", value, reason)),
+            Err(_) => break,
+        }
+        known = &region.nodes;
+    }
+    found
 }
 
 /// The linear map that starts at `value`.
@@ -343,4 +356,77 @@ fn unclaimed(cx: &Context<'_>, found: &mut Recognition, layers: &[Layer]) {
         })
         .collect();
     found.misses.extend(lost);
+}
+
+#[cfg(test)]
+mod tests {
+    use mabert_graph::{Builder, ElementType, Expr, Tensor};
+
+    use super::*;
+    use crate::pipeline::Rewriting;
+    use crate::testing::{GELUS, LINEARS, MASKS, NORMS, Spelling, encoder_with, furthest, options};
+
+    fn recognised(model: &Model) -> Recognition {
+        let mut model = model.clone();
+        crate::rewrite::prepare(&mut model).unwrap();
+        recognise(&model).unwrap()
+    }
+
+    #[test]
+    fn every_spelling_is_recognised_and_brought_into_the_same_form() {
+        let plain = Spelling::default();
+        let norms = (0..NORMS).map(|norm| Spelling { norm, ..plain });
+        let gelus = (0..GELUS).map(|gelu| Spelling { gelu, ..plain });
+        let masks = (0..MASKS).map(|mask| Spelling { mask, ..plain });
+        let linears = (0..LINEARS).map(|linear| Spelling { linear, ..plain });
+        let mixed = (0..NORMS).map(|i| Spelling { norm: i, gelu: i % GELUS, mask: i % MASKS, linear: i % LINEARS });
+        for spelling in norms.chain(gelus).chain(masks).chain(linears).chain(mixed) {
+            let model = encoder_with(spelling, |scores, _| scores);
+            let found = recognised(&model);
+            assert!(found.misses.is_empty(), "{spelling:?}: {:#?}", found.misses);
+            assert_eq!((found.attentions.len(), found.activations.len(), found.norms.len()), (1, 1, 3), "{spelling:?}");
+            let site = &found.attentions[0];
+            assert!((site.scale * found.encoder.unwrap().layers[0].query.scale - 0.5).abs() < 1e-4, "{spelling:?}");
+            let rewriting = Rewriting::new(model.clone(), options(None)).unwrap();
+            let far = furthest(&model, &rewriting.teacher);
+            assert!(far < 1e-4, "{spelling:?}: {far}");
+        }
+    }
+
+    /// What is done to the scores is no scaled dot-product attention with a padding mask: refused, with the reason.
+    #[test]
+    fn other_masks_and_biases_are_refused_with_the_reason() {
+        fn causal<'b>(scores: Expr<'b>, b: &'b Builder) -> Expr<'b> {
+            let n = 16;
+            let later = (0..n * n).map(|at| if at % n > at / n { f32::NEG_INFINITY } else { 0.0 }).collect();
+            let table = b.parameter("later", &Tensor::new(&[n, n], later));
+            let length = scores.shape().slice(0, 2, 3);
+            scores + table.slice(0, 0, length).slice(1, 0, length)
+        }
+        fn biased<'b>(scores: Expr<'b>, b: &'b Builder) -> Expr<'b> {
+            let table = b.parameter("bias", &Tensor::new(&[16, 16], (0..256).map(|i| (i % 7) as f32).collect()));
+            let length = scores.shape().slice(0, 2, 3);
+            scores + table.slice(0, 0, length).slice(1, 0, length)
+        }
+        fn capped<'b>(scores: Expr<'b>, _: &'b Builder) -> Expr<'b> {
+            scores.tanh() * 3.0
+        }
+        type Change = for<'b> fn(Expr<'b>, &'b Builder) -> Expr<'b>;
+        let changes: [(Change, &str); 3] = [(causal, "causal"), (biased, "added"), (capped, "softmax")];
+        for (change, reason) in changes {
+            let model = encoder_with(Spelling::default(), change);
+            let message = Rewriting::new(model, options(None)).unwrap_err().to_string();
+            assert!(message.contains(reason), "{reason}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_model_without_attention_is_no_encoder() {
+        let b = Builder::new(17, "test");
+        let ids = b.input("input_ids", ElementType::I64, &["batch", "n"]);
+        let words = b.constant("words", &Tensor::new(&[9, 2], vec![0.5f32; 18]));
+        let model = b.model(&[words.gather(ids).relu().named("y")]);
+        let message = Rewriting::new(model, options(None)).unwrap_err().to_string();
+        assert!(message.contains("not a BERT-family encoder"), "{message}");
+    }
 }

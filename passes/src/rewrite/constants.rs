@@ -72,13 +72,17 @@ fn inline_constant_nodes(model: &mut Model) -> Result<()> {
     Ok(())
 }
 
-/// Weights that are NaN or infinite would spoil every statistic: they are refused by name. Infinite scalars are masks.
+/// Weights that are NaN or infinite would spoil every statistic: they are refused by name. Infinite scalars, and tables of
+/// nothing but zero and minus infinity, are masks.
 ///
 /// # Errors
 /// The first weight that is not finite.
 pub fn refuse_unusable_weights(model: &Model) -> Result<()> {
     for proto in model.graph().initializer.iter().filter(|t| t.dims.iter().product::<i64>() > 1) {
         let Ok(Tensor::F32(values)) = Tensor::from_proto(proto) else { continue };
+        if values.iter().all(|&v| v == 0.0 || v == f32::NEG_INFINITY) {
+            continue;
+        }
         if let Some((at, value)) = values.iter().copied().enumerate().find(|(_, v)| !v.is_finite()) {
             return Err(Error::NotFinite { name: proto.name.clone(), value, at });
         }
