@@ -14,8 +14,26 @@ use crate::recording::Recording;
 
 /// Operators that are matrix arithmetic, ReLU, or move elements.
 pub const MATRIX_OPERATORS: [&str; 20] = [
-    "MatMul", "Gemm", "Add", "Sub", "Mul", "Relu", "Gather", "Reshape", "Transpose", "Slice", "Concat", "Split", "Shape",
-    "Unsqueeze", "Squeeze", "Cast", "Constant", "Identity", "Expand", "Flatten",
+    "MatMul",
+    "Gemm",
+    "Add",
+    "Sub",
+    "Mul",
+    "Relu",
+    "Gather",
+    "Reshape",
+    "Transpose",
+    "Slice",
+    "Concat",
+    "Split",
+    "Shape",
+    "Unsqueeze",
+    "Squeeze",
+    "Cast",
+    "Constant",
+    "Identity",
+    "Expand",
+    "Flatten",
 ];
 
 /// A node that is not matrix arithmetic.
@@ -38,9 +56,9 @@ pub fn non_linear_nodes(model: &Model, mask: Option<&str>, encoder_end: Option<&
     let index = Index::new(model)?;
     let recording = Recording::new(model, 2, 5)?;
     let is_float = |value: &str| {
-        recording.value(value).is_none_or(|t| {
-            matches!(t.element_type(), ElementType::F32 | ElementType::F16 | ElementType::F64)
-        })
+        recording
+            .value(value)
+            .is_none_or(|t| matches!(t.element_type(), ElementType::F32 | ElementType::F16 | ElementType::F64))
     };
     let inputs = model.inputs();
     let mut of_text: HashSet<&str> = inputs.iter().map(|i| i.name.as_str()).filter(|i| Some(*i) != mask).collect();

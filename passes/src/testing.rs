@@ -126,10 +126,7 @@ pub(crate) fn encoder() -> Model {
 }
 
 /// The same encoder in another spelling; `change` may do something to the scores that no encoder does.
-pub(crate) fn encoder_with(
-    spelling: Spelling,
-    change: impl for<'b> Fn(Expr<'b>, &'b Builder) -> Expr<'b>,
-) -> Model {
+pub(crate) fn encoder_with(spelling: Spelling, change: impl for<'b> Fn(Expr<'b>, &'b Builder) -> Expr<'b>) -> Model {
     let b = Builder::new(17, "test");
     let mut w = Weights { b: &b, rng: StdRng::seed_from_u64(7), spelling };
     let ids = b.input("input_ids", ElementType::I64, &["batch", "n"]);

@@ -44,7 +44,8 @@ fn versions_functions_metadata_and_unknown_fields_are_kept() {
         let mut proto = plain.proto().clone();
         proto.ir_version = ir_version;
         proto.doc_string = "kept".to_owned();
-        let entry = |key: &str| StringStringEntryProto { key: key.to_owned(), value: "v".to_owned(), ..Default::default() };
+        let entry =
+            |key: &str| StringStringEntryProto { key: key.to_owned(), value: "v".to_owned(), ..Default::default() };
         proto.metadata_props.push(entry("author"));
         let identity = NodeProto {
             op_type: "Identity".to_owned(),

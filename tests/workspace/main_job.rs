@@ -138,7 +138,8 @@ fn every_sharing_and_what_is_kept_can_be_calibrated() {
 #[test]
 fn one_seed_gives_one_student() {
     let small = Job { calibration_tokens: Some(1_000), ..job(Some(reviews())) };
-    let make = |seed| rewrite(&fixture("bert-mini-sst2/model.onnx"), &Job { seed, ..small.clone() }, &Silent).unwrap().0;
+    let make =
+        |seed| rewrite(&fixture("bert-mini-sst2/model.onnx"), &Job { seed, ..small.clone() }, &Silent).unwrap().0;
     assert!(make(3).graph().initializer == make(3).graph().initializer);
     assert!(make(3).graph().initializer != make(4).graph().initializer);
 }

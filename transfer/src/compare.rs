@@ -110,7 +110,8 @@ impl Distances {
         for (name, a) in first {
             let Some((_, b)) = second.iter().find(|(n, _)| n == name) else { continue };
             if a.shape() != b.shape() {
-                let reason = format!("output `{name}` is {:?} in one model and {:?} in the other", a.shape(), b.shape());
+                let reason =
+                    format!("output `{name}` is {:?} in one model and {:?} in the other", a.shape(), b.shape());
                 return Err(crate::Error::Compare(reason));
             }
             let at = match self.outputs.iter().position(|(n, _)| n == name) {

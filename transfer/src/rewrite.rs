@@ -253,8 +253,7 @@ fn options(job: &Job, max_seq: usize) -> Result<PassOptions> {
     if hidden == 0 {
         return Err(option("--hidden must be at least 1"));
     }
-    let approximator =
-        ApproximatorOptions { max_seq, hidden, sharing: job.sharing, length_tables: job.length_tables };
+    let approximator = ApproximatorOptions { max_seq, hidden, sharing: job.sharing, length_tables: job.length_tables };
     Ok(PassOptions {
         approximator,
         order: job.order,
@@ -319,8 +318,9 @@ fn sequences(job: &Job, model: &Model, max_seq: usize) -> Result<(Source, Vec<Se
     let sample = calibration_sample(&data.path, &data.columns, &encoder, tokens, HELD_OUT, job.seed)?;
     for sequence in sample.calibration.iter().chain(&sample.held_out) {
         if let Some(id) = sequence.ids.iter().find(|id| !(0..vocabulary as i64).contains(*id)) {
-            let reason =
-                format!("token id {id} is outside the model's vocabulary of {vocabulary}: is the tokenizer this model's?");
+            let reason = format!(
+                "token id {id} is outside the model's vocabulary of {vocabulary}: is the tokenizer this model's?"
+            );
             return Err(Error::line(&data.path, sequence.line, reason));
         }
     }
@@ -420,9 +420,12 @@ fn sites(encoder: &Encoder, student: &Student, calibration: Option<&closed_form:
     }
     let order = |s: &SiteReport| {
         let layer = s.site.strip_prefix("layer.").and_then(|s| s.split('/').next()?.parse::<usize>().ok());
-        (layer.map_or(0, |l| l + 1), ["attention", "attention/norm", "activation", "output/norm"]
-            .iter()
-            .position(|p| s.site.ends_with(&format!("/{p}"))))
+        (
+            layer.map_or(0, |l| l + 1),
+            ["attention", "attention/norm", "activation", "output/norm"]
+                .iter()
+                .position(|p| s.site.ends_with(&format!("/{p}"))),
+        )
     };
     reports.sort_by_key(order);
     reports

@@ -65,12 +65,7 @@ pub(super) fn inspect(arguments: &Inspect, global: &Global) -> Result<()> {
         opset: original.opset(),
         inputs: original.inputs().iter().map(ToString::to_string).collect(),
         outputs: original.outputs().iter().map(ToString::to_string).collect(),
-        parameters: original
-            .graph()
-            .initializer
-            .iter()
-            .map(|t| t.dims.iter().product::<i64>().max(0) as usize)
-            .sum(),
+        parameters: original.graph().initializer.iter().map(|t| t.dims.iter().product::<i64>().max(0) as usize).sum(),
         operators: original.operators(),
         layers: encoder.map_or(0, |e| e.layers.len()),
         channels: encoder.map(|e| e.channels),

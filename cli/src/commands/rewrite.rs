@@ -49,8 +49,7 @@ pub(super) fn rewrite(arguments: &Rewrite, global: &Global) -> Result<()> {
     };
     if let Some(path) = &arguments.report {
         let text = serde_json::to_vec_pretty(&full)?;
-        mabert_graph::write_atomically(path, |file| std::io::Write::write_all(file, &text))
-            .context("the report")?;
+        mabert_graph::write_atomically(path, |file| std::io::Write::write_all(file, &text)).context("the report")?;
     }
     if global.json {
         return print::json(&full);
@@ -111,7 +110,8 @@ fn print_report(full: &FullReport<'_>) {
     let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     let count = |n: Option<&usize>| n.map_or_else(|| "-".to_owned(), usize::to_string);
     let rows = names.into_iter().map(|name| vec![name.clone(), count(before.get(name)), count(after.get(name))]);
-    let total = vec!["(all)".to_owned(), before.values().sum::<usize>().to_string(), after.values().sum::<usize>().to_string()];
+    let total =
+        vec!["(all)".to_owned(), before.values().sum::<usize>().to_string(), after.values().sum::<usize>().to_string()];
     println!("{}\n", print::table(&["Operator", "Before", "After"], 1, rows.chain([total])));
 
     print_sites(report);
@@ -156,7 +156,12 @@ fn print_report(full: &FullReport<'_>) {
         let listed: Vec<String> = nodes.iter().map(|n| format!("{} `{}`", n.operator, n.node)).collect();
         if listed.is_empty() { "none".to_owned() } else { listed.join(", ") }
     };
-    println!("Not matrix arithmetic: before {} nodes; now in the encoder {}, in the head {}", report.non_linear_before, list(&encoder), list(&head));
+    println!(
+        "Not matrix arithmetic: before {} nodes; now in the encoder {}, in the head {}",
+        report.non_linear_before,
+        list(&encoder),
+        list(&head)
+    );
     if report.fold.explicit_channels > 0 {
         println!("Folding left an explicit scale on {} channels.", report.fold.explicit_channels);
     }
@@ -194,6 +199,8 @@ fn print_sites(report: &Report) {
         };
     }
     let header = ["Layer", "Attention", "Norm", "Activation", "Norm"];
-    println!("Sites, with their error relative to the teacher's on the calibration data (0 equal, 1 no better than a constant):");
+    println!(
+        "Sites, with their error relative to the teacher's on the calibration data (0 equal, 1 no better than a constant):"
+    );
     println!("{}", print::table(&header, 5, rows));
 }

@@ -97,7 +97,9 @@ fn engines(arguments: &Verify) -> Result<[EngineName; 2]> {
         ([], None) => [EngineName::Tract, EngineName::Onnxruntime],
         // One model on tract and on the engine named.
         ([one], None) if *one == EngineName::Onnxruntime => [EngineName::Tract, *one],
-        ([_], None) => return Err(Usage("one model on one engine is no comparison; give a second model".to_owned()).into()),
+        ([_], None) => {
+            return Err(Usage("one model on one engine is no comparison; give a second model".to_owned()).into());
+        }
         ([one], Some(_)) => [*one; 2],
         ([a, b, ..], _) => [*a, *b],
     })
@@ -127,7 +129,8 @@ fn sequences(arguments: &Verify, global: &Global, first: &Path, second: &Path) -
         let rows = model.inputs().iter().find_map(|i| token_rows(&index, model, &i.name).filter(|&r| r > 2));
         Ok(rows.unwrap_or(2))
     };
-    let mut sequences = made_up_sequences(rows(&a)?.min(rows(&b)?), limit, arguments.sequences.max(1) * limit, global.seed);
+    let mut sequences =
+        made_up_sequences(rows(&a)?.min(rows(&b)?), limit, arguments.sequences.max(1) * limit, global.seed);
     sequences.truncate(arguments.sequences.max(1));
     let what = format!("{} sequences of random tokens, up to {limit} each", sequences.len());
     Ok((sequences, what))
@@ -150,7 +153,8 @@ fn shared_sites(first: &Path, second: &Path, engines: [EngineName; 2]) -> Result
     let values = values.chain(found.activations.iter().map(|a| &a.output)).chain(found.norms.iter().map(|n| &n.output));
     let shared: Vec<String> = values.filter(|v| both.contains(*v)).cloned().collect();
     if shared.is_empty() {
-        let reason = "no site's value is left under the same name in both; compare with a student of `rewrite --no-fold`";
+        let reason =
+            "no site's value is left under the same name in both; compare with a student of `rewrite --no-fold`";
         return Err(Usage(reason.to_owned()).into());
     }
     Ok(shared)

@@ -181,7 +181,8 @@ impl Net {
         let mut rest = chunks.iter().rev().flat_map(|chunk| {
             let scaled = self.hidden(chunk) * self.scales(chunk);
             let residual = &chunk.probabilities - &self.output(chunk, &scaled);
-            let features = ndarray::concatenate(Axis(1), &[scaled.view(), chunk.over_length.view()]).expect("same rows");
+            let features =
+                ndarray::concatenate(Axis(1), &[scaled.view(), chunk.over_length.view()]).expect("same rows");
             let mut order: Vec<usize> = (0..chunk.lengths.len()).collect();
             order.sort_by_key(|&i| std::cmp::Reverse(chunk.lengths[i]));
             let lengths = &chunk.lengths;
@@ -252,7 +253,13 @@ impl Net {
 
     fn zeros(&self) -> Self {
         let zeros = |m: &Array2<f32>| Array2::zeros(m.dim());
-        Self { w1: zeros(&self.w1), w2: zeros(&self.w2), b1: zeros(&self.b1), scale: zeros(&self.scale), b2: zeros(&self.b2) }
+        Self {
+            w1: zeros(&self.w1),
+            w2: zeros(&self.w2),
+            b1: zeros(&self.b1),
+            scale: zeros(&self.scale),
+            b2: zeros(&self.b2),
+        }
     }
 
     fn parameters(&mut self) -> [&mut Array2<f32>; 5] {
@@ -277,7 +284,8 @@ fn train(net: &mut Net, chunks: &[Chunk], options: &ApproximatorOptions, steps: 
             order.append(&mut round);
         }
         let chosen: Vec<usize> = order.drain(..CHUNKS_A_STEP).collect();
-        let parts: Vec<(Net, f32)> = chosen.par_iter().map(|&c| net.backward(&chunks[c], options.length_tables)).collect();
+        let parts: Vec<(Net, f32)> =
+            chosen.par_iter().map(|&c| net.backward(&chunks[c], options.length_tables)).collect();
         let mut gradient = net.zeros();
         for (part, _) in parts {
             let mut part = part;
@@ -288,7 +296,8 @@ fn train(net: &mut Net, chunks: &[Chunk], options: &ApproximatorOptions, steps: 
         let rate = LEARNING_RATE * 0.5 * (1.0 + (std::f32::consts::PI * step as f32 / steps as f32).cos());
         let correct = |decay: f32| 1.0 - decay.powi(step as i32 + 1);
         let (c1, c2) = (correct(DECAY.0), correct(DECAY.1));
-        let all = net.parameters().into_iter().zip(gradient.parameters()).zip(first.parameters()).zip(second.parameters());
+        let all =
+            net.parameters().into_iter().zip(gradient.parameters()).zip(first.parameters()).zip(second.parameters());
         for (((p, g), m), v) in all {
             ndarray::Zip::from(p).and(g).and(m).and(v).for_each(|p, g, m, v| {
                 *m = DECAY.0 * *m + (1.0 - DECAY.0) * *g;
@@ -313,7 +322,8 @@ fn error(net: &Net, chunks: &[Chunk]) -> f64 {
         }
         (missed, spread)
     };
-    let (missed, spread) = chunks.par_iter().map(of).collect::<Vec<_>>().into_iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+    let (missed, spread) =
+        chunks.par_iter().map(of).collect::<Vec<_>>().into_iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
     (missed / spread.max(f64::MIN_POSITIVE)).sqrt()
 }
 

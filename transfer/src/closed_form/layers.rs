@@ -6,7 +6,7 @@ use mabert_graph::{Model, Tensor};
 use mabert_passes::pipeline::{Pass, Rewriting, Student};
 use mabert_passes::rewrite::{MASK, Sharing, norm_parameters};
 use mabert_passes::sites::{Encoder, Layer, LinearSite};
-use ndarray::{Array2, ArrayD, ArrayView2, Axis, Ix4};
+use ndarray::{Array2, ArrayD, Axis, Ix4};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
 
@@ -101,7 +101,8 @@ impl<'w> Work<'w> {
         let mut rows = vec![Rows::default()];
         for layer in &self.encoder.layers {
             let prefix = Prefix::new(self.teacher, &layer.input)?;
-            let part = self.attention_part(self.teacher, layer, &[&layer.attention.products, &layer.attention.probabilities])?;
+            let part =
+                self.attention_part(self.teacher, layer, &[&layer.attention.products, &layer.attention.probabilities])?;
             let budget = POOLED * self.options.fit_rows / self.encoder.layers.len();
             let found = self.sample(1, budget, layer, |i| {
                 let mut values = part.run(&[&prefix.run(&self.batches[i])?, &self.masks[i]])?;
@@ -143,14 +144,9 @@ impl<'w> Work<'w> {
             &attention.input,
             &|i| &targets[i][0],
         )?;
-        self.solve(
-            layer,
-            &format!("{name}/output/norm"),
-            &layer.output,
-            &contexts,
-            &output.input,
-            &|i| &targets[i][1],
-        )?;
+        self.solve(layer, &format!("{name}/output/norm"), &layer.output, &contexts, &output.input, &|i| {
+            &targets[i][1]
+        })?;
         let part = self.residual_part(layer, &[&attention.output, &output.output])?;
         let reached = self.each(|i| part.run(&[&self.student_at[i], &contexts[i]]))?;
         for (at, norm) in ["attention/norm", "output/norm"].into_iter().enumerate() {
@@ -233,13 +229,7 @@ impl<'w> Work<'w> {
         Ok(all)
     }
 
-    fn fit(
-        &mut self,
-        site: String,
-        approximator: &mabert_passes::rewrite::Approximator,
-        rows: &[Rows],
-        layer: usize,
-    ) {
+    fn fit(&mut self, site: String, approximator: &mabert_passes::rewrite::Approximator, rows: &[Rows], layer: usize) {
         let start = Instant::now();
         let options = self.student.options.approximator;
         let seed = self.options.seed ^ ((layer as u64) << 16);
@@ -274,20 +264,20 @@ impl<'w> Work<'w> {
         let mut sums = Regression::new(linear.inputs, linear.outputs);
         let all: Vec<usize> = (0..self.batches.len()).collect();
         for block in all.chunks(AT_ONCE) {
-            let results: Vec<(Array2<f32>, Array2<f32>, Array2<f32>)> = block
+            let results: Vec<[Array2<f32>; 3]> = block
                 .par_iter()
                 .map(|&i| {
                     let batch = &self.batches[i];
                     let values = part.run(&[&self.student_at[i], &contexts[i]])?;
-                    let z = real(batch, values.get(1).unwrap_or(&contexts[i]));
-                    Ok((z, real(batch, &values[0]), real(batch, target(i))))
+                    let features = values.get(1).unwrap_or(&contexts[i]);
+                    Ok([features, &values[0], target(i)].map(|value| real(batch, value)))
                 })
                 .collect::<Result<_>>()?;
-            let join = |part: fn(&(Array2<f32>, Array2<f32>, Array2<f32>)) -> ArrayView2<'_, f32>| {
-                let views: Vec<_> = results.iter().map(part).collect();
+            let [z, r, y] = [0, 1, 2].map(|of| {
+                let views: Vec<_> = results.iter().map(|values| values[of].view()).collect();
                 ndarray::concatenate(Axis(0), &views).expect("as many columns")
-            };
-            sums.add(join(|p| p.0.view()).view(), join(|p| p.1.view()).view(), join(|p| p.2.view()).view());
+            });
+            sums.add(z.view(), r.view(), y.view());
         }
         let unknowns = if affine { Unknowns::WeightAndAffine } else { Unknowns::WeightAndOffset };
         let found = sums.solve(unknowns).ok_or_else(|| not_finite(norm))?;
@@ -355,9 +345,8 @@ fn real(batch: &Batch, value: &Tensor) -> Array2<f32> {
     let value = value.as_f32().expect("the stream is f32");
     let channels = *value.shape().last().expect("the stream has three axes");
     let rows = value.to_shape((batch.size() * batch.length, channels)).expect("[batch, n, channels]");
-    let kept: Vec<usize> = (0..batch.size() * batch.length)
-        .filter(|at| at % batch.length < batch.lengths[at / batch.length])
-        .collect();
+    let kept: Vec<usize> =
+        (0..batch.size() * batch.length).filter(|at| at % batch.length < batch.lengths[at / batch.length]).collect();
     rows.select(Axis(0), &kept)
 }
 

@@ -77,7 +77,8 @@ pub fn calibrate(
     work.embeddings()?;
     for layer in 0..rewriting.encoder.layers.len() {
         work.layer(layer)?;
-        let reached = work.sites.last().map_or_else(String::new, |s| format!("{} off by {:.3}", s.site, s.relative_error));
+        let reached =
+            work.sites.last().map_or_else(String::new, |s| format!("{} off by {:.3}", s.site, s.relative_error));
         progress.step(&reached);
     }
     progress.end();

@@ -102,9 +102,8 @@ impl Regression {
             let offset = &my - &(&scale * &mr);
             return Some(Solution { weight: Array2::zeros((features, channels)), scale, offset });
         }
-        let mut gram = Mat::from_fn(features, features, |i, j| {
-            if i >= j { self.zz[(i, j)] - self.z[i] * mz[j] } else { 0.0 }
-        });
+        let mut gram =
+            Mat::from_fn(features, features, |i, j| if i >= j { self.zz[(i, j)] - self.z[i] * mz[j] } else { 0.0 });
         let ridge = RIDGE * (0..features).map(|i| gram[(i, i)]).sum::<f64>() / features as f64;
         // Features that never move leave the ridge alone to decide.
         let ridge = ridge.max(f64::MIN_POSITIVE.sqrt());
@@ -125,8 +124,7 @@ impl Regression {
         });
         // v = G^-1 (Z'y - a Z'r), and W = W0 + v / a.
         let weight = Array2::from_shape_fn((features, channels), |(i, c)| of_y[(i, c)] / scale[c] - of_r[(i, c)]);
-        let offset =
-            Array1::from_shape_fn(channels, |c| my[c] - scale[c] * (mr[c] + weight.column(c).dot(&mz)));
+        let offset = Array1::from_shape_fn(channels, |c| my[c] - scale[c] * (mr[c] + weight.column(c).dot(&mz)));
         let solution = Solution { weight, scale, offset };
         solution.offset.iter().all(|v| v.is_finite()).then_some(solution)
     }

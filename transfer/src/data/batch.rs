@@ -1,7 +1,7 @@
 //! Sequences of similar length, padded on the right and named as a model's inputs.
 
-use mabert_runtime::{ElementType, Named, Tensor, TensorType};
 use mabert_graph::Dim;
+use mabert_runtime::{ElementType, Named, Tensor, TensorType};
 
 use super::tokens::Sequence;
 use crate::{Error, Result};

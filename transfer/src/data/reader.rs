@@ -117,7 +117,8 @@ impl Iterator for Reader {
 
     fn next(&mut self) -> Option<Self::Item> {
         let path = &self.path;
-        let unreadable = |line: usize, e: &dyn std::fmt::Display| Error::line(path, line, format!("cannot be read: {e}"));
+        let unreadable =
+            |line: usize, e: &dyn std::fmt::Display| Error::line(path, line, format!("cannot be read: {e}"));
         match &mut self.rows {
             Rows::Lines(lines) => loop {
                 let (at, line) = lines.next()?;
@@ -198,9 +199,10 @@ fn table(path: &Path, file: File, delimiter: u8, columns: &Columns) -> Result<Ro
 fn table_row(path: &Path, record: &csv::StringRecord, at: &At) -> Result<Example> {
     let line = record.position().map_or(0, |p| p.line() as usize);
     let field = |i: usize| {
-        record.get(i).map(str::to_owned).ok_or_else(|| {
-            Error::line(path, line, format!("it has {} columns, the header {}", record.len(), at.width))
-        })
+        record
+            .get(i)
+            .map(str::to_owned)
+            .ok_or_else(|| Error::line(path, line, format!("it has {} columns, the header {}", record.len(), at.width)))
     };
     let content = Content::Text { text: field(at.text)?, pair: at.pair.map(field).transpose()? };
     Ok(Example { content, label: at.label.map(field).transpose()?.map(|l| l.trim().to_owned()), line })

@@ -107,11 +107,8 @@ impl TextEncoder {
             return Err(Error::line(file, line, "no tokens are left of it"));
         }
         if ids.len() > self.longest {
-            let reason = format!(
-                "{} tokens, the model takes {}; shorten the text or say --truncate",
-                ids.len(),
-                self.longest
-            );
+            let reason =
+                format!("{} tokens, the model takes {}; shorten the text or say --truncate", ids.len(), self.longest);
             return Err(Error::line(file, line, reason));
         }
         Ok(Sequence { ids, types, label, line, truncated })

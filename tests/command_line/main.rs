@@ -1,0 +1,207 @@
+//! The command line as a user meets it: what it prints, what it writes, how it exits.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn fixture(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(name).display().to_string()
+}
+
+fn teacher() -> String {
+    fixture("bert-mini-sst2/model.onnx")
+}
+
+fn tokenizer() -> String {
+    fixture("bert-mini-sst2/tokenizer.json")
+}
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_onnx-mabert")).args(arguments).output().expect("the program starts")
+}
+
+/// Runs a command that must succeed, and parses what it prints.
+fn json(arguments: &[&str]) -> Value {
+    let output = run(&[arguments, &["--json"]].concat());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    serde_json::from_slice(&output.stdout).expect("--json prints JSON")
+}
+
+/// Runs a command that must fail with `code` and one message that holds all of `parts`.
+fn fails(arguments: &[&str], code: i32, parts: &[&str]) {
+    let output = run(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {errors}");
+    for part in parts {
+        assert!(errors.contains(part), "{arguments:?} should mention {part}: {errors}");
+    }
+    assert!(!errors.contains("panicked") && !errors.contains("internal error"), "{arguments:?}: {errors}");
+}
+
+/// A folder with a student in it.
+fn student() -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("student.onnx").display().to_string();
+    let data = fixture("reviews/reviews.tsv");
+    let calibration = ["--data", &data, "--tokenizer", &tokenizer(), "--calibration-tokens", "4000"];
+    let output = run(&[&["rewrite", &teacher(), "-o", &path], &calibration[..]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let printed = String::from_utf8_lossy(&output.stdout);
+    for part in ["Operator", "Softmax", "layer.2", "affine, folded", "logits", "Tanh", "4.6 MB ->"] {
+        assert!(printed.contains(part), "{part} is missing in:\n{printed}");
+    }
+    (folder, path)
+}
+
+#[test]
+fn a_model_is_rewritten_inspected_run_verified_and_timed() {
+    let (folder, student) = student();
+    let before = json(&["inspect", &teacher()]);
+    let counts = |v: &Value| ["attentions", "activations", "norms"].map(|k| v[k].as_u64().unwrap());
+    assert_eq!(counts(&before), [3, 3, 7]);
+    let after = json(&["inspect", &student]);
+    assert_eq!(counts(&after), [0, 0, 0]);
+    assert_eq!(after["rewritten"]["max_seq"], 64);
+    assert_eq!(after["non_linear"].as_array().unwrap().len(), 1);
+
+    let text = ["run", &student, "--tokenizer", &tokenizer(), "--text", "a charming and often affecting journey"];
+    let outputs = json(&text);
+    let logits: Vec<f64> =
+        outputs["outputs"][0]["data"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+    assert!(logits[1] > logits[0], "a positive review: {logits:?}");
+
+    let npz = folder.path().join("out.npz").display().to_string();
+    let data = fixture("reviews/reviews.tsv");
+    let many = ["run", &student, "--tokenizer", &tokenizer(), "--data", &data, "-o", &npz];
+    assert_eq!(json(&many)["outputs"][0]["shape"], serde_json::json!([2400, 2]));
+    assert!(Path::new(&npz).is_file());
+
+    // Both engines on real sentences, and the student against its teacher at a tolerance that cannot hold.
+    let verified = json(&["verify", &student, "--data", &data, "--tokenizer", &tokenizer()]);
+    assert_eq!(verified["holds"], true);
+    assert_eq!(verified["engines"], serde_json::json!(["tract", "onnxruntime"]));
+    let strict = ["verify", &teacher(), &student, "--data", &data, "--tokenizer", &tokenizer(), "--atol", "1e-6"];
+    fails(&strict, 1, &["more than the tolerance"]);
+
+    let timed = json(&["bench", &teacher(), &student, "--seq", "16", "--runs", "3", "--engine", "both"]);
+    assert_eq!(timed["results"].as_array().unwrap().len(), 4);
+    assert_eq!(timed["ratios"].as_array().unwrap().len(), 3);
+    for key in ["model", "engine", "batch", "seq", "threads", "median_ms", "min_ms", "runs"] {
+        assert!(!timed["results"][0][key].is_null(), "{key}");
+    }
+    fails(&["rewrite", &student, "-o", &npz], 3, &["already rewritten"]);
+}
+
+#[test]
+fn sites_can_be_compared_in_an_unfolded_student() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("unfolded.onnx").display().to_string();
+    let report = folder.path().join("report.json");
+    let made = ["rewrite", &teacher(), "-o", &path, "--no-fold", "--calibration-tokens", "1000"];
+    json(&[&made[..], &["--report", report.to_str().unwrap()]].concat());
+    let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    assert_eq!(report["sites"].as_array().unwrap().len(), 13);
+    let loose = ["verify", &teacher(), &path, "--sites", "--atol", "1e9"];
+    let verified = json(&loose);
+    assert!(verified["sites"].as_array().unwrap().len() >= 7, "{verified}");
+    fails(&["verify", &teacher(), &path, "--sites", "--engine", "onnxruntime"], 2, &["only tract"]);
+}
+
+#[test]
+fn passes_can_be_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("partly.onnx").display().to_string();
+    let base = ["rewrite", &teacher(), "-o", &path, "--transfer", "none"];
+    let with = |more: &[&str]| json(&[&base[..], more].concat());
+    assert_eq!(with(&["--keep", "softmax,norm"])["operators_after"]["Softmax"], 3);
+    assert_eq!(with(&["--until", "canonical"])["operators_after"]["LayerNormalization"], 7);
+    assert_eq!(with(&["--attention", "paper"])["options"]["order"], "paper");
+    fails(&[&base[..], &["--until", "everything"]].concat(), 2, &["decompose-fused"]);
+}
+
+#[test]
+fn explain_says_what_was_found() {
+    let explained = json(&["explain", &teacher()]);
+    let anchors = explained["anchors"].as_array().unwrap();
+    assert_eq!(anchors.iter().filter(|a| a["kind"] == "norm" && a["reason"].is_null()).count(), 7);
+    fails(&["explain", &teacher(), "--node", "nowhere"], 2, &["no node `nowhere`"]);
+}
+
+#[test]
+fn bad_input_gets_one_clear_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let out = at("out.onnx");
+    let whole = std::fs::read(teacher()).unwrap();
+    std::fs::write(at("cut.onnx"), &whole[..5000]).unwrap();
+    std::fs::write(at("empty.onnx"), b"").unwrap();
+    std::fs::write(
+        at("noise.onnx"),
+        (0..4000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect::<Vec<u8>>(),
+    )
+    .unwrap();
+    for (name, part) in [
+        ("cut.onnx", "truncated"),
+        ("empty.onnx", "empty"),
+        ("noise.onnx", "not an ONNX model"),
+        ("none.onnx", "cannot be read"),
+    ] {
+        for command in [vec!["rewrite", "-o", &out], vec!["inspect"], vec!["explain"], vec!["bench"], vec!["verify"]] {
+            let path = at(name);
+            fails(&[&command[..], &[&path]].concat(), 3, &[name, part]);
+        }
+    }
+    fails(&["rewrite", &teacher(), "-o", &at("no/such/folder.onnx")], 3, &["folder does not exist"]);
+    fails(&["rewrite", &teacher(), "-o", &folder.path().display().to_string()], 3, &["it is a folder"]);
+    fails(&["rewrite", &teacher(), "-o", &teacher()], 2, &["overwrite its teacher"]);
+    fails(&["rewrite", &teacher(), "-o", &out, "--max-seq", "0"], 2, &["--max-seq"]);
+    fails(&["rewrite", &teacher(), "-o", &out, "--max-seq", "65"], 2, &["65", "64"]);
+    let data = fixture("reviews/reviews.tsv");
+    fails(&["rewrite", &teacher(), "-o", &out, "--data", &data], 3, &["--tokenizer"]);
+    let wrong = ["rewrite", &teacher(), "-o", &out, "--data", &data, "--tokenizer", &data];
+    fails(&wrong, 3, &["reviews.tsv", "not a tokenizer.json"]);
+    std::fs::write(at("header.tsv"), "sentence\n").unwrap();
+    let nothing = ["rewrite", &teacher(), "-o", &out, "--data", &at("header.tsv"), "--tokenizer", &tokenizer()];
+    fails(&nothing, 3, &["no examples"]);
+    let long = "good film ".repeat(60);
+    fails(&["run", &teacher(), "--tokenizer", &tokenizer(), "--text", &long], 3, &["--truncate"]);
+    fails(&["run", &teacher()], 2, &["--text"]);
+    assert!(!Path::new(&out).exists(), "nothing is written where nothing was made");
+    let left: Vec<PathBuf> = std::fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().path()).collect();
+    assert_eq!(left.len(), 4, "no temporary file is left: {left:?}");
+}
+
+#[test]
+fn arrays_that_do_not_fit_are_refused() {
+    use mabert_runtime::{Tensor, npz};
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, ids: Tensor| {
+        let path = folder.path().join(name).display().to_string();
+        let shape = ids.shape().to_vec();
+        let ones = Tensor::new(&shape, vec![1i64; shape.iter().product()]);
+        let zeros = Tensor::new(&shape, vec![0i64; shape.iter().product()]);
+        let arrays = [("input_ids", ids), ("attention_mask", ones), ("token_type_ids", zeros)];
+        npz::write(&path, &arrays.map(|(n, t)| (n.to_owned(), t))).unwrap();
+        path
+    };
+    let run_on = |path: &str, parts: &[&str]| fails(&["run", &teacher(), "--npz", path], 3, parts);
+    run_on(&write("type.npz", Tensor::new(&[1, 2], vec![1f32; 2])), &["input_ids", "f32", "i64"]);
+    run_on(&write("rank.npz", Tensor::new(&[2], vec![1i64; 2])), &["input_ids", "rank 2"]);
+    run_on(&write("range.npz", Tensor::new(&[1, 2], vec![1i64, 5000])), &["input_ids", "5000", "4096"]);
+    run_on(&write("long.npz", Tensor::new(&[1, 65], vec![1i64; 65])), &["65", "64"]);
+    let alone = folder.path().join("alone.npz").display().to_string();
+    npz::write(&alone, &[("ids".to_owned(), Tensor::new(&[1, 2], vec![1i64; 2]))]).unwrap();
+    run_on(&alone, &["no input `ids`", "input_ids"]);
+    run_on(&fixture("reviews/reviews.tsv"), &["not an .npz file"]);
+}
+
+#[test]
+fn a_machine_without_onnxruntime_is_told_how_to_get_it() {
+    let command = || Command::new(env!("CARGO_BIN_EXE_onnx-mabert"));
+    let output = command().args(["verify", &teacher()]).env_remove("ORT_DYLIB_PATH").output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(errors.contains("pip install onnxruntime") && errors.contains("--ort-lib"), "{errors}");
+}
