@@ -30,7 +30,7 @@ pub(crate) struct Spelling {
 
 pub(crate) const NORMS: usize = 6;
 pub(crate) const GELUS: usize = 5;
-pub(crate) const MASKS: usize = 4;
+pub(crate) const MASKS: usize = 5;
 pub(crate) const LINEARS: usize = 3;
 
 /// Weights far from trivial, drawn from one seed.
@@ -110,6 +110,8 @@ impl<'b> Weights<'b> {
                 let low = b.parameter("low", &Tensor::scalar(-1e9f32));
                 b.op("Where", &[keep.cast(ElementType::Bool), scores, low], vec![]).softmax()
             }
+            // The model takes a mask and ignores it, or takes none.
+            4 => scores.softmax(),
             _ => {
                 let [low, zero] = [f32::NEG_INFINITY, 0.0].map(|v| b.parameter("choice", &Tensor::scalar(v)));
                 let added = b.op("Where", &[keep.cast(ElementType::Bool), zero, low], vec![]);

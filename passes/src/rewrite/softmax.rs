@@ -105,6 +105,17 @@ mod tests {
     }
 
     #[test]
+    fn a_row_of_padding_alone_shares_nothing() {
+        let student = student(Pass::Softmax);
+        let site = &student.encoder.layers[0].attention;
+        let found = values(&student.model, &[&site.probabilities, &site.context], &[3, 0]);
+        for value in found {
+            assert!(value.iter().all(|v| v.is_finite()));
+            assert!(value.index_axis(ndarray::Axis(0), 1).iter().all(|v| *v == 0.0));
+        }
+    }
+
+    #[test]
     fn the_structure_is_as_expected() {
         let student = student(Pass::Softmax);
         assert!(!student.model.operators().contains_key("Softmax"));

@@ -1,7 +1,7 @@
 //! The closed-form stage: the student's parameters, layer by layer, through the student's own activations.
 //!
-//! For each layer, in order: the approximator is fitted to the teacher's probabilities ([`approximator`]); the student
-//! is run up to there; what leads from the context to the norm is solved for ([`regression`]); the same for the
+//! For each layer, in order: the approximator is fitted to the teacher's probabilities (`approximator`); the student
+//! is run up to there; what leads from the context to the norm is solved for (`regression`); the same for the
 //! feed-forward part. What an earlier layer could not match, a later one sees and makes up for.
 
 mod approximator;
