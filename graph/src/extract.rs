@@ -6,7 +6,7 @@ use onnx_protobuf::{GraphProto, ModelProto, ValueInfoProto};
 
 use crate::builder::value_info;
 use crate::index::used_values;
-use crate::{ElementType, Error, Model, Result};
+use crate::{Dim, ElementType, Error, Model, Result};
 
 /// A value that becomes an input of an extracted model.
 #[derive(Clone, Debug)]
@@ -74,5 +74,21 @@ impl Model {
             graph: Some(graph).into(),
             ..ModelProto::default()
         })
+    }
+
+    /// What computes `outputs` from the model's own inputs; inputs that they do not need are left out.
+    ///
+    /// # Errors
+    /// An output does not exist, or depends on an input of an element type that is not handled.
+    pub fn prefix(&self, outputs: &[&str]) -> Result<Self> {
+        let boundaries = self.inputs().into_iter().filter_map(|input| {
+            let dims = input.dims?.iter().map(Dim::to_string).collect();
+            Some(Boundary { name: input.name, element: input.element?, dims })
+        });
+        let mut part = self.extract(&boundaries.collect::<Vec<_>>(), outputs)?;
+        let graph = part.graph_mut();
+        let used: HashSet<String> = graph.node.iter().flat_map(used_values).map(str::to_owned).collect();
+        graph.input.retain(|i| used.contains(&i.name));
+        Ok(part)
     }
 }

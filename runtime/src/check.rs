@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use mabert_graph::{Boundary, Dependence, Dim, Index, Model as Graph, NodeExt as _, Tensor, TensorType};
+use mabert_graph::{Dependence, Dim, Index, Model as Graph, NodeExt as _, Tensor, TensorType};
 
 use crate::model::Model;
 use crate::{ElementType, Error, Options, Result};
@@ -167,18 +167,7 @@ fn computed_indices(graph: &Graph, lookups: &[Lookup]) -> Result<Option<Box<Mode
     if values.is_empty() {
         return Ok(None);
     }
-    let inputs = graph.inputs();
-    let boundaries = inputs.iter().filter_map(|input| {
-        let dims = input.dims.as_ref()?.iter().map(|d| match d {
-            Dim::Unknown => "?".to_owned(),
-            known => known.to_string(),
-        });
-        Some(Boundary { name: input.name.clone(), element: input.element?, dims: dims.collect() })
-    });
-    let mut part = graph.extract(&boundaries.collect::<Vec<_>>(), &values)?;
-    // The part only needs the inputs that its nodes read; extraction declares all of them.
-    let used: Vec<String> = part.graph().node.iter().flat_map(|n| n.input.iter().cloned()).collect();
-    part.graph_mut().input.retain(|i| used.contains(&i.name));
+    let part = graph.prefix(&values)?;
     Ok(Some(Box::new(Options::default().prepare(&part)?)))
 }
 

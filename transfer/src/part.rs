@@ -1,6 +1,6 @@
 //! Parts of a model, run on their own.
 
-use mabert_graph::{Boundary, Dim, ElementType, Model, TensorType};
+use mabert_graph::{Boundary, ElementType, Model, TensorType};
 use mabert_runtime::{Options, Tensor};
 
 use crate::Result;
@@ -42,19 +42,8 @@ pub(crate) struct Prefix {
 
 impl Prefix {
     pub(crate) fn new(model: &Model, value: &str) -> Result<Self> {
-        let inputs = model.inputs();
-        let boundaries = inputs.iter().filter_map(|input| {
-            let dims = input.dims.as_ref()?.iter().map(|d| match d {
-                Dim::Unknown => "?".to_owned(),
-                known => known.to_string(),
-            });
-            Some(Boundary { name: input.name.clone(), element: input.element?, dims: dims.collect() })
-        });
-        let mut part = model.extract(&boundaries.collect::<Vec<_>>(), &[value])?;
-        // Extraction declares every input; the part may read fewer.
-        let read: Vec<String> = part.graph().node.iter().flat_map(|n| n.input.iter().cloned()).collect();
-        part.graph_mut().input.retain(|i| read.contains(&i.name));
-        let inputs = inputs.into_iter().filter(|i| read.contains(&i.name)).collect();
+        let part = model.prefix(&[value])?;
+        let inputs = part.inputs();
         Ok(Self { model: Options::default().prepare(&part)?, inputs })
     }
 
