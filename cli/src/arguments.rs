@@ -58,6 +58,8 @@ pub(crate) enum Command {
     Run(Run),
     /// Compare two models, or one on two engines, output by output
     Verify(Verify),
+    /// Measure models on a labelled task, and their agreement with the first
+    Eval(Eval),
     /// Time models in turn
     Bench(Bench),
 }
@@ -200,6 +202,27 @@ pub(crate) struct Verify {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Eval {
+    /// The models; agreement is with the first
+    #[arg(required = true)]
+    pub(crate) models: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) data: DataArguments,
+    /// The column of the label, a number
+    #[arg(long, value_name = "NAME")]
+    pub(crate) label_column: String,
+    /// The metric
+    #[arg(long, value_enum, default_value_t = MetricName::Accuracy)]
+    pub(crate) metric: MetricName,
+    /// Fail (exit code 1) where a model's metric is below this
+    #[arg(long, value_name = "X")]
+    pub(crate) min: Option<f64>,
+    /// The engine
+    #[arg(long, value_enum, default_value_t = EngineName::Tract)]
+    pub(crate) engine: EngineName,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Bench {
     /// The models; ratios are against the first
     #[arg(required = true)]
@@ -253,6 +276,17 @@ pub(crate) enum Kept {
     Softmax,
     Activation,
     Norm,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub(crate) enum MetricName {
+    Accuracy,
+    /// Of class 1
+    F1,
+    /// Matthews' correlation
+    Mcc,
+    Pearson,
+    Spearman,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]

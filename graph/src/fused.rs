@@ -17,23 +17,20 @@ pub fn decompose_fused(model: &mut Model) -> Result<usize> {
     let mut count = 0;
     let mut skipped = 0;
     // One node at a time: a patch changes the graph that the index describes.
-    while let Some((output, patch)) = next(model, skipped)? {
-        match patch {
+    while let Some(replacement) = next(model, skipped)? {
+        match replacement {
             Some(patch) => {
                 patch.apply(model)?;
                 count += 1;
             }
-            None => {
-                let _ = output;
-                skipped += 1;
-            }
+            None => skipped += 1,
         }
     }
     Ok(count)
 }
 
 /// The fused node after the first `skip` ones, and its replacement if it has one.
-fn next(model: &Model, skip: usize) -> Result<Option<(String, Option<Patch>)>> {
+fn next(model: &Model, skip: usize) -> Result<Option<Option<Patch>>> {
     let index = Index::new(model)?;
     let fused = |n: &&NodeProto| n.is("Attention") || n.domain == "com.microsoft";
     let Some(node) = model.graph().node.iter().filter(fused).nth(skip) else { return Ok(None) };
@@ -51,9 +48,10 @@ fn next(model: &Model, skip: usize) -> Result<Option<(String, Option<Patch>)>> {
         ("com.microsoft", _) => None,
         _ => attention(&builder, model, &index, node),
     };
-    let Some(result) = result else { return Ok(Some((output, None))) };
-    let name = result.name();
-    Ok(Some((output.clone(), Some(builder.patch().shunt(&output, &name)))))
+    Ok(Some(result.map(|result| {
+        let name = result.name();
+        builder.patch().shunt(&output, &name)
+    })))
 }
 
 fn operand(node: &NodeProto, at: usize) -> Option<&str> {

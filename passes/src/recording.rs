@@ -94,6 +94,26 @@ pub fn made_up_inputs(model: &Model, batch: usize, length: usize, seed: u64) -> 
     Ok(inputs)
 }
 
+/// The longest sequence that a model takes, at most `most` (or what its inputs fix), and what sets the limit where one
+/// is met. Nothing is run.
+///
+/// # Errors
+/// The inputs are not those of an encoder.
+pub fn longest_sequence(
+    model: &Model,
+    runnable: &mabert_runtime::Model,
+    most: usize,
+) -> Result<(usize, Option<String>)> {
+    let inputs = made_up_inputs(model, 1, most, 1)?;
+    let length = inputs.iter().find(|(_, t)| t.shape().len() == 2).map_or(most, |(_, t)| t.shape()[1]);
+    let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+    match runnable.check(&given) {
+        Ok(()) => Ok((length, None)),
+        Err(mabert_runtime::Error::TooLong { limit, limited_by, .. }) => Ok((limit, Some(limited_by))),
+        Err(other) => Err(other.into()),
+    }
+}
+
 /// The rows of the table that an input indexes, if it is an index.
 pub fn token_rows(index: &Index<'_>, model: &Model, input: &str) -> Option<usize> {
     let mut values = vec![input.to_owned()];

@@ -184,6 +184,14 @@ impl Model {
         &self.outputs
     }
 
+    /// Checks inputs without running the model on them.
+    ///
+    /// # Errors
+    /// As those of [`run`](Self::run), up to where tract is called.
+    pub fn check(&self, inputs: &[(&str, Tensor)]) -> Result<()> {
+        self.checks.check(&self.inputs, inputs).map(drop)
+    }
+
     /// Runs the model once. Inputs may come in any order.
     ///
     /// # Errors

@@ -205,3 +205,20 @@ fn a_machine_without_onnxruntime_is_told_how_to_get_it() {
     assert_eq!(output.status.code(), Some(3));
     assert!(errors.contains("pip install onnxruntime") && errors.contains("--ort-lib"), "{errors}");
 }
+
+#[test]
+fn a_task_is_measured() {
+    let data = fixture("reviews/reviews.tsv");
+    let base = ["eval", &teacher(), "--data", &data, "--tokenizer", &tokenizer()];
+    let labelled = [&base[..], &["--label-column", "label"]].concat();
+    let of = |more: &[&str]| json(&[&labelled[..], more].concat())["models"][0]["value"].as_f64().unwrap();
+    let accuracy = of(&[]);
+    assert!((0.9..0.96).contains(&accuracy), "{accuracy}");
+    assert!((accuracy - of(&["--engine", "onnxruntime"])).abs() < 2e-3);
+    assert!((0.8..0.95).contains(&of(&["--metric", "mcc"])));
+    assert!(of(&["--metric", "f1", "--min", "0.9"]) > 0.9);
+    fails(&[&labelled[..], &["--min", "0.99"]].concat(), 1, &["below 0.99"]);
+    fails(&[&labelled[..], &["--metric", "pearson"]].concat(), 3, &["one value a text"]);
+    fails(&[&base[..], &["--label-column", "sentiment"]].concat(), 3, &["no column `sentiment`", "sentence, label"]);
+    fails(&[&base[..], &["--label-column", "sentence"]].concat(), 3, &["line 2", "not a number"]);
+}

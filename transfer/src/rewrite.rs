@@ -7,7 +7,7 @@ use mabert_graph::{Model, Tensor};
 use mabert_passes::contract::{NonLinear, non_linear_nodes};
 use mabert_passes::pipeline::{Keep, Options as PassOptions, Order, Outcome, Pass, Rewriting, Student, VERSION_KEY};
 use mabert_passes::recognise::Miss;
-use mabert_passes::recording::{made_up_inputs, token_rows};
+use mabert_passes::recording::{longest_sequence, token_rows};
 use mabert_passes::rewrite::{ApproximatorOptions, FoldReport, Sharing};
 use mabert_passes::sites::{Activation, Encoder};
 use mabert_runtime::{MAX_SEQ_KEY, Named, Options as RunOptions};
@@ -289,16 +289,11 @@ fn max_seq(model: &Model, runnable: &mabert_runtime::Model, wanted: Option<usize
             _ => Ok(fixed),
         };
     }
-    let longest = wanted.unwrap_or(DEFAULT_MAX_SEQ);
-    let inputs = made_up_inputs(model, 1, longest, 1)?;
-    let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
-    match (runnable.run(&given), wanted) {
-        (Ok(_), _) => Ok(longest),
-        (Err(mabert_runtime::Error::TooLong { limit, .. }), None) => Ok(limit),
-        (Err(mabert_runtime::Error::TooLong { limit, limited_by, .. }), Some(n)) => {
+    match (longest_sequence(model, runnable, wanted.unwrap_or(DEFAULT_MAX_SEQ))?, wanted) {
+        ((limit, Some(limited_by)), Some(n)) => {
             Err(option(format!("--max-seq {n} is beyond the model's limit of {limit} ({limited_by})")))
         }
-        (Err(other), _) => Err(other.into()),
+        ((longest, _), _) => Ok(longest),
     }
 }
 

@@ -1,6 +1,7 @@
 //! One module a command.
 
 mod bench;
+mod eval;
 mod explain;
 mod inspect;
 mod rewrite;
@@ -22,6 +23,7 @@ pub(crate) fn run(command: &Command, global: &Global) -> Result<()> {
         Command::Explain(arguments) => explain::explain(arguments, global),
         Command::Run(arguments) => run::run(arguments, global),
         Command::Verify(arguments) => verify::verify(arguments, global),
+        Command::Eval(arguments) => eval::eval(arguments, global),
         Command::Bench(arguments) => bench::bench(arguments, global),
     }
 }
@@ -32,23 +34,17 @@ impl DataArguments {
     }
 
     /// Every sequence of the data file, which must be given.
-    fn sequences(&self, longest: usize, overlong: Overlong) -> Result<Vec<Sequence>> {
+    fn sequences(&self, longest: usize, overlong: Overlong, label: Option<&str>) -> Result<Vec<Sequence>> {
         let Some(data) = &self.data else { return Err(Usage("--data is needed".to_owned()).into()) };
         let encoder = TextEncoder::new(self.tokenizer.as_deref(), longest, overlong)?;
-        Ok(read_sequences(data, &self.columns(None), &encoder)?)
+        Ok(read_sequences(data, &self.columns(label), &encoder)?)
     }
 }
 
-/// The longest sequence that a model takes, at most `most`; the checks of the runtime know.
+/// The longest sequence that a model takes, at most `most`.
 fn longest(model: &Model, most: usize) -> Result<usize> {
     let runnable = mabert_runtime::Options::default().prepare(model)?;
-    let inputs = mabert_passes::recording::made_up_inputs(model, 1, most, 0)?;
-    let length = inputs.iter().find(|(_, t)| t.shape().len() == 2).map_or(most, |(_, t)| t.shape()[1]);
-    match runnable.run(&borrowed(&inputs)) {
-        Err(mabert_runtime::Error::TooLong { limit, .. }) => Ok(limit),
-        Err(other) => Err(other.into()),
-        Ok(_) => Ok(length),
-    }
+    Ok(mabert_passes::recording::longest_sequence(model, &runnable, most)?.0)
 }
 
 /// Named values as a run takes them.

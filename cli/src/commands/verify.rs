@@ -118,7 +118,7 @@ fn sequences(arguments: &Verify, global: &Global, first: &Path, second: &Path) -
     let (a, b) = (Model::load(first)?, Model::load(second)?);
     let limit = longest(&a, LONGEST)?.min(longest(&b, LONGEST)?);
     if let Some(path) = &arguments.data.data {
-        let mut sequences = arguments.data.sequences(limit, Overlong::Truncate)?;
+        let mut sequences = arguments.data.sequences(limit, Overlong::Truncate, None)?;
         sequences.truncate(arguments.sequences.max(1));
         let cut = sequences.iter().filter(|s| s.truncated).count();
         let what = format!("{} sequences of {}, {cut} of them cut to {limit} tokens", sequences.len(), path.display());

@@ -9,7 +9,7 @@ use faer::{Mat, Side};
 use mabert_graph::{Model, Tensor};
 use mabert_passes::rewrite::{Approximator, ApproximatorOptions, LengthFeatures};
 use ndarray::linalg::general_mat_mul;
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, concatenate, s};
 use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
@@ -176,38 +176,33 @@ impl Net {
     fn solve_output(&mut self, chunks: &[Chunk]) {
         let (h, n, k) = (self.w2.nrows(), self.w2.ncols(), self.b2.nrows());
         let width = h + k;
-        let mut gram = Mat::<f64>::zeros(width, width);
-        // Features with their residuals, longest sentences first.
-        let mut rest = chunks.iter().rev().flat_map(|chunk| {
+        // Features and residuals of all rows, longest sentences first.
+        let mut rows: Vec<(usize, Array1<f32>, Array1<f32>)> = Vec::new();
+        for chunk in chunks {
             let scaled = self.hidden(chunk) * self.scales(chunk);
             let residual = &chunk.probabilities - &self.output(chunk, &scaled);
-            let features =
-                ndarray::concatenate(Axis(1), &[scaled.view(), chunk.over_length.view()]).expect("same rows");
-            let mut order: Vec<usize> = (0..chunk.lengths.len()).collect();
-            order.sort_by_key(|&i| std::cmp::Reverse(chunk.lengths[i]));
-            let lengths = &chunk.lengths;
-            order.into_iter().map(move |i| (lengths[i], features.row(i).to_owned(), residual.row(i).to_owned()))
-        });
-        let mut cross = Mat::<f64>::zeros(width, n);
-        let mut next = rest.next();
-        let mut change = Array2::<f64>::zeros((width, n));
-        let mut solved: Vec<(usize, Mat<f64>)> = Vec::new();
-        for key in (0..n).rev() {
-            let mut block: Vec<(ndarray::Array1<f32>, ndarray::Array1<f32>)> = Vec::new();
-            while let Some((length, features, residual)) = next.take_if(|(length, ..)| *length > key) {
-                let _ = length;
-                block.push((features, residual));
-                next = rest.next();
+            let features = concatenate(Axis(1), &[scaled.view(), chunk.over_length.view()]).expect("same rows");
+            for (i, &length) in chunk.lengths.iter().enumerate() {
+                rows.push((length, features.row(i).to_owned(), residual.row(i).to_owned()));
             }
+        }
+        rows.sort_by_key(|(length, ..)| std::cmp::Reverse(*length));
+        let mut gram = Mat::<f64>::zeros(width, width);
+        let mut cross = Mat::<f64>::zeros(width, n);
+        let mut grams: Vec<(usize, Mat<f64>)> = Vec::new();
+        let mut rest = rows.as_slice();
+        for key in (0..n).rev() {
+            let (block, shorter) = rest.split_at(rest.partition_point(|(length, ..)| *length > key));
+            rest = shorter;
             if !block.is_empty() {
-                let f = Mat::from_fn(block.len(), width, |i, j| f64::from(block[i].0[j]));
-                let r = Mat::from_fn(block.len(), n, |i, j| block[i].1.get(j).map_or(0.0, |v| f64::from(*v)));
+                let f = Mat::from_fn(block.len(), width, |i, j| f64::from(block[i].1[j]));
+                let r = Mat::from_fn(block.len(), n, |i, j| block[i].2.get(j).map_or(0.0, |v| f64::from(*v)));
                 gram += f.transpose() * &f;
                 cross += f.transpose() * &r;
             }
-            solved.push((key, gram.clone()));
+            grams.push((key, gram.clone()));
         }
-        let results: Vec<(usize, Option<Mat<f64>>)> = solved
+        let results: Vec<(usize, Option<Mat<f64>>)> = grams
             .into_par_iter()
             .map(|(key, mut gram)| {
                 let ridge = RIDGE * (0..width).map(|i| gram[(i, i)]).sum::<f64>() / width as f64;
@@ -219,6 +214,7 @@ impl Net {
                 (key, gram.llt(Side::Lower).ok().map(|factor| factor.solve(&right)))
             })
             .collect();
+        let mut change = Array2::<f64>::zeros((width, n));
         for (key, solution) in results {
             if let Some(solution) = solution {
                 (0..width).for_each(|i| change[[i, key]] = solution[(i, 0)]);
@@ -229,14 +225,13 @@ impl Net {
         self.b2 += &narrow.slice(s![h.., ..]);
     }
 
-    /// Adds a chunk's gradient to `gradient`; returns the chunk's loss, summed over rows.
-    fn backward(&self, chunk: &Chunk, length_tables: bool) -> (Net, f32) {
+    /// The gradient of half the squared error, summed over a chunk's rows.
+    fn backward(&self, chunk: &Chunk, length_tables: bool) -> Net {
         let width = chunk.scores.ncols();
         let hidden = self.hidden(chunk);
         let scales = self.scales(chunk);
         let scaled = &hidden * &scales;
         let error = self.output(chunk, &scaled) - &chunk.probabilities;
-        let loss = error.iter().map(|e| e * e).sum();
         let d_scaled = error.dot(&self.w2.slice(s![.., ..width]).t());
         let d_scales = &d_scaled * &hidden;
         let d_hidden = d_scaled * &scales * &hidden.mapv(|v| if v > 0.0 { 1.0 } else { 0.0 });
@@ -248,7 +243,7 @@ impl Net {
         if length_tables {
             product(chunk.over_length.t(), d_scales.view(), gradient.scale.view_mut());
         }
-        (gradient, loss)
+        gradient
     }
 
     fn zeros(&self) -> Self {
@@ -284,11 +279,9 @@ fn train(net: &mut Net, chunks: &[Chunk], options: &ApproximatorOptions, steps: 
             order.append(&mut round);
         }
         let chosen: Vec<usize> = order.drain(..CHUNKS_A_STEP).collect();
-        let parts: Vec<(Net, f32)> =
-            chosen.par_iter().map(|&c| net.backward(&chunks[c], options.length_tables)).collect();
+        let parts: Vec<Net> = chosen.par_iter().map(|&c| net.backward(&chunks[c], options.length_tables)).collect();
         let mut gradient = net.zeros();
-        for (part, _) in parts {
-            let mut part = part;
+        for mut part in parts {
             for (sum, add) in gradient.parameters().into_iter().zip(part.parameters()) {
                 *sum += &*add;
             }
@@ -334,7 +327,7 @@ pub(super) fn store(model: &mut Model, approximator: &Approximator, options: &Ap
         let joined = if axis == 0 {
             ndarray::stack(Axis(0), &views).expect("groups of one shape").into_dyn()
         } else {
-            ndarray::concatenate(Axis(1), &views).expect("groups of one shape").into_dyn()
+            concatenate(Axis(1), &views).expect("groups of one shape").into_dyn()
         };
         Tensor::from(joined.as_standard_layout().into_owned())
     };

@@ -1,0 +1,197 @@
+//! How well a model does its task: outputs for labelled sequences, and the metrics of GLUE.
+
+use mabert_runtime::{Engine, Named, Tensor};
+use ndarray::{Array2, ArrayD, Axis, Ix2, IxDyn, Slice};
+use serde::Serialize;
+
+use crate::compare::largest;
+use crate::data::{Batch, BatchShape, Sequence, batches};
+use crate::{Error, Result};
+
+/// Positions of one batch, and rows at most.
+const BATCH_TOKENS: usize = 2048;
+const BATCH_ROWS: usize = 64;
+
+/// A metric of predictions against labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Metric {
+    /// The share of right classes.
+    Accuracy,
+    /// The harmonic mean of precision and recall of class 1, as GLUE reports for pairs.
+    F1,
+    /// Matthews' correlation coefficient, for any number of classes.
+    Mcc,
+    /// Pearson's correlation of values.
+    Pearson,
+    /// Spearman's correlation of ranks.
+    Spearman,
+}
+
+impl Metric {
+    /// Whether predictions are classes (the largest logit) rather than values.
+    pub fn is_of_classes(self) -> bool {
+        matches!(self, Self::Accuracy | Self::F1 | Self::Mcc)
+    }
+
+    /// The metric of as many predictions as labels; not a number where it is undefined (no variance, say).
+    pub fn of(self, predictions: &[f64], labels: &[f64]) -> f64 {
+        let pairs = || predictions.iter().copied().zip(labels.iter().copied());
+        let count = predictions.len() as f64;
+        match self {
+            Self::Accuracy => pairs().filter(|(p, l)| p == l).count() as f64 / count,
+            Self::F1 => {
+                let of = |p: bool, l: bool| pairs().filter(|x| (x.0 == 1.0) == p && (x.1 == 1.0) == l).count() as f64;
+                2.0 * of(true, true) / (2.0 * of(true, true) + of(true, false) + of(false, true))
+            }
+            Self::Mcc => matthews(predictions, labels),
+            Self::Pearson => pearson(predictions, labels),
+            Self::Spearman => pearson(&ranks(predictions), &ranks(labels)),
+        }
+    }
+}
+
+/// `(c s - sum p_k t_k) / sqrt((s^2 - sum p_k^2) (s^2 - sum t_k^2))` (Gorodkin 2004): `c` right of `s`, class `k`
+/// predicted `p_k` and true `t_k` times.
+fn matthews(predictions: &[f64], labels: &[f64]) -> f64 {
+    let mut classes: Vec<f64> = predictions.iter().chain(labels).copied().collect();
+    classes.sort_by(f64::total_cmp);
+    classes.dedup();
+    let times = |values: &[f64], k: f64| values.iter().filter(|v| **v == k).count() as f64;
+    let sum = |a: &[f64], b: &[f64]| classes.iter().map(|&k| times(a, k) * times(b, k)).sum::<f64>();
+    let samples = labels.len() as f64;
+    let right = predictions.iter().zip(labels).filter(|(p, l)| p == l).count() as f64;
+    let spread = |values: &[f64]| samples * samples - sum(values, values);
+    (right * samples - sum(predictions, labels)) / (spread(predictions) * spread(labels)).sqrt()
+}
+
+fn pearson(a: &[f64], b: &[f64]) -> f64 {
+    let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
+    let (ma, mb) = (mean(a), mean(b));
+    let product =
+        |x: &[f64], mx: f64, y: &[f64], my: f64| x.iter().zip(y).map(|(x, y)| (x - mx) * (y - my)).sum::<f64>();
+    product(a, ma, b, mb) / (product(a, ma, a, ma) * product(b, mb, b, mb)).sqrt()
+}
+
+/// Ranks from 1; equal values share the mean of theirs.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut start = 0;
+    while start < order.len() {
+        let same = order[start..].iter().take_while(|&&at| values[at] == values[order[start]]).count();
+        let rank = start as f64 + (same + 1) as f64 / 2.0;
+        order[start..start + same].iter().for_each(|&at| ranks[at] = rank);
+        start += same;
+    }
+    ranks
+}
+
+/// The labels of sequences as numbers.
+///
+/// # Errors
+/// A label is missing or not a number.
+pub fn labels(file: &std::path::Path, sequences: &[Sequence]) -> Result<Vec<f64>> {
+    let label = |s: &Sequence| {
+        let text = s.label.as_deref().unwrap_or_default();
+        let number = text.parse::<f64>().ok().filter(|v| v.is_finite());
+        number.ok_or_else(|| Error::line(file, s.line, format!("label `{text}` is not a number")))
+    };
+    sequences.iter().map(label).collect()
+}
+
+/// The logits `[sequences, classes]`: the first output with one row a sequence.
+///
+/// # Errors
+/// The engine fails, or no output has one row a sequence.
+pub fn logits(engine: &dyn Engine, sequences: &[Sequence]) -> Result<Array2<f32>> {
+    let outputs = run_sequences(engine, sequences)?;
+    let names = outputs.iter().map(|(n, t)| format!("{n} {:?}", t.shape())).collect::<Vec<_>>().join(", ");
+    let found = outputs.into_iter().find_map(|(_, t)| match t.shape() {
+        [_, _] => t.to_f32().into_dimensionality::<Ix2>().ok(),
+        [rows] => t.to_f32().into_shape_with_order((*rows, 1)).ok(),
+        _ => None,
+    });
+    found.ok_or_else(|| Error::Compare(format!("no output has one row a sequence, as a classifier's logits: {names}")))
+}
+
+/// What a metric looks at in logits: the class, or the value of the only column.
+///
+/// # Errors
+/// A metric of values, but several columns.
+pub fn predictions(metric: Metric, logits: &Array2<f32>) -> Result<Vec<f64>> {
+    if metric.is_of_classes() {
+        return Ok(logits.rows().into_iter().map(|r| largest(&r.to_vec()) as f64).collect());
+    }
+    if logits.ncols() != 1 {
+        let reason = format!("{metric:?} is a metric of one value a text, the model gives {}", logits.ncols());
+        return Err(Error::Compare(reason));
+    }
+    Ok(logits.column(0).iter().map(|&v| f64::from(v)).collect())
+}
+
+/// The outputs for every sequence, in their order; values with an axis of tokens are padded with zeros to the longest.
+///
+/// # Errors
+/// The engine fails.
+pub fn run_sequences(engine: &dyn Engine, sequences: &[Sequence]) -> Result<Named> {
+    let shape = BatchShape::of(engine.inputs());
+    let mut parts: Vec<(Batch, Named)> = Vec::new();
+    for batch in batches(sequences, BATCH_TOKENS, BATCH_ROWS, shape) {
+        let inputs = batch.inputs(engine.inputs())?;
+        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+        let outputs = engine.run(&given)?;
+        parts.push((batch, outputs));
+    }
+    let Some((_, first)) = parts.first() else { return Ok(Named::new()) };
+    let joined = (0..first.len()).map(|at| (first[at].0.clone(), join(&parts, at, sequences.len())));
+    Ok(joined.collect())
+}
+
+/// One output of all batches, a row a sequence.
+fn join(parts: &[(Batch, Named)], at: usize, rows: usize) -> Tensor {
+    let first = &parts[0].1[at].1;
+    let over_tokens = parts.iter().all(|(b, o)| o[at].1.shape().get(1) == Some(&b.length));
+    let mut full = first.shape().to_vec();
+    if full.is_empty() {
+        return first.clone();
+    }
+    full[0] = rows;
+    if over_tokens {
+        full[1] = parts.iter().map(|(b, _)| b.length).max().unwrap_or(0);
+    }
+    let mut all = ArrayD::<f32>::zeros(IxDyn(&full));
+    for (batch, outputs) in parts {
+        let value = outputs[at].1.to_f32();
+        for (from, &to) in batch.rows.iter().enumerate() {
+            let mut row = all.index_axis_mut(Axis(0), to);
+            let source = value.index_axis(Axis(0), from);
+            if over_tokens {
+                row.slice_axis_mut(Axis(0), Slice::from(0..batch.length)).assign(&source);
+            } else {
+                row.assign(&source);
+            }
+        }
+    }
+    Tensor::from(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_those_of_the_field() {
+        let (p, l) = ([1.0, 0.0, 1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0, 1.0, 1.0]);
+        let near = |found: f64, expected: f64| approx::assert_abs_diff_eq!(found, expected, epsilon = 1e-9);
+        near(Metric::Accuracy.of(&p, &l), 4.0 / 6.0);
+        near(Metric::F1.of(&p, &l), 0.75);
+        near(Metric::Mcc.of(&p, &l), 0.25);
+        let (a, b) = ([1.0, 2.0, 2.0, 5.0], [0.5, 1.0, 3.0, 4.0]);
+        near(Metric::Pearson.of(&a, &b), 7.25 / (9.0f64 * 8.1875).sqrt());
+        near(Metric::Spearman.of(&a, &b), 4.5 / (4.5f64 * 5.0).sqrt());
+        near(Metric::Mcc.of(&[0.0, 1.0, 2.0, 2.0], &[0.0, 1.0, 2.0, 1.0]), 0.7);
+        assert!(Metric::Pearson.of(&[1.0, 1.0], &[0.0, 1.0]).is_nan());
+    }
+}
