@@ -76,16 +76,17 @@ impl Model {
         })
     }
 
-    /// What computes `outputs` from the model's own inputs; inputs that they do not need are left out.
+    /// What computes `outputs` from the model's own inputs and from the values of `cuts`; inputs that they do not need
+    /// are left out.
     ///
     /// # Errors
     /// An output does not exist, or depends on an input of an element type that is not handled.
-    pub fn prefix(&self, outputs: &[&str]) -> Result<Self> {
-        let boundaries = self.inputs().into_iter().filter_map(|input| {
+    pub fn extract_from_inputs(&self, cuts: &[Boundary], outputs: &[&str]) -> Result<Self> {
+        let inputs = self.inputs().into_iter().filter_map(|input| {
             let dims = input.dims?.iter().map(Dim::to_string).collect();
             Some(Boundary { name: input.name, element: input.element?, dims })
         });
-        let mut part = self.extract(&boundaries.collect::<Vec<_>>(), outputs)?;
+        let mut part = self.extract(&inputs.chain(cuts.iter().cloned()).collect::<Vec<_>>(), outputs)?;
         let graph = part.graph_mut();
         let used: HashSet<String> = graph.node.iter().flat_map(used_values).map(str::to_owned).collect();
         graph.input.retain(|i| used.contains(&i.name));

@@ -167,7 +167,7 @@ fn computed_indices(graph: &Graph, lookups: &[Lookup]) -> Result<Option<Box<Mode
     if values.is_empty() {
         return Ok(None);
     }
-    let part = graph.prefix(&values)?;
+    let part = graph.extract_from_inputs(&[], &values)?;
     Ok(Some(Box::new(Options::default().prepare(&part)?)))
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct Prefix {
 
 impl Prefix {
     pub(crate) fn new(model: &Model, value: &str) -> Result<Self> {
-        let part = model.prefix(&[value])?;
+        let part = model.extract_from_inputs(&[], &[value])?;
         let inputs = part.inputs();
         Ok(Self { model: Options::default().prepare(&part)?, inputs })
     }

@@ -11,6 +11,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
 
 use super::approximator::{self, Rows};
+use super::head;
 use super::regression::{Regression, Solution, Unknowns};
 use super::{Options, SiteError};
 use crate::compare::RelativeError;
@@ -27,6 +28,10 @@ const POOLED: usize = 4;
 /// Every sentence is represented by this many rows, or by all that it has.
 const ROWS_A_SENTENCE: f64 = 4.0;
 
+/// Where the head reads first tokens alone, they have this share of the weight in the last layer. The others keep some:
+/// they are more, and say how the weights answer in general.
+const FIRST_TOKENS: f64 = 0.75;
+
 pub(super) struct Work<'w> {
     teacher: &'w Model,
     /// The sites of the teacher, and of the student too: the approximating passes keep their values' names.
@@ -37,6 +42,8 @@ pub(super) struct Work<'w> {
     options: &'w Options,
     /// The value at which both models are.
     at: String,
+    /// Whether the head reads the first token alone, so that in the last layer only that one counts.
+    first_token_only: bool,
     /// That value for each batch, `[batch, n, channels]`.
     teacher_at: Vec<Tensor>,
     student_at: Vec<Tensor>,
@@ -50,8 +57,13 @@ impl<'w> Work<'w> {
         student: &'w mut Student,
         batches: &'w [Batch],
         options: &'w Options,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        let longest = batches.iter().max_by_key(|b| b.length);
+        let first_token_only = match longest {
+            Some(batch) => head::reads_first_token_only(&rewriting.teacher, &rewriting.encoder, batch)?,
+            None => false,
+        };
+        Ok(Self {
             teacher: &rewriting.teacher,
             encoder: &rewriting.encoder,
             student,
@@ -61,9 +73,10 @@ impl<'w> Work<'w> {
             at: String::new(),
             teacher_at: Vec::new(),
             student_at: Vec::new(),
+            first_token_only,
             sites: Vec::new(),
             fit_seconds: 0.0,
-        }
+        })
     }
 
     /// The embedding norm: both models see the same input.
@@ -80,7 +93,7 @@ impl<'w> Work<'w> {
             let mut sums = Regression::new(0, channels);
             for ((batch, x), y) in self.batches.iter().zip(&inputs).zip(&targets) {
                 let x = real(batch, x);
-                sums.add(Array2::zeros((x.nrows(), 0)).view(), x.view(), real(batch, y).view());
+                sums.add(Array2::zeros((x.nrows(), 0)).view(), x.view(), real(batch, y).view(), None);
             }
             let found = sums.solve(Unknowns::Affine).ok_or_else(|| not_finite(name))?;
             self.set_norm(name, &found);
@@ -199,6 +212,7 @@ impl<'w> Work<'w> {
         values: impl Fn(usize) -> Result<(Tensor, Tensor)> + Sync,
     ) -> Result<Vec<Rows>> {
         let heads = layer.attention.heads;
+        let first_token_only = self.first_token_only && self.is_last(layer);
         let queries: usize = self.batches.iter().map(Batch::tokens).sum();
         let share = budget as f64 / (queries * heads / groups).max(1) as f64;
         let of_batches = self.each(|i| {
@@ -211,6 +225,7 @@ impl<'w> Work<'w> {
                 let share = share.max(ROWS_A_SENTENCE / (length * heads / groups).max(1) as f64);
                 for head in 0..heads {
                     for query in 0..length {
+                        let share = if first_token_only && query == 0 { 1.0 } else { share };
                         if rng.random_bool(share.min(1.0)) {
                             let row = |of: &ndarray::Array4<f32>| {
                                 of.slice(ndarray::s![sentence, head, query, ..length]).to_vec()
@@ -257,6 +272,7 @@ impl<'w> Work<'w> {
         target: &(dyn Fn(usize) -> &'t Tensor + Sync),
     ) -> Result<()> {
         let affine = self.student.ran(Pass::Norm);
+        let first_token_only = self.first_token_only && self.is_last(layer);
         // The context is given; the feed-forward part's own features are computed.
         let given = linear.input == layer.attention_output.input;
         let wanted: &[&str] = if given { &[sum] } else { &[sum, &linear.input] };
@@ -277,7 +293,8 @@ impl<'w> Work<'w> {
                 let views: Vec<_> = results.iter().map(|values| values[of].view()).collect();
                 ndarray::concatenate(Axis(0), &views).expect("as many columns")
             });
-            sums.add(z.view(), r.view(), y.view());
+            let weights = first_token_only.then(|| self.first_token_weights(block));
+            sums.add(z.view(), r.view(), y.view(), weights.as_deref());
         }
         let unknowns = if affine { Unknowns::WeightAndAffine } else { Unknowns::WeightAndOffset };
         let found = sums.solve(unknowns).ok_or_else(|| not_finite(norm))?;
@@ -289,6 +306,20 @@ impl<'w> Work<'w> {
             self.add_to(bias, &found.offset.mapv(|v| v as f32).into_dyn())?;
         }
         Ok(())
+    }
+
+    fn is_last(&self, layer: &Layer) -> bool {
+        self.encoder.layers.last().is_some_and(|last| last.index == layer.index)
+    }
+
+    /// For the real tokens of some batches: the first ones of their sentences make up [`FIRST_TOKENS`] of the weight.
+    fn first_token_weights(&self, block: &[usize]) -> Vec<f64> {
+        let tokens: usize = self.batches.iter().map(Batch::tokens).sum();
+        let sentences: usize = self.batches.iter().flat_map(|b| &b.lengths).filter(|l| **l > 0).count();
+        let others = (tokens - sentences).max(1) as f64;
+        let first = FIRST_TOKENS / (1.0 - FIRST_TOKENS) * others / sentences.max(1) as f64;
+        let lengths = block.iter().flat_map(|&i| &self.batches[i].lengths);
+        lengths.flat_map(|&length| (0..length).map(move |at| if at == 0 { first.max(1.0) } else { 1.0 })).collect()
     }
 
     fn add_to(&mut self, constant: &str, change: &ArrayD<f32>) -> Result<()> {

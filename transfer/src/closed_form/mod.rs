@@ -5,6 +5,7 @@
 //! feed-forward part. What an earlier layer could not match, a later one sees and makes up for.
 
 mod approximator;
+mod head;
 mod layers;
 mod regression;
 
@@ -72,7 +73,7 @@ pub fn calibrate(
 ) -> Result<Report> {
     let start = Instant::now();
     progress.begin("closed-form", rewriting.encoder.layers.len());
-    let mut work = layers::Work::new(rewriting, student, batches, options);
+    let mut work = layers::Work::new(rewriting, student, batches, options)?;
     work.shared_approximator()?;
     work.embeddings()?;
     for layer in 0..rewriting.encoder.layers.len() {

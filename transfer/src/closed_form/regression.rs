@@ -67,13 +67,25 @@ impl Regression {
         }
     }
 
-    /// Adds rows. With no features, `z` is `[rows, 0]`.
-    pub(super) fn add(&mut self, z: ArrayView2<'_, f32>, r: ArrayView2<'_, f32>, y: ArrayView2<'_, f32>) {
-        let [z, r, y] = [z, r, y].map(|m| m.mapv(f64::from).as_standard_layout().into_owned());
-        self.rows += z.nrows() as f64;
-        self.z += &z.sum_axis(Axis(0));
-        self.r += &r.sum_axis(Axis(0));
-        self.y += &y.sum_axis(Axis(0));
+    /// Adds rows, each with a weight (1 where none are given). With no features, `z` is `[rows, 0]`.
+    pub(super) fn add(
+        &mut self,
+        z: ArrayView2<'_, f32>,
+        r: ArrayView2<'_, f32>,
+        y: ArrayView2<'_, f32>,
+        weights: Option<&[f64]>,
+    ) {
+        let [mut z, mut r, mut y] = [z, r, y].map(|m| m.mapv(f64::from).as_standard_layout().into_owned());
+        let mut ones = Array2::ones((z.nrows(), 1));
+        if let Some(weights) = weights {
+            let roots = Array1::from_iter(weights.iter().map(|w| w.sqrt())).insert_axis(Axis(1));
+            [&mut z, &mut r, &mut y, &mut ones].into_iter().for_each(|m| *m *= &roots);
+        }
+        let total = |m: &Array2<f64>| ones.column(0).dot(m);
+        self.rows += ones.column(0).dot(&ones.column(0));
+        self.z += &total(&z);
+        self.r += &total(&r);
+        self.y += &total(&y);
         self.rr += &(&r * &r).sum_axis(Axis(0));
         self.ry += &(&r * &y).sum_axis(Axis(0));
         self.yy += &(&y * &y).sum_axis(Axis(0));
@@ -164,7 +176,7 @@ mod tests {
         let mut sums = Regression::new(features, channels);
         for part in [0..1000, 1000..rows] {
             let cut = |m: &Array2<f32>| m.slice(ndarray::s![part.clone(), ..]).to_owned();
-            sums.add(cut(&z).view(), cut(&r).view(), cut(&y).view());
+            sums.add(cut(&z).view(), cut(&r).view(), cut(&y).view(), None);
         }
         let found = sums.solve(Unknowns::WeightAndAffine).unwrap();
         for channel in 0..channels {
@@ -183,11 +195,28 @@ mod tests {
     }
 
     #[test]
+    fn a_weight_counts_like_as_many_rows() {
+        let (z, r, y) = (noise(40, 3, 1), noise(40, 2, 2), noise(40, 2, 3));
+        let mut weighted = Regression::new(3, 2);
+        let weights: Vec<f64> = (0..40).map(|i| f64::from(1 + u8::from(i < 10))).collect();
+        weighted.add(z.view(), r.view(), y.view(), Some(&weights));
+        let mut repeated = Regression::new(3, 2);
+        for rows in [0..40, 0..10] {
+            let cut = |m: &Array2<f32>| m.slice(ndarray::s![rows.clone(), ..]).to_owned();
+            repeated.add(cut(&z).view(), cut(&r).view(), cut(&y).view(), None);
+        }
+        let [a, b] = [weighted, repeated].map(|s| s.solve(Unknowns::WeightAndAffine).unwrap());
+        for (a, b) in a.weight.iter().chain(&a.offset).zip(b.weight.iter().chain(&b.offset)) {
+            approx::assert_abs_diff_eq!(*a, *b, epsilon = 1e-9);
+        }
+    }
+
+    #[test]
     fn channels_without_variance_stay_finite() {
         let (z, r) = (noise(50, 2, 1), Array2::from_elem((50, 2), 0.5f32));
         let y = Array2::from_elem((50, 2), -2f32);
         let mut sums = Regression::new(2, 2);
-        sums.add(z.view(), r.view(), y.view());
+        sums.add(z.view(), r.view(), y.view(), None);
         for unknowns in [Unknowns::Affine, Unknowns::WeightAndAffine] {
             let found = sums.solve(unknowns).unwrap();
             assert!(found.scale.iter().all(|s| s.is_finite() && *s != 0.0));
