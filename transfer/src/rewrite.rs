@@ -33,8 +33,10 @@ const HELD_OUT: usize = 256;
 /// Positions of one batch, and rows at most.
 const BATCH_TOKENS: usize = 1024;
 const BATCH_ROWS: usize = 64;
-/// What the exact passes may change, relative to outputs above 1.
-const EXACT: f64 = 1e-3;
+/// What the exact passes may change at most, relative to outputs above 1. Another order of sums rounds differently, and
+/// nothing in a student normalises what grows: up to 1e-3 was seen on made-up tokens, 2e-5 on text; a wrong pass is off by
+/// the size of the outputs.
+const EXACT: f64 = 1e-2;
 
 /// The `metadata_props` keys under which the student says how it was made.
 const OPTIONS_KEY: &str = "onnx_mabert.options";
@@ -198,7 +200,7 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     let closed_form = calibrates.then(|| {
         let defaults = closed_form::Options { seed: job.seed, ..closed_form::Options::default() };
         // Random tokens are all alike: few rows and steps tell what there is to know.
-        let quick = closed_form::Options { fit_rows: 6_000, fit_steps: 600, ..defaults };
+        let quick = closed_form::Options { real_text: false, fit_rows: 6_000, fit_steps: 600, ..defaults };
         let options = if job.data.is_some() { defaults } else { quick };
         closed_form::calibrate(&rewriting, &mut student, &calibration, &options, progress)
     });

@@ -42,7 +42,7 @@ pub(super) struct Work<'w> {
     options: &'w Options,
     /// The value at which both models are.
     at: String,
-    /// Whether the head reads the first token alone, so that in the last layer only that one counts.
+    /// Whether the head reads the first token alone, so that it is favoured in the last layer.
     first_token_only: bool,
     /// That value for each batch, `[batch, n, channels]`.
     teacher_at: Vec<Tensor>,
@@ -58,10 +58,14 @@ impl<'w> Work<'w> {
         batches: &'w [Batch],
         options: &'w Options,
     ) -> Result<Self> {
-        let longest = batches.iter().max_by_key(|b| b.length);
-        let first_token_only = match longest {
-            Some(batch) => head::reads_first_token_only(&rewriting.teacher, &rewriting.encoder, batch)?,
-            None => false,
+        let sentences = batches.iter().flat_map(|b| &b.lengths).filter(|l| **l > 0).count();
+        // Too few first tokens would be learnt by heart.
+        let enough = sentences >= 2 * rewriting.encoder.channels;
+        let first_token_only = match batches.iter().max_by_key(|b| b.length) {
+            Some(longest) if options.real_text && enough => {
+                head::reads_first_token_only(&rewriting.teacher, &rewriting.encoder, longest)?
+            }
+            _ => false,
         };
         Ok(Self {
             teacher: &rewriting.teacher,
