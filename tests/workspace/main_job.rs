@@ -10,13 +10,14 @@ use mabert_tests::{borrowed, distance, fixture, outside};
 use mabert_transfer::data::{BatchShape, Columns, Overlong, TextEncoder, batches, read_sequences};
 use mabert_transfer::progress::Silent;
 use mabert_transfer::rewrite::{Data, Job, Report, Transfer, rewrite};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 fn reviews() -> Data {
-    Data {
-        path: fixture("reviews/reviews.tsv"),
-        columns: Columns::default(),
-        tokenizer: Some(fixture("bert-mini-sst2/tokenizer.json")),
-    }
+    Data { path: fixture("reviews/reviews.tsv"), columns: Columns::default() }
+}
+
+fn tokenizer() -> PathBuf {
+    fixture("bert-mini-sst2/tokenizer.json")
 }
 
 fn job(data: Option<Data>) -> Job {
@@ -31,6 +32,7 @@ fn job(data: Option<Data>) -> Job {
         until: None,
         partial: false,
         transfer: Transfer::ClosedForm,
+        tokenizer: data.is_some().then(tokenizer),
         data,
         calibration_tokens: Some(8_000),
         seed: 0,
@@ -42,8 +44,8 @@ fn fixture_report(job: &Job) -> Report {
 }
 
 /// The largest difference of the outputs over padded batches of real sentences.
-fn furthest(a: &dyn Engine, b: &dyn Engine, data: &Data, longest: usize, count: usize) -> f32 {
-    let encoder = TextEncoder::new(data.tokenizer.as_deref(), longest, Overlong::Truncate).unwrap();
+fn furthest(a: &dyn Engine, b: &dyn Engine, (data, tokenizer): (&Data, &Path), longest: usize, count: usize) -> f32 {
+    let encoder = TextEncoder::new(Some(tokenizer), longest, Overlong::Truncate).unwrap();
     let mut sequences = read_sequences(&data.path, &data.columns, &encoder).unwrap();
     sequences.truncate(count);
     let mut worst = 0f32;
@@ -53,6 +55,24 @@ fn furthest(a: &dyn Engine, b: &dyn Engine, data: &Data, longest: usize, count: 
         worst = worst.max(distance(&x[0].1, &y[0].1));
     }
     worst
+}
+
+/// No norm bounds a student: inputs of a few random tokens are those that would overflow first.
+fn stays_finite(student: &Runnable, vocabulary: usize, report: &Report) {
+    assert_eq!(report.odd_inputs.overflow, 0, "{:?}", report.odd_inputs);
+    for length in 1..=4 {
+        let mut rng = StdRng::seed_from_u64(length as u64);
+        let ids: Vec<i64> = (0..100 * length).map(|_| rng.random_range(0..vocabulary as i64)).collect();
+        let matrix = |values: Vec<i64>| mabert_runtime::Tensor::new(&[100, length], values);
+        let inputs = [
+            ("input_ids", matrix(ids)),
+            ("attention_mask", matrix(vec![1; 100 * length])),
+            ("token_type_ids", matrix(vec![0; 100 * length])),
+        ];
+        let logits = student.run(&inputs).unwrap().remove(0).1.to_f32();
+        let bad = logits.iter().filter(|v| !v.is_finite()).count();
+        assert_eq!(bad, 0, "{bad} of {} logits at {length} tokens", logits.len());
+    }
 }
 
 fn save(model: &Model, folder: &Path) -> PathBuf {
@@ -79,8 +99,9 @@ fn the_fixture_is_rewritten_calibrated_and_run_by_both_engines() {
     assert_eq!(student.metadata(VERSION_KEY), Some(env!("CARGO_PKG_VERSION")));
     let path = save(&student, folder.path());
     let tract = Runnable::load(&path).unwrap();
-    let far = furthest(&tract, &OrtModel::load(&path, 1).unwrap(), &reviews(), 64, 200);
+    let far = furthest(&tract, &OrtModel::load(&path, 1).unwrap(), (&reviews(), &tokenizer()), 64, 200);
     assert!(far < 1e-4, "{far}");
+    stays_finite(&tract, 4_096, &report);
     let again = rewrite(&path, &job(None), &Silent).unwrap_err().to_string();
     assert!(again.contains("already rewritten"), "{again}");
 }
@@ -161,8 +182,7 @@ fn options_that_do_not_fit_are_refused() {
     assert!(refused(Job { max_seq: Some(0), ..job(None) }).contains("at least 2"));
     assert!(refused(Job { max_seq: Some(1), ..job(None) }).contains("at least 2"));
     assert!(refused(Job { hidden: Some(0), ..job(None) }).contains("--hidden"));
-    let foreign = Data { tokenizer: None, ..reviews() };
-    assert!(refused(job(Some(foreign))).contains("--tokenizer"));
+    assert!(refused(Job { tokenizer: None, ..job(Some(reviews())) }).contains("--tokenizer"));
 }
 
 #[test]
@@ -190,12 +210,14 @@ fn minilm_is_rewritten_and_run_by_both_engines() {
     let (Some(models), Some(texts)) = (outside("MABERT_MODELS", "models"), outside("MABERT_DATA", "data")) else {
         return;
     };
-    let data = Data {
-        path: texts.join("sst2/dev.tsv"),
-        columns: Columns::default(),
-        tokenizer: Some(models.join("minilm-sst2/tokenizer.json")),
+    let data = Data { path: texts.join("sst2/dev.tsv"), columns: Columns::default() };
+    let tokenizer = models.join("minilm-sst2/tokenizer.json");
+    let job = Job {
+        max_seq: Some(64),
+        calibration_tokens: Some(4_000),
+        tokenizer: Some(tokenizer.clone()),
+        ..job(Some(data.clone()))
     };
-    let job = Job { max_seq: Some(64), calibration_tokens: Some(4_000), ..job(Some(data.clone())) };
     let (student, report) = rewrite(&models.join("minilm-sst2/model.onnx"), &job, &Silent).unwrap();
     let count = |kind: &str| report.sites.iter().filter(|s| s.kind == kind).count();
     assert_eq!((count("attention"), count("activation"), count("norm")), (6, 6, 13));
@@ -203,6 +225,7 @@ fn minilm_is_rewritten_and_run_by_both_engines() {
     let folder = tempfile::tempdir().unwrap();
     let path = save(&student, folder.path());
     let tract = mabert_runtime::Options::default().threads(2).load(&path).unwrap();
-    let far = furthest(&tract, &OrtModel::load(&path, 2).unwrap(), &data, 64, 64);
+    let far = furthest(&tract, &OrtModel::load(&path, 2).unwrap(), (&data, &tokenizer), 64, 64);
     assert!(far < 1e-3, "{far}");
+    stays_finite(&tract, 30_522, &report);
 }

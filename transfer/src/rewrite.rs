@@ -11,13 +11,15 @@ use mabert_passes::recording::{longest_sequence, token_rows};
 use mabert_passes::rewrite::{ApproximatorOptions, FoldReport, Sharing};
 use mabert_passes::sites::{Activation, Encoder};
 use mabert_runtime::{MAX_SEQ_KEY, Named, Options as RunOptions};
+use ndarray::{Axis, Slice};
 use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::closed_form::{self, SiteError};
 use crate::compare::{Distances, OutputDistance, Tolerance};
 use crate::data::{
-    Batch, BatchShape, Columns, Overlong, Sequence, TextEncoder, batches, calibration_sample, made_up_sequences,
+    Batch, BatchShape, Columns, Overlong, Sequence, TextEncoder, Vocabulary, batches, calibration_sample,
+    made_up_sequences, odd_sequences,
 };
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -30,6 +32,8 @@ pub const DEFAULT_HIDDEN: usize = 128;
 pub const DEFAULT_TOKENS: (usize, usize) = (40_000, 12_000);
 /// Sequences kept apart to measure the outputs on.
 const HELD_OUT: usize = 256;
+/// Where sequences are made up, those kept apart are drawn with another seed.
+const HELD_OUT_SEED: u64 = 0x5eed;
 /// Positions of one batch, and rows at most.
 const BATCH_TOKENS: usize = 1024;
 const BATCH_ROWS: usize = 64;
@@ -57,8 +61,6 @@ pub struct Data {
     pub path: PathBuf,
     /// Its columns.
     pub columns: Columns,
-    /// The model's `tokenizer.json`, for files that hold text.
-    pub tokenizer: Option<PathBuf>,
 }
 
 /// What is to be done.
@@ -86,6 +88,8 @@ pub struct Job {
     pub transfer: Transfer,
     /// Text; random tokens are made up without it.
     pub data: Option<Data>,
+    /// The model's `tokenizer.json`: for data that is text, and for the special tokens around random ones.
+    pub tokenizer: Option<PathBuf>,
     /// Tokens that go through the student.
     pub calibration_tokens: Option<usize>,
     /// Seed of everything drawn at random.
@@ -105,6 +109,16 @@ pub struct Source {
     pub held_out: usize,
     /// Texts that were cut to the longest length.
     pub truncated: usize,
+}
+
+/// A few random tokens, and one token over and over, see [`odd_sequences`]: no norm bounds a student, and what text
+/// does not prepare it for may overflow.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct OddInputs {
+    /// Sequences tried; none of them was calibrated on.
+    pub sequences: usize,
+    /// Those with an output that is not finite.
+    pub overflow: usize,
 }
 
 /// One site and what became of it.
@@ -151,6 +165,8 @@ pub struct Report {
     pub closed_form: Option<closed_form::Report>,
     /// The student against its teacher on sequences that were kept apart.
     pub outputs: Vec<OutputDistance>,
+    /// How the student takes inputs unlike text.
+    pub odd_inputs: OddInputs,
     /// The finished student against itself before the exact passes: largest difference, relative to outputs above 1.
     pub exact_passes_differ_by: f64,
     /// Operators of the teacher.
@@ -181,10 +197,19 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     let runnable = RunOptions::default().prepare(&original)?;
     let options = options(job, max_seq(&original, &runnable, job.max_seq)?)?;
     progress.step("loaded");
-    let (source, calibration, held_out) = sequences(job, &original, options.approximator.max_seq)?;
+    let max_seq = options.approximator.max_seq;
+    let encoder = TextEncoder::new(job.tokenizer.as_deref(), max_seq, Overlong::Truncate)?;
+    let vocabulary = vocabulary(&original, &encoder)?;
+    let (source, calibration, held_out) = sequences(job, &encoder, &vocabulary)?;
+    let odd = odd_sequences(&vocabulary, max_seq, job.seed ^ HELD_OUT_SEED);
     let shape = BatchShape::of(runnable.inputs());
-    let [calibration, held_out] = [calibration, held_out].map(|s| batches(&s, BATCH_TOKENS, BATCH_ROWS, shape));
+    let [calibration, held_out, odd] =
+        [calibration, held_out, odd].map(|s| batches(&s, BATCH_TOKENS, BATCH_ROWS, shape));
     let of_teacher = outputs(&runnable, &held_out)?;
+    if let bad @ 1.. = overflows(&held_out, &of_teacher) {
+        let reason = format!("its outputs are not finite on {bad} of {} sequences", count(&held_out));
+        return Err(Error::Calibration { site: path.display().to_string(), reason });
+    }
     // Large models are held as few times as possible: nothing prepared is kept longer than it runs.
     drop(runnable);
     progress.step("teacher measured");
@@ -211,12 +236,22 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     let non_linear_before = non_linear_nodes(&teacher, mask, last)?.len();
     drop(teacher);
     let unfinished = outputs(&RunOptions::default().prepare(&student.model)?, &held_out)?;
+    if let (true, bad @ 1..) = (calibrates, overflows(&held_out, &unfinished)) {
+        return Err(Error::Check(format!(
+            "the student's outputs overflow on {bad} of {} sequences that were kept apart: give it more text \
+             (--data, --calibration-tokens), or keep what holds it (--keep norm)",
+            count(&held_out)
+        )));
+    }
     progress.step("student measured");
     student.finish()?;
     let sites = sites(&encoder, &student, closed_form.as_ref());
     describe(&mut student.model, job, &student.options, &sites);
     progress.step("folded");
-    let finished = outputs(&RunOptions::default().prepare(&student.model)?, &held_out)?;
+    let prepared = RunOptions::default().prepare(&student.model)?;
+    let finished = outputs(&prepared, &held_out)?;
+    let odd_inputs = OddInputs { sequences: count(&odd), overflow: overflows(&odd, &outputs(&prepared, &odd)?) };
+    drop(prepared);
     let exact = distances(&held_out, &unfinished, &finished)?.iter().map(|o| o.exceeds).fold(0.0, f64::max);
     progress.end();
     if exact > EXACT {
@@ -235,6 +270,7 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
         source: calibrates.then_some(source),
         closed_form,
         outputs: distances(&held_out, &of_teacher, &finished)?,
+        odd_inputs,
         exact_passes_differ_by: exact,
         operators_before,
         operators_after: student.model.operators(),
@@ -298,47 +334,62 @@ fn max_seq(model: &Model, runnable: &mabert_runtime::Model, wanted: Option<usize
 }
 
 /// What the student is calibrated and measured on.
-fn sequences(job: &Job, model: &Model, max_seq: usize) -> Result<(Source, Vec<Sequence>, Vec<Sequence>)> {
-    let vocabulary = vocabulary(model)?;
+fn sequences(
+    job: &Job,
+    encoder: &TextEncoder,
+    vocabulary: &Vocabulary,
+) -> Result<(Source, Vec<Sequence>, Vec<Sequence>)> {
+    let max_seq = encoder.longest();
+    let odd = odd_sequences(vocabulary, max_seq, job.seed);
     let Some(data) = &job.data else {
         let tokens = job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.1);
-        let calibration = made_up_sequences(vocabulary, max_seq, tokens, job.seed);
-        let held_out = made_up_sequences(vocabulary, max_seq, 32 * max_seq, job.seed ^ 0x5eed);
+        let mut calibration = made_up_sequences(vocabulary, max_seq, tokens, job.seed);
+        calibration.extend(odd);
+        let held_out = made_up_sequences(vocabulary, max_seq, 32 * max_seq, job.seed ^ HELD_OUT_SEED);
         let (sequences, apart) = (calibration.len(), held_out.len());
         let source = Source { file: None, examples: 0, sequences, held_out: apart, truncated: 0 };
         return Ok((source, calibration, held_out));
     };
-    let encoder = TextEncoder::new(data.tokenizer.as_deref(), max_seq, Overlong::Truncate)?;
     let tokens = job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.0);
-    let sample = calibration_sample(&data.path, &data.columns, &encoder, tokens, HELD_OUT, job.seed)?;
+    let mut sample = calibration_sample(&data.path, &data.columns, encoder, tokens, HELD_OUT, job.seed)?;
     for sequence in sample.calibration.iter().chain(&sample.held_out) {
-        if let Some(id) = sequence.ids.iter().find(|id| !(0..vocabulary as i64).contains(*id)) {
-            let reason = format!(
-                "token id {id} is outside the model's vocabulary of {vocabulary}: is the tokenizer this model's?"
-            );
+        if let Some(id) = sequence.ids.iter().find(|id| !vocabulary.holds(**id)) {
+            let size = vocabulary.size;
+            let reason =
+                format!("token id {id} is outside the model's vocabulary of {size}: is the tokenizer this model's?");
             return Err(Error::line(&data.path, sequence.line, reason));
         }
     }
     let source = Source {
         file: Some(data.path.clone()),
         examples: sample.examples,
-        sequences: sample.calibration.len(),
+        sequences: sample.calibration.len() + odd.len(),
         held_out: sample.held_out.len(),
         truncated: sample.truncated,
     };
     // A file of a few texts leaves none to keep apart: then it is measured on what it was calibrated on.
     let held_out = if sample.held_out.is_empty() { sample.calibration.clone() } else { sample.held_out };
+    sample.calibration.extend(odd);
     Ok((source, sample.calibration, held_out))
 }
 
-/// Rows of the table of word embeddings: the largest that an input indexes.
-fn vocabulary(model: &Model) -> Result<usize> {
+/// As many token ids as the table of word embeddings has rows, the largest that an input indexes; and the tokenizer's
+/// special tokens.
+fn vocabulary(model: &Model, encoder: &TextEncoder) -> Result<Vocabulary> {
     let index = mabert_graph::Index::new(model)?;
     let rows = model.inputs().iter().filter_map(|i| token_rows(&index, model, &i.name)).max();
-    rows.ok_or_else(|| {
+    let size = rows.ok_or_else(|| {
         let reason = "no input indexes a table of embeddings".to_owned();
-        mabert_passes::Error::NotBert { origin: model.origin().to_owned(), reason }.into()
-    })
+        mabert_passes::Error::NotBert { origin: model.origin().to_owned(), reason }
+    })?;
+    let vocabulary = Vocabulary { size, frame: encoder.frame()? };
+    let (before, after) = &vocabulary.frame;
+    match before.iter().chain(after).find(|id| !vocabulary.holds(**id)) {
+        Some(id) => Err(option(format!(
+            "--tokenizer: its special token {id} is outside the model's vocabulary of {size}: is it this model's?"
+        ))),
+        None => Ok(vocabulary),
+    }
 }
 
 /// The outputs for every batch.
@@ -358,6 +409,35 @@ fn distances(batches: &[Batch], first: &[Named], second: &[Named]) -> Result<Vec
         distances.add(a, b, Some(&batch.lengths))?;
     }
     Ok(distances.outputs())
+}
+
+/// Sequences in batches.
+fn count(batches: &[Batch]) -> usize {
+    batches.iter().map(|b| b.rows.len()).sum()
+}
+
+/// How many sequences have an output that is not finite. Padding of a batch and values of padded tokens do not count.
+fn overflows(batches: &[Batch], outputs: &[Named]) -> usize {
+    let of = |(batch, outputs): (&Batch, &Named)| {
+        let bad = |row: usize| {
+            outputs.iter().any(|(_, value)| {
+                let value = value.to_f32();
+                if value.shape().first() != Some(&batch.size()) {
+                    return false;
+                }
+                let row_of = value.index_axis(Axis(0), row);
+                match row_of.shape().first() {
+                    Some(&tokens) if tokens == batch.length && row_of.ndim() > 1 => {
+                        let real = row_of.slice_axis(Axis(0), Slice::from(..batch.lengths[row]));
+                        real.iter().any(|v| !v.is_finite())
+                    }
+                    _ => row_of.iter().any(|v| !v.is_finite()),
+                }
+            })
+        };
+        (0..batch.rows.len()).filter(|row| bad(*row)).count()
+    };
+    batches.iter().zip(outputs).map(of).sum()
 }
 
 /// Every site with what became of it.
@@ -440,4 +520,31 @@ fn describe(model: &mut Model, job: &Job, options: &PassOptions, sites: &[SiteRe
     model.set_metadata(MAX_SEQ_KEY, &options.approximator.max_seq.to_string());
     model.set_metadata(OPTIONS_KEY, &json(serde_json::to_string(&how)));
     model.set_metadata(SITES_KEY, &json(serde_json::to_string(sites)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequences_that_overflow_are_counted_without_their_padding() {
+        let sequence = |length: usize| Sequence {
+            ids: vec![1; length],
+            types: vec![0; length],
+            label: None,
+            line: 0,
+            truncated: false,
+        };
+        let made = batches(&[sequence(1), sequence(2), sequence(2)], 64, 8, BatchShape::default());
+        assert_eq!((made.len(), count(&made)), (1, 3));
+        let hidden = |row: usize, token: usize| {
+            let mut value = ndarray::Array3::<f32>::zeros((3, 2, 4));
+            value[[row, token, 3]] = f32::NAN;
+            vec![("hidden".to_owned(), Tensor::from(value.into_dyn()))]
+        };
+        assert_eq!(overflows(&made, &[hidden(0, 1)]), 0, "the first sequence has one token");
+        assert_eq!(overflows(&made, &[hidden(0, 0)]), 1);
+        let logits = Tensor::new(&[3, 2], vec![0f32, 1.0, f32::INFINITY, 0.0, f32::NAN, f32::NAN]);
+        assert_eq!(overflows(&made, &[vec![("logits".to_owned(), logits)]]), 2);
+    }
 }

@@ -81,11 +81,12 @@ fn job(arguments: &Rewrite, global: &Global) -> Job {
             TransferStage::None => Transfer::None,
             TransferStage::ClosedForm => Transfer::ClosedForm,
         },
-        data: arguments.data.data.as_ref().map(|path| Data {
-            path: path.clone(),
-            columns: arguments.data.columns(None),
-            tokenizer: arguments.data.tokenizer.clone(),
-        }),
+        data: arguments
+            .data
+            .data
+            .as_ref()
+            .map(|path| Data { path: path.clone(), columns: arguments.data.columns(None) }),
+        tokenizer: arguments.data.tokenizer.clone(),
         calibration_tokens: arguments.calibration_tokens,
         seed: global.seed,
     }
@@ -150,6 +151,17 @@ fn print_report(full: &FullReport<'_>) {
     });
     let header = ["Output against the teacher's", "Mean difference", "Largest", "Mean cosine", "Same argmax"];
     println!("{}\n", print::table(&header, 1, rows));
+
+    let odd = report.odd_inputs;
+    match odd.overflow {
+        0 => {
+            println!("Inputs unlike text (a few random tokens, one token repeated): all {} stay finite.", odd.sequences)
+        }
+        bad => println!(
+            "Inputs unlike text (a few random tokens, one token repeated): {bad} of {} overflow; check such answers.",
+            odd.sequences
+        ),
+    }
 
     let (head, encoder): (Vec<_>, Vec<_>) = report.non_linear_after.iter().partition(|n| n.in_head);
     let list = |nodes: &[&mabert_passes::contract::NonLinear]| {

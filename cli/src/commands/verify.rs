@@ -10,7 +10,7 @@ use mabert_passes::recording::token_rows;
 use mabert_passes::rewrite::prepare;
 use mabert_runtime::{Engine, Options, Taps, npz};
 use mabert_transfer::compare::{Distances, OutputDistance, Tolerance};
-use mabert_transfer::data::{BatchShape, Overlong, Sequence, batches, made_up_sequences};
+use mabert_transfer::data::{BatchShape, Overlong, Sequence, TextEncoder, Vocabulary, batches, made_up_sequences};
 use serde::Serialize;
 
 use super::{longest, run_on};
@@ -129,8 +129,9 @@ fn sequences(arguments: &Verify, global: &Global, first: &Path, second: &Path) -
         let rows = model.inputs().iter().find_map(|i| token_rows(&index, model, &i.name).filter(|&r| r > 2));
         Ok(rows.unwrap_or(2))
     };
-    let mut sequences =
-        made_up_sequences(rows(&a)?.min(rows(&b)?), limit, arguments.sequences.max(1) * limit, global.seed);
+    let frame = TextEncoder::new(arguments.data.tokenizer.as_deref(), limit, Overlong::Truncate)?.frame()?;
+    let vocabulary = Vocabulary { size: rows(&a)?.min(rows(&b)?), frame };
+    let mut sequences = made_up_sequences(&vocabulary, limit, arguments.sequences.max(1) * limit, global.seed);
     sequences.truncate(arguments.sequences.max(1));
     let what = format!("{} sequences of random tokens, up to {limit} each", sequences.len());
     Ok((sequences, what))

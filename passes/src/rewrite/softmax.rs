@@ -56,7 +56,9 @@ fn declare(b: &Builder, approximator: &Approximator, options: &ApproximatorOptio
     b.constant(&approximator.b1, &Tensor::new(&[k, g * h], vec![0f32; k * g * h]));
     b.constant(&approximator.b2, &Tensor::new(&[k, g * n], vec![1f32; k * g * n]));
     if options.length_tables {
-        b.constant(&approximator.scale, &Tensor::new(&[k, g * h], vec![1f32; k * g * h]));
+        // The first knot is that of one token alone, which attends to itself whatever its score.
+        let scale = (0..k * g * h).map(|at| if at < g * h { 0.0 } else { 1f32 }).collect();
+        b.constant(&approximator.scale, &Tensor::new(&[k, g * h], scale));
     }
 }
 

@@ -103,7 +103,9 @@ fn chunks(rows: &Rows, options: &ApproximatorOptions, features: &LengthFeatures)
         .collect();
     let square: f64 = rows.scores.iter().map(|&s| f64::from(s).powi(2)).sum();
     let spread = ((square / rows.scores.len().max(1) as f64).sqrt() as f32).max(1e-3);
-    let mut order: Vec<usize> = (0..rows.lengths.len()).collect();
+    // With length tables, the first knot is that of one token alone, and exact from the start: there is nothing to fit.
+    let shortest = if options.length_tables { 2 } else { 1 };
+    let mut order: Vec<usize> = (0..rows.lengths.len()).filter(|&row| rows.lengths[row] >= shortest).collect();
     order.sort_by_key(|&row| rows.lengths[row]);
     let chunk = |of: &[usize]| {
         let lengths: Vec<usize> = of.iter().map(|&row| rows.lengths[row]).collect();
@@ -146,7 +148,7 @@ impl Net {
             w1,
             w2: Array2::zeros((h, n)),
             b1: Array2::from_shape_fn((knots, h), |(_, j)| hinge(j)),
-            scale: Array2::ones((knots, h)),
+            scale: Array2::from_shape_fn((knots, h), |(k, _)| if k == 0 && options.length_tables { 0.0 } else { 1.0 }),
             b2: Array2::ones((knots, n)),
         }
     }

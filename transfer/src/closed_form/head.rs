@@ -48,7 +48,7 @@ mod tests {
     use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
 
     use super::*;
-    use crate::data::{batches, made_up_sequences};
+    use crate::data::{Vocabulary, batches, made_up_sequences};
 
     #[test]
     fn a_pooler_reads_the_first_token_and_hidden_states_are_read_whole() {
@@ -62,7 +62,8 @@ mod tests {
             partial: false,
         };
         let rewriting = Rewriting::new(Model::load(path).unwrap(), options).unwrap();
-        let batch = batches(&made_up_sequences(100, 8, 30, 1), 64, 4, Default::default()).pop().unwrap();
+        let vocabulary = Vocabulary { size: 100, ..Vocabulary::default() };
+        let batch = batches(&made_up_sequences(&vocabulary, 8, 30, 1), 64, 4, Default::default()).pop().unwrap();
         let reads_first = |model: &Model| reads_first_token_only(model, &rewriting.encoder, &batch).unwrap();
         assert!(reads_first(&rewriting.teacher));
         // A mean over tokens, as sentence embeddings have it, reads them all.

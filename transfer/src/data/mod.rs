@@ -10,7 +10,7 @@ mod sample;
 mod tokens;
 
 pub use batch::{Batch, BatchShape, Role, batches, input_roles};
-pub use made_up::made_up_sequences;
+pub use made_up::{Vocabulary, made_up_sequences, odd_sequences};
 pub use reader::{Columns, Content, Example, Reader};
 pub use sample::{Sample, calibration_sample, read_sequences};
 pub use tokens::{Overlong, Sequence, TextEncoder};

@@ -72,6 +72,23 @@ impl TextEncoder {
         self.longest
     }
 
+    /// The special tokens that it puts before a text and after it.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn frame(&self) -> Result<(Vec<i64>, Vec<i64>)> {
+        let Some(tokenizer) = &self.tokenizer else { return Ok(Default::default()) };
+        let encoding = tokenizer
+            .encode_fast("a", true)
+            .map_err(|e| Error::Tokenizer { path: self.path.clone(), reason: e.to_string() })?;
+        let special = encoding.get_special_tokens_mask();
+        let is_text = |mask: &u32| *mask == 0;
+        let first = special.iter().position(is_text).unwrap_or(special.len());
+        let last = special.iter().rposition(is_text).map_or(first, |at| at + 1);
+        let widen = |ids: &[u32]| ids.iter().map(|&id| i64::from(id)).collect();
+        Ok((widen(&encoding.get_ids()[..first]), widen(&encoding.get_ids()[last..])))
+    }
+
     /// Makes token ids of an example of `file`.
     ///
     /// # Errors
