@@ -223,7 +223,7 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     let closed_form = calibrates.then(|| {
         let defaults = closed_form::Options { seed: job.seed, ..closed_form::Options::default() };
         // Random tokens are all alike: few rows and steps tell what there is to know.
-        let quick = closed_form::Options { real_text: false, fit_rows: 6_000, fit_steps: 600, ..defaults };
+        let quick = closed_form::Options { fit_rows: 6_000, fit_steps: 600, ..defaults };
         let options = if job.data.is_some() { defaults } else { quick };
         closed_form::calibrate(&rewriting, &mut student, &calibration, &options, progress)
     });
@@ -534,6 +534,7 @@ mod tests {
             label: None,
             line: 0,
             truncated: false,
+            made_up: false,
         };
         let made = batches(&[sequence(1), sequence(2), sequence(2)], 64, 8, BatchShape::default());
         assert_eq!((made.len(), count(&made)), (1, 3));

@@ -58,13 +58,11 @@ impl<'w> Work<'w> {
         batches: &'w [Batch],
         options: &'w Options,
     ) -> Result<Self> {
-        let sentences = batches.iter().flat_map(|b| &b.lengths).filter(|l| **l > 0).count();
+        let sentences = batches.iter().map(texts).sum::<usize>();
         // Too few first tokens would be learnt by heart.
         let enough = sentences >= 2 * rewriting.encoder.channels;
         let first_token_only = match batches.iter().max_by_key(|b| b.length) {
-            Some(longest) if options.real_text && enough => {
-                head::reads_first_token_only(&rewriting.teacher, &rewriting.encoder, longest)?
-            }
+            Some(longest) if enough => head::reads_first_token_only(&rewriting.teacher, &rewriting.encoder, longest)?,
             _ => false,
         };
         Ok(Self {
@@ -229,7 +227,11 @@ impl<'w> Work<'w> {
                 let share = share.max(ROWS_A_SENTENCE / (length * heads / groups).max(1) as f64);
                 for head in 0..heads {
                     for query in 0..length {
-                        let share = if first_token_only && query == 0 { 1.0 } else { share };
+                        let share = if first_token_only && query == 0 && !self.batches[i].made_up[sentence] {
+                            1.0
+                        } else {
+                            share
+                        };
                         if rng.random_bool(share.min(1.0)) {
                             let row = |of: &ndarray::Array4<f32>| {
                                 of.slice(ndarray::s![sentence, head, query, ..length]).to_vec()
@@ -316,14 +318,15 @@ impl<'w> Work<'w> {
         self.encoder.layers.last().is_some_and(|last| last.index == layer.index)
     }
 
-    /// For the real tokens of some batches: the first ones of their sentences make up [`FIRST_TOKENS`] of the weight.
+    /// For the real tokens of some batches: the first ones of texts make up [`FIRST_TOKENS`] of the weight.
     fn first_token_weights(&self, block: &[usize]) -> Vec<f64> {
         let tokens: usize = self.batches.iter().map(Batch::tokens).sum();
-        let sentences: usize = self.batches.iter().flat_map(|b| &b.lengths).filter(|l| **l > 0).count();
+        let sentences: usize = self.batches.iter().map(texts).sum();
         let others = (tokens - sentences).max(1) as f64;
-        let first = FIRST_TOKENS / (1.0 - FIRST_TOKENS) * others / sentences.max(1) as f64;
-        let lengths = block.iter().flat_map(|&i| &self.batches[i].lengths);
-        lengths.flat_map(|&length| (0..length).map(move |at| if at == 0 { first.max(1.0) } else { 1.0 })).collect()
+        let first = (FIRST_TOKENS / (1.0 - FIRST_TOKENS) * others / sentences.max(1) as f64).max(1.0);
+        let sequences = block.iter().flat_map(|&i| self.batches[i].lengths.iter().zip(&self.batches[i].made_up));
+        let weight = move |at: usize, made_up: bool| if at == 0 && !made_up { first } else { 1.0 };
+        sequences.flat_map(|(&length, &made_up)| (0..length).map(move |at| weight(at, made_up))).collect()
     }
 
     fn add_to(&mut self, constant: &str, change: &ArrayD<f32>) -> Result<()> {
@@ -373,6 +376,11 @@ impl<'w> Work<'w> {
 fn not_finite(site: &str) -> Error {
     let reason = "its statistics are not finite; the model's activations overflow on this data".to_owned();
     Error::Calibration { site: site.to_owned(), reason }
+}
+
+/// Sequences of a batch that are text.
+fn texts(batch: &Batch) -> usize {
+    batch.lengths.iter().zip(&batch.made_up).filter(|(length, made_up)| **length > 0 && !**made_up).count()
 }
 
 /// The rows of real tokens of a value `[batch, n, channels]`, `[tokens, channels]`.

@@ -23,9 +23,6 @@ use crate::progress::Progress;
 pub struct Options {
     /// Seed of what is drawn at random.
     pub seed: u64,
-    /// Whether the first token of a sequence is the special one that a classifier's head reads, as in real text: then it
-    /// may be favoured in the last layer.
-    pub real_text: bool,
     /// Rows of scores (queries) that each approximator is fitted to, at most.
     pub fit_rows: usize,
     /// Steps of each approximator's fit.
@@ -34,7 +31,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seed: 0, real_text: true, fit_rows: 12_000, fit_steps: 1_500 }
+        Self { seed: 0, fit_rows: 12_000, fit_steps: 1_500 }
     }
 }
 

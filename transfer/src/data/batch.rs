@@ -68,6 +68,8 @@ pub struct Batch {
     pub rows: Vec<usize>,
     /// Tokens of each sequence; 0 for rows that only fill up a fixed batch size.
     pub lengths: Vec<usize>,
+    /// Which sequences are no text, but random tokens.
+    pub made_up: Vec<bool>,
     /// Columns of the batch.
     pub length: usize,
     ids: Vec<i64>,
@@ -82,6 +84,7 @@ impl Batch {
         let mut batch = Self {
             rows: rows.to_vec(),
             lengths: vec![0; count],
+            made_up: vec![false; count],
             length,
             ids: vec![0; count * length],
             types: vec![0; count * length],
@@ -90,6 +93,7 @@ impl Batch {
             let sequence = &sequences[row];
             let tokens = sequence.ids.len();
             batch.lengths[at] = tokens;
+            batch.made_up[at] = sequence.made_up;
             batch.ids[at * length..][..tokens].copy_from_slice(&sequence.ids);
             batch.types[at * length..][..tokens].copy_from_slice(&sequence.types);
         }
@@ -171,7 +175,7 @@ mod tests {
 
     fn sequence(length: usize) -> Sequence {
         let ids = (0..length as i64).map(|i| 10 + i).collect();
-        Sequence { ids, types: vec![0; length], label: None, line: 1, truncated: false }
+        Sequence { ids, types: vec![0; length], label: None, line: 1, truncated: false, made_up: false }
     }
 
     #[test]

@@ -34,11 +34,11 @@ impl Vocabulary {
     fn sequence(&self, length: usize, framed: bool, rng: &mut StdRng) -> Sequence {
         let mut ids: Vec<i64> = (0..length).map(|_| rng.random_range(0..self.size.max(1)) as i64).collect();
         let (before, after) = &self.frame;
-        if framed && length > before.len() + after.len() {
+        if framed && length >= before.len() + after.len() {
             ids[..before.len()].copy_from_slice(before);
             ids[length - after.len()..].copy_from_slice(after);
         }
-        Sequence { ids, types: vec![0; length], label: None, line: 0, truncated: false }
+        Sequence { ids, types: vec![0; length], label: None, line: 0, truncated: false, made_up: true }
     }
 }
 
@@ -60,12 +60,13 @@ pub fn made_up_sequences(vocabulary: &Vocabulary, longest: usize, tokens: usize,
 /// What text has next to nothing of, but users send: a few random tokens, and one token over and over. No norm bounds
 /// a student: what it does with tokens unlike any that it was fitted to grows from layer to layer, until it overflows.
 pub fn odd_sequences(vocabulary: &Vocabulary, longest: usize, seed: u64) -> Vec<Sequence> {
-    const SHORT: usize = 32;
+    const TOKENS_OF_EACH_LENGTH: usize = 192;
     const REPEATED: usize = 4;
     let mut rng = StdRng::seed_from_u64(seed);
     let mut sequences = Vec::new();
     for length in 2..=longest.min(7) {
-        sequences.extend((0..SHORT).map(|i| vocabulary.sequence(length, i % 2 == 1, &mut rng)));
+        sequences
+            .extend((0..TOKENS_OF_EACH_LENGTH / length).map(|i| vocabulary.sequence(length, i % 2 == 1, &mut rng)));
     }
     let octaves = std::iter::successors(Some(longest), |length| Some(length / 2));
     for length in octaves.take_while(|length| *length > 7) {
@@ -86,7 +87,7 @@ mod tests {
         let vocabulary = Vocabulary { size: 500, frame: (vec![7], vec![8]) };
         let made = odd_sequences(&vocabulary, 40, 1);
         let (short, repeated): (Vec<_>, Vec<_>) = made.iter().partition(|s| s.ids.len() < 8);
-        assert!((2..8).all(|length| short.iter().filter(|s| s.ids.len() == length).count() == 32));
+        assert!((2..8).all(|length| short.iter().any(|s| s.ids.len() == length)));
         let lengths: Vec<usize> = repeated.iter().map(|s| s.ids.len()).collect();
         assert_eq!(lengths, [[40; 4], [20; 4], [10; 4]].concat());
         assert!(repeated.iter().all(|s| s.ids.iter().all(|id| *id == s.ids[0])));
@@ -100,8 +101,7 @@ mod tests {
         let vocabulary = Vocabulary { size: 500, frame: (vec![7], vec![8, 9]) };
         let made = made_up_sequences(&vocabulary, 20, 4000, 1);
         assert_eq!(made.iter().map(|s| s.ids.len()).sum::<usize>(), 4000);
-        assert!(made.iter().filter(|s| s.ids.len() == 1).all(|s| s.types == [0]));
-        let long: Vec<_> = made.iter().filter(|s| s.ids.len() > 3).collect();
+        let long: Vec<_> = made.iter().filter(|s| s.ids.len() >= 3).collect();
         let framed = long.iter().filter(|s| s.ids[0] == 7 && s.ids.ends_with(&[8, 9])).count();
         assert!(framed > long.len() * 3 / 4 && framed < long.len(), "{framed} of {}", long.len());
     }

@@ -111,7 +111,8 @@ fn every_length(sequences: &[Sequence], longest: usize, tokens: usize, rng: &mut
             round.flat_map(|s| s.ids.iter().copied().zip(s.types.iter().copied())).take(length).collect();
         left -= tokens.len().min(left);
         let (ids, types) = tokens.into_iter().unzip();
-        made.push(Sequence { ids, types, label: None, line: sequences[start].line, truncated: false });
+        let line = sequences[start].line;
+        made.push(Sequence { ids, types, label: None, line, truncated: false, made_up: false });
     }
     made
 }

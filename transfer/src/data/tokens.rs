@@ -20,6 +20,8 @@ pub struct Sequence {
     pub line: usize,
     /// Whether the text was cut.
     pub truncated: bool,
+    /// Whether it is no text at all, but random tokens.
+    pub made_up: bool,
 }
 
 /// What happens to a text with more tokens than the model takes.
@@ -128,6 +130,6 @@ impl TextEncoder {
                 format!("{} tokens, the model takes {}; shorten the text or say --truncate", ids.len(), self.longest);
             return Err(Error::line(file, line, reason));
         }
-        Ok(Sequence { ids, types, label, line, truncated })
+        Ok(Sequence { ids, types, label, line, truncated, made_up: false })
     }
 }
