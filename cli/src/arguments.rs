@@ -105,9 +105,9 @@ pub(crate) struct Rewrite {
     pub(crate) attention: Attention,
     #[command(flatten)]
     pub(crate) data: DataArguments,
-    /// How the student's parameters are found
-    #[arg(long, value_enum, default_value_t = TransferStage::ClosedForm)]
-    pub(crate) transfer: TransferStage,
+    /// How the student's parameters are found [default: blockwise with data, closed-form without]
+    #[arg(long, value_enum)]
+    pub(crate) transfer: Option<TransferStage>,
     /// Tokens that go through the student to calibrate it [default: 40000 of text, 12000 made up]
     #[arg(long, value_name = "N")]
     pub(crate) calibration_tokens: Option<usize>,
@@ -269,6 +269,8 @@ pub(crate) enum TransferStage {
     None,
     /// Layer by layer, by least squares
     ClosedForm,
+    /// The same, with gradient steps on each attention block
+    Blockwise,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]

@@ -157,6 +157,24 @@ fn every_sharing_and_what_is_kept_can_be_calibrated() {
 }
 
 #[test]
+fn blockwise_brings_attention_blocks_closer() {
+    let small = Job { calibration_tokens: Some(6_000), ..job(Some(reviews())) };
+    let closed = fixture_report(&small);
+    let blockwise = fixture_report(&Job { transfer: Transfer::Blockwise, ..small });
+    let blocks = &blockwise.closed_form.as_ref().unwrap().blocks;
+    assert_eq!((blocks.len(), closed.closed_form.as_ref().unwrap().blocks.len()), (3, 0));
+    assert!(blocks.iter().all(|b| b.after <= b.before && b.skipped == 0), "{blocks:?}");
+    let error = |report: &Report, site: &str| {
+        report.sites.iter().find(|s| s.site == site).and_then(|s| s.relative_error).unwrap()
+    };
+    for site in ["layer.1/attention/norm", "layer.2/attention/norm"] {
+        assert!(error(&blockwise, site) < 0.97 * error(&closed, site), "{site}: {:?}", blockwise.sites);
+    }
+    assert!(blockwise.outputs[0].mean_abs < 1.1 * closed.outputs[0].mean_abs, "{:?}", blockwise.outputs);
+    assert_eq!(blockwise.odd_inputs.overflow, 0);
+}
+
+#[test]
 fn one_seed_gives_one_student() {
     let small = Job { calibration_tokens: Some(1_000), ..job(Some(reviews())) };
     let make =

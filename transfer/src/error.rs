@@ -48,6 +48,9 @@ pub enum Error {
         /// What was found.
         reason: String,
     },
+    /// A part of the student cannot be differentiated, or not trained.
+    #[error("{0}")]
+    Gradient(String),
     /// A check of the result does not hold.
     #[error("{0}; the model was not written")]
     Check(String),

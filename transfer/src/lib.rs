@@ -3,15 +3,18 @@
 //! * [`rewrite`]: the main job, from a model's file to a measured student;
 //! * [`data`]: texts out of files, token ids, batches by length, made-up tokens where there is no text;
 //! * [`closed_form`]: the student's parameters, layer by layer, through the student's own activations;
+//! * [`blockwise`]: gradient steps on one attention block at a time, between two solves of the closed form;
 //! * [`evaluate`]: task metrics of a model;
 //! * [`compare`]: how far a model's outputs are from another's;
 //! * [`progress`]: what a caller is told on the way.
 
+pub mod blockwise;
 pub mod closed_form;
 pub mod compare;
 pub mod data;
 mod error;
 pub mod evaluate;
+mod gradient;
 mod part;
 pub mod progress;
 pub mod rewrite;

@@ -15,6 +15,7 @@ use ndarray::{Axis, Slice};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::blockwise;
 use crate::closed_form::{self, SiteError};
 use crate::compare::{Distances, OutputDistance, Tolerance};
 use crate::data::{
@@ -52,6 +53,8 @@ pub enum Transfer {
     None,
     /// Layer by layer, by least squares.
     ClosedForm,
+    /// The same, with gradient steps on each attention block.
+    Blockwise,
 }
 
 /// Text to calibrate on.
@@ -219,12 +222,14 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     progress.step("recognised");
     progress.end();
 
-    let calibrates = job.transfer == Transfer::ClosedForm && student.ran(Pass::Canonical);
+    let calibrates = job.transfer != Transfer::None && student.ran(Pass::Canonical);
     let closed_form = calibrates.then(|| {
         let defaults = closed_form::Options { seed: job.seed, ..closed_form::Options::default() };
         // Random tokens are all alike: few rows and steps tell what there is to know.
         let quick = closed_form::Options { fit_rows: 6_000, fit_steps: 600, ..defaults };
         let options = if job.data.is_some() { defaults } else { quick };
+        let blockwise = (job.transfer == Transfer::Blockwise).then(blockwise::Options::default);
+        let options = closed_form::Options { blockwise, ..options };
         closed_form::calibrate(&rewriting, &mut student, &calibration, &options, progress)
     });
     let closed_form = closed_form.transpose()?;

@@ -60,6 +60,7 @@ pub(super) fn rewrite(arguments: &Rewrite, global: &Global) -> Result<()> {
 
 fn job(arguments: &Rewrite, global: &Global) -> Job {
     let kept = |kind: Kept| arguments.keep.contains(&kind);
+    let default = if arguments.data.data.is_some() { TransferStage::Blockwise } else { TransferStage::ClosedForm };
     Job {
         max_seq: arguments.max_seq,
         hidden: arguments.hidden,
@@ -77,9 +78,10 @@ fn job(arguments: &Rewrite, global: &Global) -> Job {
         fold: !arguments.no_fold,
         until: arguments.until,
         partial: arguments.partial,
-        transfer: match arguments.transfer {
+        transfer: match arguments.transfer.unwrap_or(default) {
             TransferStage::None => Transfer::None,
             TransferStage::ClosedForm => Transfer::ClosedForm,
+            TransferStage::Blockwise => Transfer::Blockwise,
         },
         data: arguments
             .data
@@ -116,6 +118,14 @@ fn print_report(full: &FullReport<'_>) {
     println!("{}\n", print::table(&["Operator", "Before", "After"], 1, rows.chain([total])));
 
     print_sites(report);
+    let blocks = report.closed_form.as_ref().map_or(&[] as &[_], |c| &c.blocks);
+    if !blocks.is_empty() {
+        let steps = blocks.iter().map(|b| format!("{} -> {}", print::number(b.before), print::number(b.after)));
+        println!(
+            "Gradient steps, squared error of each attention block on sequences kept apart: {}",
+            steps.collect::<Vec<_>>().join(", ")
+        );
+    }
     for miss in &report.misses {
         println!("left alone: {miss}");
     }

@@ -14,6 +14,7 @@ use super::approximator::{self, Rows};
 use super::head;
 use super::regression::{Regression, Solution, Unknowns};
 use super::{Options, SiteError};
+use crate::blockwise::{self, Block, Fitted};
 use crate::compare::RelativeError;
 use crate::data::Batch;
 use crate::part::{Part, Prefix};
@@ -48,7 +49,9 @@ pub(super) struct Work<'w> {
     teacher_at: Vec<Tensor>,
     student_at: Vec<Tensor>,
     pub(super) sites: Vec<SiteError>,
+    pub(super) blocks: Vec<Fitted>,
     pub(super) fit_seconds: f64,
+    pub(super) block_seconds: f64,
 }
 
 impl<'w> Work<'w> {
@@ -77,7 +80,9 @@ impl<'w> Work<'w> {
             student_at: Vec::new(),
             first_token_only,
             sites: Vec::new(),
+            blocks: Vec::new(),
             fit_seconds: 0.0,
+            block_seconds: 0.0,
         })
     }
 
@@ -148,17 +153,16 @@ impl<'w> Work<'w> {
         let outputs = [wanted.len() - 2, wanted.len() - 1];
         let part = self.attention_part(self.teacher, layer, &wanted)?;
         let targets = self.each(|i| part.run(&[&self.teacher_at[i], &self.masks[i]]))?;
-        let part = self.attention_part(&self.student.model, layer, &[&layer.attention_output.input])?;
-        let contexts = self.each(|i| Ok(part.run(&[&self.student_at[i], &self.masks[i]])?.remove(0)))?;
-
-        self.solve(
-            layer,
-            &format!("{name}/attention/norm"),
-            &layer.attention_output,
-            &contexts,
-            &attention.input,
-            &|i| &targets[i][0],
-        )?;
+        let norm = format!("{name}/attention/norm");
+        let mut contexts = self.contexts(layer)?;
+        let of_attention = |i: usize| &targets[i][0];
+        self.solve(layer, &norm, &layer.attention_output, &contexts, &attention.input, &of_attention)?;
+        if let Some(options) = self.options.blockwise {
+            let aims = targets.iter().map(|t| &t[outputs[0]]).collect();
+            self.blockwise(index, aims, options)?;
+            contexts = self.contexts(layer)?;
+            self.solve(layer, &norm, &layer.attention_output, &contexts, &attention.input, &of_attention)?;
+        }
         self.solve(layer, &format!("{name}/output/norm"), &layer.output, &contexts, &output.input, &|i| {
             &targets[i][1]
         })?;
@@ -174,6 +178,56 @@ impl<'w> Work<'w> {
         self.student_at = reached.into_iter().map(|mut r| r.remove(1)).collect();
         self.teacher_at = targets.into_iter().map(|mut t| t.remove(outputs[1])).collect();
         self.at.clone_from(&output.output);
+        Ok(())
+    }
+
+    /// The student's contexts, `[batch, n, heads * d]`.
+    fn contexts(&self, layer: &Layer) -> Result<Vec<Tensor>> {
+        let part = self.attention_part(&self.student.model, layer, &[&layer.attention_output.input])?;
+        self.each(|i| Ok(part.run(&[&self.student_at[i], &self.masks[i]])?.remove(0)))
+    }
+
+    /// Trains the attention block towards the teacher's normalised values.
+    fn blockwise(&mut self, index: usize, targets: Vec<&Tensor>, options: blockwise::Options) -> Result<()> {
+        let start = Instant::now();
+        let layer = &self.encoder.layers[index];
+        let name = format!("layer.{}/attention", layer.index);
+        let linear = [&layer.query, &layer.key, &layer.value, &layer.attention_output];
+        let mut others: Vec<String> =
+            linear.into_iter().flat_map(|l| [Some(l.weight.clone()), l.bias_name.clone()]).flatten().collect();
+        if self.student.ran(Pass::Norm) {
+            others.extend(<[String; 2]>::from(norm_parameters(&format!("{name}/norm"))));
+        }
+        let approximators = self.student.options.approximator;
+        let mut approximator = Vec::new();
+        // One that all layers share must not be bent to one of them.
+        if self.student.ran(Pass::Softmax) && approximators.sharing != Sharing::Shared {
+            let of = &self.student.approximators[index];
+            approximator.extend([&of.w1, &of.w2, &of.b1, &of.b2].map(String::clone));
+            if approximators.length_tables {
+                approximator.push(of.scale.clone());
+            }
+        }
+        // With length tables one token alone is exact, and stays so.
+        let shortest = if approximators.length_tables { 2 } else { 1 };
+        let first = if self.first_token_only && self.is_last(layer) { self.first_token_weight() } else { 1.0 };
+        let weights: Vec<Tensor> = self.batches.iter().map(|b| token_weights(b, first as f32, shortest)).collect();
+        let block = Block {
+            name: &name,
+            input: (&layer.input, layer.query.inputs),
+            output: &layer.attention_norm.output,
+            approximator,
+            others,
+            batches: self.batches,
+            streams: &self.student_at,
+            masks: &self.masks,
+            weights: &weights,
+            targets,
+        };
+        let options = blockwise::Options { seed: self.options.seed ^ ((index as u64) << 24), ..options };
+        let fitted = blockwise::fit(&mut self.student.model, &block, &options)?;
+        self.blocks.push(fitted);
+        self.block_seconds += start.elapsed().as_secs_f64();
         Ok(())
     }
 
@@ -299,7 +353,11 @@ impl<'w> Work<'w> {
                 let views: Vec<_> = results.iter().map(|values| values[of].view()).collect();
                 ndarray::concatenate(Axis(0), &views).expect("as many columns")
             });
-            let weights = first_token_only.then(|| self.first_token_weights(block));
+            let weights: Option<Vec<f64>> = first_token_only.then(|| {
+                let first = self.first_token_weight() as f32;
+                let of = |&i: &usize| real(&self.batches[i], &token_weights(&self.batches[i], first, 1)).into_iter();
+                block.iter().flat_map(of).map(f64::from).collect()
+            });
             sums.add(z.view(), r.view(), y.view(), weights.as_deref());
         }
         let unknowns = if affine { Unknowns::WeightAndAffine } else { Unknowns::WeightAndOffset };
@@ -318,15 +376,13 @@ impl<'w> Work<'w> {
         self.encoder.layers.last().is_some_and(|last| last.index == layer.index)
     }
 
-    /// For the real tokens of some batches: the first ones of texts make up [`FIRST_TOKENS`] of the weight.
-    fn first_token_weights(&self, block: &[usize]) -> Vec<f64> {
+    /// What the first token of a text counts where the others count 1, so that all of them together make up
+    /// [`FIRST_TOKENS`] of the weight.
+    fn first_token_weight(&self) -> f64 {
         let tokens: usize = self.batches.iter().map(Batch::tokens).sum();
         let sentences: usize = self.batches.iter().map(texts).sum();
         let others = (tokens - sentences).max(1) as f64;
-        let first = (FIRST_TOKENS / (1.0 - FIRST_TOKENS) * others / sentences.max(1) as f64).max(1.0);
-        let sequences = block.iter().flat_map(|&i| self.batches[i].lengths.iter().zip(&self.batches[i].made_up));
-        let weight = move |at: usize, made_up: bool| if at == 0 && !made_up { first } else { 1.0 };
-        sequences.flat_map(|(&length, &made_up)| (0..length).map(move |at| weight(at, made_up))).collect()
+        (FIRST_TOKENS / (1.0 - FIRST_TOKENS) * others / sentences.max(1) as f64).max(1.0)
     }
 
     fn add_to(&mut self, constant: &str, change: &ArrayD<f32>) -> Result<()> {
@@ -381,6 +437,22 @@ fn not_finite(site: &str) -> Error {
 /// Sequences of a batch that are text.
 fn texts(batch: &Batch) -> usize {
     batch.lengths.iter().zip(&batch.made_up).filter(|(length, made_up)| **length > 0 && !**made_up).count()
+}
+
+/// What each token counts, `[batch, n, 1]`: nothing in padding and in sequences shorter than `shortest`, `first` at the
+/// start of a text.
+fn token_weights(batch: &Batch, first: f32, shortest: usize) -> Tensor {
+    let weight = |at: usize| {
+        let (row, token) = (at / batch.length, at % batch.length);
+        let length = batch.lengths[row];
+        match token {
+            _ if token >= length || length < shortest => 0.0,
+            0 if !batch.made_up[row] => first,
+            _ => 1.0,
+        }
+    };
+    let weights = (0..batch.size() * batch.length).map(weight).collect();
+    Tensor::new(&[batch.size(), batch.length, 1], weights)
 }
 
 /// The rows of real tokens of a value `[batch, n, channels]`, `[tokens, channels]`.

@@ -15,6 +15,7 @@ use mabert_passes::pipeline::{Rewriting, Student};
 use serde::Serialize;
 
 use crate::Result;
+use crate::blockwise::{self, Fitted};
 use crate::data::Batch;
 use crate::progress::Progress;
 
@@ -27,11 +28,13 @@ pub struct Options {
     pub fit_rows: usize,
     /// Steps of each approximator's fit.
     pub fit_steps: usize,
+    /// Gradient steps on each attention block before it is solved for a last time, see [`blockwise`].
+    pub blockwise: Option<blockwise::Options>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seed: 0, fit_rows: 12_000, fit_steps: 1_500 }
+        Self { seed: 0, fit_rows: 12_000, fit_steps: 1_500, blockwise: None }
     }
 }
 
@@ -54,8 +57,12 @@ pub struct Report {
     pub tokens: usize,
     /// Every site, in order.
     pub sites: Vec<SiteError>,
+    /// What the blockwise stage did to each attention block, in order; empty without it.
+    pub blocks: Vec<Fitted>,
     /// Seconds spent on fitting approximators.
     pub fit_seconds: f64,
+    /// Seconds spent on the blockwise stage.
+    pub block_seconds: f64,
     /// Seconds in all.
     pub seconds: f64,
 }
@@ -83,7 +90,7 @@ pub fn calibrate(
         progress.step(&reached);
     }
     progress.end();
-    let layers::Work { sites, fit_seconds, .. } = work;
+    let layers::Work { sites, blocks, fit_seconds, block_seconds, .. } = work;
     let tokens = batches.iter().map(Batch::tokens).sum();
-    Ok(Report { tokens, sites, fit_seconds, seconds: start.elapsed().as_secs_f64() })
+    Ok(Report { tokens, sites, blocks, fit_seconds, block_seconds, seconds: start.elapsed().as_secs_f64() })
 }

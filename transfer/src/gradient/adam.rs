@@ -1,0 +1,99 @@
+//! AdamW (Loshchilov & Hutter 2019) over a graph's variables, with clipping, and steps that are not finite skipped.
+
+use candle_core::{Tensor as Real, Var};
+use rayon::prelude::*;
+
+use crate::Result;
+
+const DECAY: (f32, f32) = (0.9, 0.999);
+const EPSILON: f32 = 1e-8;
+/// Elements of one parallel piece of an update.
+const PIECE: usize = 1 << 14;
+
+/// One variable and the state of its moments.
+struct Parameter {
+    variable: Var,
+    rate: f32,
+    value: Vec<f32>,
+    first: Vec<f32>,
+    second: Vec<f32>,
+}
+
+/// The optimizer.
+pub(crate) struct Adam {
+    parameters: Vec<Parameter>,
+    clip: f32,
+    steps: i32,
+    /// Steps whose gradient was not finite.
+    pub(crate) skipped: usize,
+}
+
+impl Adam {
+    /// For variables with their learning rates; gradients are scaled down to a norm of `clip`.
+    pub(crate) fn new(variables: impl IntoIterator<Item = (Var, f32)>, clip: f32) -> Result<Self> {
+        let parameter = |(variable, rate): (Var, f32)| -> Result<Parameter> {
+            let value = variable.flatten_all()?.to_vec1::<f32>()?;
+            let zeros = vec![0f32; value.len()];
+            Ok(Parameter { variable, rate, first: zeros.clone(), second: zeros, value })
+        };
+        let parameters = variables.into_iter().map(parameter).collect::<Result<_>>()?;
+        Ok(Self { parameters, clip, steps: 0, skipped: 0 })
+    }
+
+    /// The variables, in the order of the gradients that [`Adam::step`] takes.
+    pub(crate) fn variables(&self) -> impl Iterator<Item = &Var> {
+        self.parameters.iter().map(|p| &p.variable)
+    }
+
+    /// One step along `gradients`, one for each variable, with all rates times `rate`. Returns whether it was taken.
+    pub(crate) fn step(&mut self, gradients: &[Vec<f32>], rate: f32) -> Result<bool> {
+        let square = |g: &[f32]| g.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+        // Summed in a fixed order, whatever the number of threads.
+        let squares: Vec<f64> = gradients.par_iter().map(|g| square(g)).collect();
+        let norm = squares.iter().sum::<f64>().sqrt() as f32;
+        if !norm.is_finite() {
+            self.skipped += 1;
+            return Ok(false);
+        }
+        self.steps += 1;
+        let scale = if norm > self.clip { self.clip / norm } else { 1.0 };
+        let correct = |decay: f32| 1.0 - decay.powi(self.steps);
+        let (c1, c2) = (correct(DECAY.0), correct(DECAY.1));
+        for (p, gradient) in self.parameters.iter_mut().zip(gradients) {
+            let rate = rate * p.rate;
+            let pieces = p.value.par_chunks_mut(PIECE).zip(p.first.par_chunks_mut(PIECE));
+            pieces.zip(p.second.par_chunks_mut(PIECE)).zip(gradient.par_chunks(PIECE)).for_each(
+                |(((value, first), second), gradient)| {
+                    for (((value, m), v), g) in value.iter_mut().zip(first).zip(second).zip(gradient) {
+                        let g = g * scale;
+                        *m = DECAY.0 * *m + (1.0 - DECAY.0) * g;
+                        *v = DECAY.1 * *v + (1.0 - DECAY.1) * g * g;
+                        *value -= rate * (*m / c1) / ((*v / c2).sqrt() + EPSILON);
+                    }
+                },
+            );
+            p.variable.set(&Real::from_slice(&p.value, p.variable.dims(), p.variable.device())?)?;
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    /// The first step of Adam moves every element by its rate, whatever the size of its gradient.
+    #[test]
+    fn the_first_step_is_the_rate_and_bad_gradients_are_skipped() {
+        let variable = Var::from_slice(&[1f32, 2.0], 2, &Device::Cpu).unwrap();
+        let mut adam = Adam::new([(variable.clone(), 0.1)], 1.0).unwrap();
+        assert!(!adam.step(&[vec![f32::NAN, 1.0]], 1.0).unwrap());
+        assert_eq!((adam.skipped, variable.to_vec1::<f32>().unwrap()), (1, vec![1.0, 2.0]));
+        assert!(adam.step(&[vec![30.0, -4.0]], 0.5).unwrap());
+        let found = variable.to_vec1::<f32>().unwrap();
+        approx::assert_abs_diff_eq!(found[0], 0.95, epsilon = 1e-4);
+        approx::assert_abs_diff_eq!(found[1], 2.05, epsilon = 1e-4);
+    }
+}
