@@ -8,6 +8,7 @@
 use candle_core::Tensor as Real;
 use mabert_graph::{Boundary, ElementType, Model, Tensor};
 use mabert_passes::rewrite::MASK;
+use ndarray::{Axis, Slice};
 use rand::seq::SliceRandom as _;
 use rand::{SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
@@ -111,20 +112,15 @@ pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &Options) -> 
         let starts = (0..of.size()).step_by(rows);
         pieces.extend(starts.map(|start| Piece { batch, start, rows: rows.min(of.size() - start) }));
     }
-    let cut = |values: &Tensor, piece: &Piece| -> Result<Real> {
-        let rows = values.as_f32().expect("streams and masks are f32");
-        let rows = rows.slice_axis(ndarray::Axis(0), ndarray::Slice::from(piece.start..piece.start + piece.rows));
-        to_candle(&Tensor::from(rows.to_owned()))
+    let rows = |values: &Tensor, piece: &Piece| {
+        let values = values.as_f32().expect("streams, masks and weights are f32");
+        values.slice_axis(Axis(0), Slice::from(piece.start..piece.start + piece.rows)).to_owned()
     };
-    let total = |piece: &Piece| -> f64 {
-        let weights = block.weights[piece.batch].as_f32().expect("weights are f32");
-        let rows = weights.slice_axis(ndarray::Axis(0), ndarray::Slice::from(piece.start..piece.start + piece.rows));
-        rows.iter().map(|&w| f64::from(w)).sum()
-    };
+    let cut = |values: &Tensor, piece: &Piece| to_candle(&Tensor::from(rows(values, piece)));
+    let total = |piece: &Piece| -> f64 { rows(&block.weights[piece.batch], piece).iter().map(|&w| f64::from(w)).sum() };
     // The weighted sum of squared errors, over channels' mean.
     let missed = |piece: &Piece| -> Result<Real> {
-        let given = [&block.streams[piece.batch], &block.masks[piece.batch]].map(|values| cut(values, piece));
-        let [stream, mask] = given;
+        let [stream, mask] = [&block.streams, &block.masks].map(|of| cut(&of[piece.batch], piece));
         let found = graph.run(&[Value::Real(stream?), Value::Real(mask?)])?.remove(0);
         let error = (found - cut(block.targets[piece.batch], piece)?)?.sqr()?.mean_keepdim(2)?;
         Ok((error * cut(&block.weights[piece.batch], piece)?)?.sum_all()?)

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use candle_core::{D, DType, Device, Tensor as Real, Var};
+use candle_core::{D, Device, Tensor as Real, Var};
 use mabert_graph::proto::NodeProto;
 use mabert_graph::{Model, NodeExt as _, Tensor, attribute};
 use ndarray::{ArrayD, Axis, IxDyn, Slice};
@@ -475,7 +475,7 @@ fn sliced(given: &Given<'_>, dims: &[usize]) -> Result<Vec<(usize, usize, usize)
 
 /// A scalar's value.
 pub(crate) fn number(value: &Real) -> Result<f32> {
-    Ok(value.to_dtype(DType::F32)?.to_scalar::<f32>()?)
+    Ok(value.to_scalar::<f32>()?)
 }
 
 #[cfg(test)]
