@@ -206,7 +206,7 @@ fn options_that_do_not_fit_are_refused() {
 #[test]
 fn all_exports_are_calibrated_on_made_up_tokens() {
     for folder in mabert_tests::exports() {
-        let job = Job { calibration_tokens: Some(1_500), ..job(None) };
+        let job = Job { calibration_tokens: Some(1_500), transfer: Transfer::Blockwise, ..job(None) };
         let (student, report) = rewrite(&folder.join("model.onnx"), &job, &Silent).unwrap();
         assert!(report.exact_passes_differ_by < 1e-3, "{}: {}", folder.display(), report.exact_passes_differ_by);
         assert!(report.sites.iter().all(|s| s.relative_error.is_none_or(|e| e < 1.0)), "{}", folder.display());

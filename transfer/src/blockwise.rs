@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::data::Batch;
-use crate::gradient::{Adam, Graph, Value, from_candle, gradients, number, to_candle};
+use crate::gradient::{Adam, Graph, Value, from_candle, gradients, to_candle};
 use crate::{Error, Result};
 
 /// How the stage works.
@@ -132,7 +132,8 @@ pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &Options) -> 
     let judges: Vec<Piece> = if apart == 0 { pieces.clone() } else { pieces.split_off(pieces.len() - apart) };
     let everything: f64 = judges.iter().map(&total).sum();
     let measure = || -> Result<f64> {
-        let sums: Vec<f64> = judges.par_iter().map(|p| Ok(f64::from(number(&missed(p)?)?))).collect::<Result<_>>()?;
+        let sums: Vec<f64> =
+            judges.par_iter().map(|p| Ok(f64::from(missed(p)?.to_scalar::<f32>()?))).collect::<Result<_>>()?;
         Ok(sums.into_iter().sum::<f64>() / everything)
     };
 
@@ -150,7 +151,7 @@ pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &Options) -> 
         if weight == 0.0 {
             continue;
         }
-        let (_, gradient) = gradients(&adam, &chosen, |piece| Ok((missed(piece)? / weight)?))?;
+        let gradient = gradients(&adam, &chosen, |piece| Ok((missed(piece)? / weight)?))?;
         let rate = 0.5 * (1.0 + (std::f32::consts::PI * step as f32 / steps as f32).cos());
         adam.step(&gradient, rate)?;
         if adam.skipped as f64 > SKIPPED * steps as f64 {

@@ -179,7 +179,8 @@ impl Sums {
             let cosine = if cosine.is_nan() { -1.0 } else { cosine };
             self.least = self.least.min(cosine);
             self.cosines += cosine;
-            self.same += usize::from(largest(x) == largest(y));
+            // A NaN has no largest element to agree with.
+            self.same += usize::from(!xy.is_nan() && largest(x) == largest(y));
         }
     }
 }
@@ -187,6 +188,21 @@ impl Sums {
 /// The position of the largest element, the first of equal ones.
 pub fn largest(row: &[f32]) -> usize {
     (1..row.len()).fold(0, |best, at| if row[at] > row[best] { at } else { best })
+}
+
+/// How many sequences of a batch, `lengths` tokens each, have a value that is not finite. Padding does not count.
+pub fn overflows(outputs: &Named, lengths: &[usize]) -> usize {
+    let mut bad = vec![false; lengths.len()];
+    for (_, value) in outputs.iter().filter(|(_, value)| value.shape().first() == Some(&lengths.len())) {
+        let shape = value.shape();
+        let width = if shape.len() < 2 { 1 } else { shape[shape.len() - 1] };
+        let elements: Vec<f32> = value.to_f32().iter().copied().collect();
+        let rows_each = (elements.len() / width.max(1) / lengths.len().max(1)).max(1);
+        for (row, x) in elements.chunks_exact(width.max(1)).enumerate() {
+            bad[row / rows_each] |= is_real(shape, row, lengths) && x.iter().any(|v| !v.is_finite());
+        }
+    }
+    bad.into_iter().filter(|bad| *bad).count()
 }
 
 /// Whether a row belongs to a real sentence and, in values `[batch, n, ...]`, to a real token.
@@ -204,6 +220,24 @@ fn is_real(shape: &[usize], row: usize, lengths: &[usize]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sequences_that_overflow_are_counted_without_their_padding() {
+        // Two sequences of one and two tokens, and a row that only fills up the batch.
+        let lengths = [1, 2, 0];
+        let hidden = |row: usize, token: usize| {
+            let mut value = ndarray::Array3::<f32>::zeros((3, 2, 4));
+            value[[row, token, 3]] = f32::NAN;
+            vec![("hidden".to_owned(), Tensor::from(value.into_dyn()))]
+        };
+        assert_eq!(overflows(&hidden(0, 1), &lengths), 0, "the first sequence has one token");
+        assert_eq!(overflows(&hidden(0, 0), &lengths), 1);
+        assert_eq!(overflows(&hidden(2, 0), &lengths), 0, "nothing but filling");
+        let logits = Tensor::new(&[3, 2], vec![0f32, f32::INFINITY, f32::NAN, 0.0, f32::NAN, f32::NAN]);
+        assert_eq!(overflows(&vec![("logits".to_owned(), logits)], &lengths), 2);
+        let scores = Tensor::new(&[3], vec![f32::NAN, 1.0, f32::NAN]);
+        assert_eq!(overflows(&vec![("score".to_owned(), scores)], &lengths), 1);
+    }
 
     #[test]
     fn relative_error_is_that_of_a_constant_at_one() {

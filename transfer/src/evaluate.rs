@@ -119,8 +119,13 @@ pub fn logits(engine: &dyn Engine, sequences: &[Sequence]) -> Result<Array2<f32>
 /// What a metric looks at in logits: the class, or the value of the only column.
 ///
 /// # Errors
-/// A metric of values, but several columns.
+/// A metric of values, but several columns; or logits that are not finite, which name no class.
 pub fn predictions(metric: Metric, logits: &Array2<f32>) -> Result<Vec<f64>> {
+    let bad = logits.rows().into_iter().filter(|r| r.iter().any(|v| !v.is_finite())).count();
+    if bad > 0 {
+        let reason = format!("{bad} of {} texts get logits that are not finite: the model overflows", logits.nrows());
+        return Err(Error::Compare(reason));
+    }
     if metric.is_of_classes() {
         return Ok(logits.rows().into_iter().map(|r| largest(&r.to_vec()) as f64).collect());
     }
@@ -180,6 +185,14 @@ fn join(parts: &[(Batch, Named)], at: usize, rows: usize) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn logits_that_are_not_finite_name_no_class() {
+        let logits = ndarray::arr2(&[[0f32, 1.0], [f32::NAN, f32::NAN], [2.0, 1.0]]);
+        let message = predictions(Metric::Accuracy, &logits).unwrap_err().to_string();
+        assert!(message.contains("1 of 3"), "{message}");
+        assert_eq!(predictions(Metric::Accuracy, &logits.slice(ndarray::s![0..1, ..]).to_owned()).unwrap(), [1.0]);
+    }
 
     #[test]
     fn metrics_are_those_of_the_field() {

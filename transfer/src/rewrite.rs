@@ -11,13 +11,12 @@ use mabert_passes::recording::{longest_sequence, token_rows};
 use mabert_passes::rewrite::{ApproximatorOptions, FoldReport, Sharing};
 use mabert_passes::sites::{Activation, Encoder};
 use mabert_runtime::{MAX_SEQ_KEY, Named, Options as RunOptions};
-use ndarray::{Axis, Slice};
 use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::blockwise;
 use crate::closed_form::{self, SiteError};
-use crate::compare::{Distances, OutputDistance, Tolerance};
+use crate::compare::{self, Distances, OutputDistance, Tolerance};
 use crate::data::{
     Batch, BatchShape, Columns, Overlong, Sequence, TextEncoder, Vocabulary, batches, calibration_sample,
     made_up_sequences, odd_sequences,
@@ -421,28 +420,9 @@ fn count(batches: &[Batch]) -> usize {
     batches.iter().map(|b| b.rows.len()).sum()
 }
 
-/// How many sequences have an output that is not finite. Padding of a batch and values of padded tokens do not count.
+/// How many sequences have an output that is not finite.
 fn overflows(batches: &[Batch], outputs: &[Named]) -> usize {
-    let of = |(batch, outputs): (&Batch, &Named)| {
-        let bad = |row: usize| {
-            outputs.iter().any(|(_, value)| {
-                let value = value.to_f32();
-                if value.shape().first() != Some(&batch.size()) {
-                    return false;
-                }
-                let row_of = value.index_axis(Axis(0), row);
-                match row_of.shape().first() {
-                    Some(&tokens) if tokens == batch.length && row_of.ndim() > 1 => {
-                        let real = row_of.slice_axis(Axis(0), Slice::from(..batch.lengths[row]));
-                        real.iter().any(|v| !v.is_finite())
-                    }
-                    _ => row_of.iter().any(|v| !v.is_finite()),
-                }
-            })
-        };
-        (0..batch.rows.len()).filter(|row| bad(*row)).count()
-    };
-    batches.iter().zip(outputs).map(of).sum()
+    batches.iter().zip(outputs).map(|(batch, outputs)| compare::overflows(outputs, &batch.lengths)).sum()
 }
 
 /// Every site with what became of it.
@@ -525,32 +505,4 @@ fn describe(model: &mut Model, job: &Job, options: &PassOptions, sites: &[SiteRe
     model.set_metadata(MAX_SEQ_KEY, &options.approximator.max_seq.to_string());
     model.set_metadata(OPTIONS_KEY, &json(serde_json::to_string(&how)));
     model.set_metadata(SITES_KEY, &json(serde_json::to_string(sites)));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sequences_that_overflow_are_counted_without_their_padding() {
-        let sequence = |length: usize| Sequence {
-            ids: vec![1; length],
-            types: vec![0; length],
-            label: None,
-            line: 0,
-            truncated: false,
-            made_up: false,
-        };
-        let made = batches(&[sequence(1), sequence(2), sequence(2)], 64, 8, BatchShape::default());
-        assert_eq!((made.len(), count(&made)), (1, 3));
-        let hidden = |row: usize, token: usize| {
-            let mut value = ndarray::Array3::<f32>::zeros((3, 2, 4));
-            value[[row, token, 3]] = f32::NAN;
-            vec![("hidden".to_owned(), Tensor::from(value.into_dyn()))]
-        };
-        assert_eq!(overflows(&made, &[hidden(0, 1)]), 0, "the first sequence has one token");
-        assert_eq!(overflows(&made, &[hidden(0, 0)]), 1);
-        let logits = Tensor::new(&[3, 2], vec![0f32, 1.0, f32::INFINITY, 0.0, f32::NAN, f32::NAN]);
-        assert_eq!(overflows(&made, &[vec![("logits".to_owned(), logits)]]), 2);
-    }
 }

@@ -1,6 +1,6 @@
 //! `eval`: the metric of a task, model by model.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use mabert_graph::Model;
 use mabert_transfer::data::Overlong;
 use mabert_transfer::evaluate::{Metric, labels, logits, predictions};
@@ -54,7 +54,8 @@ pub(super) fn eval(arguments: &Eval, global: &Global) -> Result<()> {
     let mut first: Option<Vec<f64>> = None;
     for path in &arguments.models {
         let engine = arguments.engine.load(path, global)?;
-        let found = predictions(metric, &logits(engine.as_ref(), &sequences)?)?;
+        let found = logits(engine.as_ref(), &sequences).and_then(|logits| predictions(metric, &logits));
+        let found = found.with_context(|| path.display().to_string())?;
         let reference = first.get_or_insert_with(|| found.clone());
         let likeness = if metric.is_of_classes() { Metric::Accuracy } else { Metric::Pearson };
         models.push(Evaluated {

@@ -79,7 +79,8 @@ pub fn calibrate(
     progress: &dyn Progress,
 ) -> Result<Report> {
     let start = Instant::now();
-    progress.begin("closed-form", rewriting.encoder.layers.len());
+    let stage = if options.blockwise.is_some() { "blockwise" } else { "closed-form" };
+    progress.begin(stage, rewriting.encoder.layers.len());
     let mut work = layers::Work::new(rewriting, student, batches, options)?;
     work.shared_approximator()?;
     work.embeddings()?;

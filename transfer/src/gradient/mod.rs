@@ -6,42 +6,36 @@
 mod adam;
 mod convert;
 mod graph;
+mod operators;
 
 use candle_core::Tensor as Real;
 use rayon::prelude::*;
 
 pub(crate) use adam::Adam;
 pub(crate) use convert::{from_candle, to_candle};
-pub(crate) use graph::{Graph, Value, number};
+pub(crate) use graph::{Graph, Value};
 
 use crate::Result;
 
-/// The summed loss of several independent pieces of a step, and its gradient for every variable of `adam`: pieces run
-/// in parallel, and are added up in their order.
+/// The gradient of a loss that is summed over independent pieces, for every variable of `adam`: pieces run in parallel,
+/// and are added up in their order.
 pub(crate) fn gradients<P: Sync>(
     adam: &Adam,
     pieces: &[P],
     loss: impl Fn(&P) -> Result<Real> + Sync,
-) -> Result<(f32, Vec<Vec<f32>>)> {
-    let parts: Vec<(f32, Vec<Vec<f32>>)> = pieces
-        .par_iter()
-        .map(|piece| {
-            let loss = loss(piece)?;
-            let store = loss.backward()?;
-            let gradient = |variable: &candle_core::Var| -> Result<Vec<f32>> {
-                match store.get(variable) {
-                    Some(g) => Ok(g.flatten_all()?.to_vec1::<f32>()?),
-                    None => Ok(vec![0.0; variable.elem_count()]),
-                }
-            };
-            Ok((number(&loss)?, adam.variables().map(gradient).collect::<Result<_>>()?))
-        })
-        .collect::<Result<_>>()?;
-    let mut parts = parts.into_iter();
-    let Some((mut total, mut sums)) = parts.next() else { return Ok((0.0, Vec::new())) };
-    for (loss, gradient) in parts {
-        total += loss;
+) -> Result<Vec<Vec<f32>>> {
+    let of_piece = |piece: &P| -> Result<Vec<Vec<f32>>> {
+        let store = loss(piece)?.backward()?;
+        let gradient = |variable: &candle_core::Var| match store.get(variable) {
+            Some(g) => Ok(g.flatten_all()?.to_vec1::<f32>()?),
+            None => Ok(vec![0.0; variable.elem_count()]),
+        };
+        adam.variables().map(gradient).collect()
+    };
+    let mut parts = pieces.par_iter().map(of_piece).collect::<Result<Vec<_>>>()?.into_iter();
+    let mut sums = parts.next().unwrap_or_default();
+    for gradient in parts {
         sums.par_iter_mut().zip(gradient).for_each(|(sum, g)| sum.iter_mut().zip(g).for_each(|(a, b)| *a += b));
     }
-    Ok((total, sums))
+    Ok(sums)
 }
