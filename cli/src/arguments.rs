@@ -50,6 +50,8 @@ impl Global {
 pub(crate) enum Command {
     /// Rewrite a model into MA-BERT form
     Rewrite(Rewrite),
+    /// Train a student further, end to end, and fold it
+    Transfer(Transfer),
     /// Show inputs, outputs, operators, layers, sites, and what is not matrix arithmetic
     Inspect(Inspect),
     /// Show what was tried around each anchor, and why something was not recognised
@@ -111,10 +113,15 @@ pub(crate) struct Rewrite {
     /// Tokens that go through the student to calibrate it [default: 40000 of text, 12000 made up]
     #[arg(long, value_name = "N")]
     pub(crate) calibration_tokens: Option<usize>,
+    /// More text to calibrate and train on, not to measure on; half of all sequences come from it
+    #[arg(long, value_name = "FILE", requires = "data")]
+    pub(crate) extra_data: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) dev: DevArguments,
     /// Sites to leave as they are
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND")]
     pub(crate) keep: Vec<Kept>,
-    /// Leave the affine maps that replace norms in the graph
+    /// Leave parameters as they are, with the affine maps that replace norms, for `transfer`
     #[arg(long)]
     pub(crate) no_fold: bool,
     /// The last pass to run
@@ -123,6 +130,82 @@ pub(crate) struct Rewrite {
     /// Accept sites that are not recognised
     #[arg(long)]
     pub(crate) partial: bool,
+    /// Write the whole report to a file as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) full: FullArguments,
+}
+
+/// The end-to-end stage.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "End-to-end stage (--transfer full)")]
+pub(crate) struct FullArguments {
+    /// Where its options start from: this program's own, or the paper's distillation (temperature 15, alpha 0.9,
+    /// attention weight 100; needs --label-column)
+    #[arg(long, value_enum, default_value_t = Recipe::Default)]
+    pub(crate) recipe: Recipe,
+    /// Gradient steps
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) steps: Option<u32>,
+    /// Sequences a step
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) batch: Option<u16>,
+    /// Learning rate, once warm
+    #[arg(long, value_name = "X", value_parser = positive)]
+    pub(crate) lr: Option<f64>,
+    /// Logits are divided by it before they are compared
+    #[arg(long, value_name = "T", value_parser = positive)]
+    pub(crate) temperature: Option<f64>,
+    /// The teacher's share in the loss of the outputs; labels have the rest
+    #[arg(long, value_name = "X", value_parser = share)]
+    pub(crate) alpha: Option<f64>,
+    /// What hidden states count
+    #[arg(long, value_name = "X", value_parser = weight)]
+    pub(crate) hidden_weight: Option<f64>,
+    /// What attention's probabilities count
+    #[arg(long, value_name = "X", value_parser = weight)]
+    pub(crate) attention_weight: Option<f64>,
+    /// Keep the state of the stage in this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) checkpoint: Option<PathBuf>,
+    /// Go on with the run whose state the folder holds
+    #[arg(long, requires = "checkpoint")]
+    pub(crate) resume: bool,
+    /// The column of the label, a number: for --alpha below 1, and for --dev
+    #[arg(long, value_name = "NAME")]
+    pub(crate) label_column: Option<String>,
+}
+
+/// Labelled data to measure on.
+#[derive(Debug, Args)]
+pub(crate) struct DevArguments {
+    /// Labelled data, with the same columns: teacher and student are measured on it after each stage
+    #[arg(long, value_name = "FILE", requires = "label_column")]
+    pub(crate) dev: Option<PathBuf>,
+    /// The metric on it
+    #[arg(long, value_enum, default_value_t = MetricName::Accuracy)]
+    pub(crate) metric: MetricName,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Transfer {
+    /// The model that the student was made from
+    pub(crate) teacher: PathBuf,
+    /// The student, made by `rewrite --no-fold`
+    pub(crate) student: PathBuf,
+    /// Where to write the trained and folded student
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) data: DataArguments,
+    /// More text to train on, not to measure on; half of all sequences come from it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) extra_data: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) full: FullArguments,
+    #[command(flatten)]
+    pub(crate) dev: DevArguments,
     /// Write the whole report to a file as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
@@ -271,6 +354,14 @@ pub(crate) enum TransferStage {
     ClosedForm,
     /// The same, with gradient steps on each attention block
     Blockwise,
+    /// After that, gradient steps on everything at once
+    Full,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub(crate) enum Recipe {
+    Default,
+    Paper,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -302,6 +393,22 @@ pub(crate) enum EngineChoice {
     Tract,
     Onnxruntime,
     Both,
+}
+
+fn number(text: &str, allowed: impl Fn(f64) -> bool, what: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|v: &f64| v.is_finite() && allowed(*v)).ok_or_else(|| what.to_owned())
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    number(text, |v| v > 0.0, "it must be a number above 0")
+}
+
+fn weight(text: &str) -> Result<f64, String> {
+    number(text, |v| v >= 0.0, "it must be a number, 0 or more")
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text, |v| (0.0..=1.0).contains(&v), "it must be a number from 0 to 1")
 }
 
 fn pass(name: &str) -> Result<Pass, String> {

@@ -10,6 +10,7 @@ use crate::arguments::Global;
 /// One bar a stage.
 pub(crate) struct Bars {
     shown: bool,
+    quiet: bool,
     bar: Mutex<ProgressBar>,
 }
 
@@ -17,7 +18,7 @@ impl Bars {
     pub(crate) fn new(global: &Global) -> Self {
         use std::io::IsTerminal as _;
         let shown = !global.quiet && std::io::stderr().is_terminal();
-        Self { shown, bar: Mutex::new(ProgressBar::hidden()) }
+        Self { shown, quiet: global.quiet, bar: Mutex::new(ProgressBar::hidden()) }
     }
 
     fn bar(&self) -> std::sync::MutexGuard<'_, ProgressBar> {
@@ -46,5 +47,11 @@ impl Progress for Bars {
 
     fn end(&self) {
         self.bar().finish_and_clear();
+    }
+
+    fn summary(&self, line: &str) {
+        if !self.quiet {
+            eprintln!("{line}");
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! for calibration to set; [`Student::finish`] runs the exact passes that make it fast.
 
 use mabert_graph::Model;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::recognise::{Miss, recognise};
 use crate::rewrite::{self, Approximator, ApproximatorOptions, FoldReport};
@@ -25,7 +25,7 @@ pub enum Kind {
 }
 
 /// A pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pass {
     /// Fused operators spelled out.
@@ -91,7 +91,7 @@ impl Pass {
 }
 
 /// The order of attention's products.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
     /// Cost linear in length.
@@ -101,7 +101,7 @@ pub enum Order {
 }
 
 /// Sites that are left as they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keep {
     /// Keep softmax.
     pub softmax: bool,
@@ -112,7 +112,7 @@ pub struct Keep {
 }
 
 /// How to rewrite.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Options {
     /// What the approximators look like.
     pub approximator: ApproximatorOptions,
@@ -120,7 +120,7 @@ pub struct Options {
     pub order: Order,
     /// What is left as it is.
     pub keep: Keep,
-    /// Whether norms are folded.
+    /// Whether norms are folded; otherwise parameters keep their names and places, for more training.
     pub fold: bool,
     /// The last pass to run.
     pub until: Option<Pass>,
@@ -141,7 +141,8 @@ impl Options {
             Pass::Norm if self.keep.norm => kept("norm"),
             Pass::Reassociate if self.keep.softmax => kept("softmax"),
             Pass::Reassociate if self.order == Order::Paper => Some("--attention paper".to_owned()),
-            Pass::Fold if !self.fold => Some("--no-fold".to_owned()),
+            // A student that is not folded is one to be trained on: its parameters stay where they are found by name.
+            Pass::Fold | Pass::MergeQkv | Pass::ShareConstants if !self.fold => Some("--no-fold".to_owned()),
             Pass::Fold if self.keep.norm => kept("norm"),
             _ => None,
         }

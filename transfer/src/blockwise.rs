@@ -12,11 +12,11 @@ use ndarray::{Axis, Slice};
 use rand::seq::SliceRandom as _;
 use rand::{SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::data::Batch;
-use crate::gradient::{Adam, Graph, Value, from_candle, gradients, to_candle};
-use crate::{Error, Result};
+use crate::Result;
+use crate::gradient::{Adam, Graph, Trained, Value, from_candle, gradients, to_candle};
 
 /// How the stage works.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -38,7 +38,7 @@ impl Default for Options {
 }
 
 /// What became of one block.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Fitted {
     /// Mean squared error before, on sequences kept apart.
     pub before: f64,
@@ -57,8 +57,6 @@ const ROUNDS: usize = 10;
 const APART: usize = 10;
 /// Gradients are scaled down to this norm.
 const CLIP: f32 = 1.0;
-/// More steps than this share must not be lost.
-const SKIPPED: f64 = 0.05;
 
 /// An attention block: what it is given and must give, by batch.
 pub(crate) struct Block<'b> {
@@ -102,7 +100,8 @@ pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &Options) -> 
     let graph = Graph::new(&part, &[input, MASK], &[block.output], &trained)?;
     let rated = graph.variables().map(|(name, variable)| {
         let own = block.approximator.iter().any(|n| n == name);
-        (variable.clone(), if own { options.approximator_rate } else { options.rate })
+        let rate = if own { options.approximator_rate } else { options.rate };
+        Trained { variable: variable.clone(), rate, decay: 0.0 }
     });
     let mut adam = Adam::new(rated, CLIP)?;
 
@@ -154,14 +153,7 @@ pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &Options) -> 
         let gradient = gradients(&adam, &chosen, |piece| Ok((missed(piece)? / weight)?))?;
         let rate = 0.5 * (1.0 + (std::f32::consts::PI * step as f32 / steps as f32).cos());
         adam.step(&gradient, rate)?;
-        if adam.skipped as f64 > SKIPPED * steps as f64 {
-            let reason = format!(
-                "{} of {} gradient steps were not finite: the activations overflow; use --transfer closed-form",
-                adam.skipped,
-                step + 1
-            );
-            return Err(Error::Calibration { site: block.name.to_owned(), reason });
-        }
+        adam.refuse_skipping(steps, block.name, "use --transfer closed-form")?;
     }
     let after = measure()?;
     if after < before {

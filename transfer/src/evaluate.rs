@@ -34,6 +34,22 @@ impl Metric {
         matches!(self, Self::Accuracy | Self::F1 | Self::Mcc)
     }
 
+    /// Its name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accuracy => "accuracy",
+            Self::F1 => "f1",
+            Self::Mcc => "mcc",
+            Self::Pearson => "pearson",
+            Self::Spearman => "spearman",
+        }
+    }
+
+    /// What tells how alike two models' predictions are: the share of equal classes, or the correlation of values.
+    pub fn likeness(self) -> Self {
+        if self.is_of_classes() { Self::Accuracy } else { Self::Pearson }
+    }
+
     /// The metric of as many predictions as labels; not a number where it is undefined (no variance, say).
     pub fn of(self, predictions: &[f64], labels: &[f64]) -> f64 {
         let pairs = || predictions.iter().copied().zip(labels.iter().copied());

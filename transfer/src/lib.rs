@@ -4,6 +4,7 @@
 //! * [`data`]: texts out of files, token ids, batches by length, made-up tokens where there is no text;
 //! * [`closed_form`]: the student's parameters, layer by layer, through the student's own activations;
 //! * [`blockwise`]: gradient steps on one attention block at a time, between two solves of the closed form;
+//! * [`full`]: gradient steps on everything at once, from tokens to outputs;
 //! * [`evaluate`]: task metrics of a model;
 //! * [`compare`]: how far a model's outputs are from another's;
 //! * [`progress`]: what a caller is told on the way.
@@ -14,6 +15,7 @@ pub mod compare;
 pub mod data;
 mod error;
 pub mod evaluate;
+pub mod full;
 mod gradient;
 mod part;
 pub mod progress;

@@ -34,22 +34,28 @@ impl Part {
     }
 }
 
-/// What computes one value of a model from the model's own inputs.
+/// What computes some values of a model from the model's own inputs.
 pub(crate) struct Prefix {
     model: mabert_runtime::Model,
     inputs: Vec<TensorType>,
 }
 
 impl Prefix {
-    pub(crate) fn new(model: &Model, value: &str) -> Result<Self> {
-        let part = model.extract_from_inputs(&[], &[value])?;
+    pub(crate) fn new(model: &Model, values: &[&str]) -> Result<Self> {
+        let part = model.extract_from_inputs(&[], values)?;
         let inputs = part.inputs();
         Ok(Self { model: Options::default().prepare(&part)?, inputs })
     }
 
-    pub(crate) fn run(&self, batch: &Batch) -> Result<Tensor> {
+    /// Returns the values in the order in which they were asked for.
+    pub(crate) fn run(&self, batch: &Batch) -> Result<Vec<Tensor>> {
         let named = batch.inputs(&self.inputs)?;
         let given: Vec<(&str, Tensor)> = named.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
-        Ok(self.model.run(&given)?.remove(0).1)
+        Ok(self.model.run(&given)?.into_iter().map(|(_, value)| value).collect())
+    }
+
+    /// The first value.
+    pub(crate) fn run_first(&self, batch: &Batch) -> Result<Tensor> {
+        Ok(self.run(batch)?.remove(0))
     }
 }

@@ -8,6 +8,8 @@ pub trait Progress: Sync {
     fn step(&self, note: &str);
     /// The stage is over.
     fn end(&self);
+    /// What a stage achieved, in one line.
+    fn summary(&self, line: &str);
 }
 
 /// Takes no notice.
@@ -18,4 +20,5 @@ impl Progress for Silent {
     fn begin(&self, _: &str, _: usize) {}
     fn step(&self, _: &str) {}
     fn end(&self) {}
+    fn summary(&self, _: &str) {}
 }

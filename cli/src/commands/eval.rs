@@ -7,7 +7,7 @@ use mabert_transfer::evaluate::{Metric, labels, logits, predictions};
 use serde::Serialize;
 
 use super::longest;
-use crate::arguments::{Eval, Global, MetricName};
+use crate::arguments::{Eval, Global};
 use crate::failure::{CheckFailed, Usage};
 use crate::print;
 
@@ -37,13 +37,7 @@ struct Evaluated {
 
 pub(super) fn eval(arguments: &Eval, global: &Global) -> Result<()> {
     let Some(data) = &arguments.data.data else { return Err(Usage("--data is needed".to_owned()).into()) };
-    let metric = match arguments.metric {
-        MetricName::Accuracy => Metric::Accuracy,
-        MetricName::F1 => Metric::F1,
-        MetricName::Mcc => Metric::Mcc,
-        MetricName::Pearson => Metric::Pearson,
-        MetricName::Spearman => Metric::Spearman,
-    };
+    let metric = arguments.metric.metric();
     let mut max_seq = LONGEST;
     for path in &arguments.models {
         max_seq = longest(&Model::load(path)?, max_seq)?;
@@ -57,11 +51,10 @@ pub(super) fn eval(arguments: &Eval, global: &Global) -> Result<()> {
         let found = logits(engine.as_ref(), &sequences).and_then(|logits| predictions(metric, &logits));
         let found = found.with_context(|| path.display().to_string())?;
         let reference = first.get_or_insert_with(|| found.clone());
-        let likeness = if metric.is_of_classes() { Metric::Accuracy } else { Metric::Pearson };
         models.push(Evaluated {
             model: path.display().to_string(),
             value: metric.of(&found, &labels),
-            agreement: likeness.of(&found, reference),
+            agreement: metric.likeness().of(&found, reference),
         });
     }
     let evaluation = Evaluation {

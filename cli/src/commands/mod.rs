@@ -6,19 +6,22 @@ mod explain;
 mod inspect;
 mod rewrite;
 mod run;
+mod transfer;
 mod verify;
 
 use anyhow::Result;
 use mabert_graph::Model;
 use mabert_runtime::{Engine, Named, Tensor};
 use mabert_transfer::data::{Columns, Overlong, Sequence, TextEncoder, read_sequences};
+use mabert_transfer::evaluate::Metric;
 
-use crate::arguments::{Command, DataArguments, Global};
+use crate::arguments::{Command, DataArguments, Global, MetricName};
 use crate::failure::Usage;
 
 pub(crate) fn run(command: &Command, global: &Global) -> Result<()> {
     match command {
         Command::Rewrite(arguments) => rewrite::rewrite(arguments, global),
+        Command::Transfer(arguments) => transfer::transfer(arguments, global),
         Command::Inspect(arguments) => inspect::inspect(arguments, global),
         Command::Explain(arguments) => explain::explain(arguments, global),
         Command::Run(arguments) => run::run(arguments, global),
@@ -38,6 +41,18 @@ impl DataArguments {
         let Some(data) = &self.data else { return Err(Usage("--data is needed".to_owned()).into()) };
         let encoder = TextEncoder::new(self.tokenizer.as_deref(), longest, overlong)?;
         Ok(read_sequences(data, &self.columns(label), &encoder)?)
+    }
+}
+
+impl MetricName {
+    fn metric(self) -> Metric {
+        match self {
+            Self::Accuracy => Metric::Accuracy,
+            Self::F1 => Metric::F1,
+            Self::Mcc => Metric::Mcc,
+            Self::Pearson => Metric::Pearson,
+            Self::Spearman => Metric::Spearman,
+        }
     }
 }
 

@@ -1,16 +1,19 @@
 //! `rewrite`: the main job.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use mabert_graph::Model;
 use mabert_passes::pipeline::{Keep, Order};
 use mabert_passes::rewrite::Sharing;
-use mabert_transfer::rewrite::{Data, Job, Report, Transfer, rewrite as rewrite_model};
+use mabert_transfer::full;
+use mabert_transfer::rewrite::{CheckpointFolder, Data, Dev, Job, Report, Transfer, rewrite as rewrite_model};
 use serde::Serialize;
 
-use crate::arguments::{Attention, Global, Kept, Rewrite, Softmax, Switch, TransferStage};
+use crate::arguments::{
+    Attention, DataArguments, DevArguments, FullArguments, Global, Kept, Recipe, Rewrite, Softmax, Switch, TransferStage,
+};
 use crate::failure::{CheckFailed, Usage};
 use crate::print;
 use crate::progress::Bars;
@@ -26,28 +29,34 @@ struct FullReport<'r> {
 }
 
 pub(super) fn rewrite(arguments: &Rewrite, global: &Global) -> Result<()> {
-    let output = &arguments.output;
-    if same_file(&arguments.model, output) {
-        let reason = format!("{}: the student would overwrite its teacher; choose another output", output.display());
+    let job = job(arguments, global)?;
+    make(&arguments.model, &job, &arguments.output, arguments.report.as_deref(), global)
+}
+
+/// Runs a job, writes the student and its report, and prints what was done.
+pub(super) fn make(model: &Path, job: &Job, output: &Path, report_file: Option<&Path>, global: &Global) -> Result<()> {
+    let others = std::iter::once(model).chain(job.parameters.as_deref());
+    for other in others.filter(|other| same_file(other, output)) {
+        let reason = format!("{}: `{}` would be overwritten; choose another output", output.display(), other.display());
         return Err(Usage(reason).into());
     }
     // Before the long work, not after it.
     mabert_graph::check_writable(output)?;
-    if let Some(report) = &arguments.report {
+    if let Some(report) = report_file {
         mabert_graph::check_writable(report)?;
     }
-    let (model, report) = rewrite_model(&arguments.model, &job(arguments, global), &Bars::new(global))?;
-    model.save(output)?;
-    if Model::load(output)?.proto() != model.proto() {
+    let (student, report) = rewrite_model(model, job, &Bars::new(global))?;
+    student.save(output)?;
+    if Model::load(output)?.proto() != student.proto() {
         return Err(CheckFailed(format!("{}: what was written does not read back the same", output.display())).into());
     }
     let full = FullReport {
         report: &report,
         output: output.display().to_string(),
-        bytes_before: bytes(&arguments.model),
+        bytes_before: bytes(model),
         bytes_after: bytes(output),
     };
-    if let Some(path) = &arguments.report {
+    if let Some(path) = report_file {
         let text = serde_json::to_vec_pretty(&full)?;
         mabert_graph::write_atomically(path, |file| std::io::Write::write_all(file, &text)).context("the report")?;
     }
@@ -58,10 +67,21 @@ pub(super) fn rewrite(arguments: &Rewrite, global: &Global) -> Result<()> {
     Ok(())
 }
 
-fn job(arguments: &Rewrite, global: &Global) -> Job {
+fn job(arguments: &Rewrite, global: &Global) -> Result<Job> {
     let kept = |kind: Kept| arguments.keep.contains(&kind);
     let default = if arguments.data.data.is_some() { TransferStage::Blockwise } else { TransferStage::ClosedForm };
-    Job {
+    let transfer = match arguments.transfer.unwrap_or(default) {
+        TransferStage::None => Transfer::None,
+        TransferStage::ClosedForm => Transfer::ClosedForm,
+        TransferStage::Blockwise => Transfer::Blockwise,
+        TransferStage::Full => Transfer::Full,
+    };
+    if transfer != Transfer::Full
+        && let Some(option) = arguments.full.first_given()
+    {
+        return Err(Usage(format!("--{option} is of the end-to-end stage: add --transfer full")).into());
+    }
+    Ok(Job {
         max_seq: arguments.max_seq,
         hidden: arguments.hidden,
         sharing: match arguments.softmax {
@@ -78,19 +98,82 @@ fn job(arguments: &Rewrite, global: &Global) -> Job {
         fold: !arguments.no_fold,
         until: arguments.until,
         partial: arguments.partial,
-        transfer: match arguments.transfer.unwrap_or(default) {
-            TransferStage::None => Transfer::None,
-            TransferStage::ClosedForm => Transfer::ClosedForm,
-            TransferStage::Blockwise => Transfer::Blockwise,
-        },
-        data: arguments
-            .data
-            .data
-            .as_ref()
-            .map(|path| Data { path: path.clone(), columns: arguments.data.columns(None) }),
-        tokenizer: arguments.data.tokenizer.clone(),
+        transfer,
         calibration_tokens: arguments.calibration_tokens,
-        seed: global.seed,
+        ..arguments.full.job(&arguments.data, &arguments.dev, &arguments.extra_data, global)?
+    })
+}
+
+impl FullArguments {
+    /// An option that says something only to the end-to-end stage.
+    fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            ("recipe", self.recipe != Recipe::Default),
+            ("steps", self.steps.is_some()),
+            ("batch", self.batch.is_some()),
+            ("lr", self.lr.is_some()),
+            ("temperature", self.temperature.is_some()),
+            ("alpha", self.alpha.is_some()),
+            ("hidden-weight", self.hidden_weight.is_some()),
+            ("attention-weight", self.attention_weight.is_some()),
+            ("checkpoint", self.checkpoint.is_some()),
+        ];
+        given.into_iter().find_map(|(name, given)| given.then_some(name))
+    }
+
+    /// A job of the end-to-end stage, with everything else as it is by default.
+    pub(super) fn job(
+        &self,
+        data: &DataArguments,
+        dev: &DevArguments,
+        extra_data: &[PathBuf],
+        global: &Global,
+    ) -> Result<Job> {
+        let recipe = match self.recipe {
+            Recipe::Default => full::Options::default(),
+            Recipe::Paper => full::Options::paper(),
+        };
+        let full = full::Options {
+            steps: self.steps.map_or(recipe.steps, |n| n as usize),
+            batch: self.batch.map_or(recipe.batch, usize::from),
+            rate: self.lr.map_or(recipe.rate, |rate| rate as f32),
+            temperature: self.temperature.unwrap_or(recipe.temperature),
+            alpha: self.alpha.unwrap_or(recipe.alpha),
+            hidden_weight: self.hidden_weight.unwrap_or(recipe.hidden_weight),
+            attention_weight: self.attention_weight.unwrap_or(recipe.attention_weight),
+            seed: global.seed,
+            ..recipe
+        };
+        let label = self.label_column.as_deref();
+        if full.alpha < 1.0 && (label.is_none() || data.data.is_none()) {
+            let reason = "alpha below 1 takes labels into the loss: give --data with --label-column, or --alpha 1";
+            return Err(Usage(reason.to_owned()).into());
+        }
+        let of_training = label.filter(|_| full.alpha < 1.0);
+        Ok(Job {
+            max_seq: None,
+            hidden: None,
+            sharing: Sharing::PerHead,
+            length_tables: true,
+            order: Order::Linear,
+            keep: Keep::default(),
+            fold: true,
+            until: None,
+            partial: false,
+            transfer: Transfer::Full,
+            full,
+            parameters: None,
+            checkpoint: self.checkpoint.clone().map(|path| CheckpointFolder { path, resume: self.resume }),
+            data: data.data.as_ref().map(|path| Data { path: path.clone(), columns: data.columns(of_training) }),
+            extra_data: extra_data.to_vec(),
+            dev: dev.dev.as_ref().map(|path| Dev {
+                data: Data { path: path.clone(), columns: data.columns(label) },
+                metric: dev.metric.metric(),
+            }),
+            tokenizer: data.tokenizer.clone(),
+            calibration_tokens: None,
+            seed: global.seed,
+        })
     }
 }
 
@@ -124,6 +207,22 @@ fn print_report(full: &FullReport<'_>) {
         println!(
             "Gradient steps, squared error of each attention block on sequences kept apart: {}",
             steps.collect::<Vec<_>>().join(", ")
+        );
+    }
+    if let Some(full) = &report.full {
+        let loss = |of: &full::Losses| {
+            let parts = [("outputs", of.outputs), ("hidden", of.hidden), ("labels", of.labels), ("attention", of.attention)];
+            let some = parts.iter().filter(|(_, value)| *value != 0.0);
+            some.map(|(name, value)| format!("{name} {}", print::number(*value))).collect::<Vec<_>>().join(", ")
+        };
+        println!(
+            "End to end, {} steps of {} sequences, loss on sequences kept apart: {} -> {}{}{}",
+            full.options.steps,
+            full.options.batch,
+            loss(&full.before),
+            loss(&full.after),
+            if full.skipped > 0 { format!("; {} steps were not finite and left out", full.skipped) } else { String::new() },
+            if full.kept { "" } else { "; it gained nothing there and was put back" }
         );
     }
     for miss in &report.misses {

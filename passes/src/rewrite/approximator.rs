@@ -6,10 +6,10 @@
 //! so that even attention, `1 / len`, is exact at every length.
 
 use mabert_graph::{Builder, ElementType, Expr, Tensor};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Which heads share an approximator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sharing {
     /// One for each head.
@@ -21,7 +21,7 @@ pub enum Sharing {
 }
 
 /// What the approximators look like.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct ApproximatorOptions {
     /// The longest sequence, `n`.
     pub max_seq: usize,

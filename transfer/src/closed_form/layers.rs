@@ -91,8 +91,8 @@ impl<'w> Work<'w> {
         let site = &self.encoder.embedding_norm;
         let name = "embeddings/norm";
         let channels = site.gamma.len();
-        let prefix = Prefix::new(self.teacher, &site.input)?;
-        let inputs = self.each(|i| prefix.run(&self.batches[i]))?;
+        let prefix = Prefix::new(self.teacher, &[&site.input])?;
+        let inputs = self.each(|i| prefix.run_first(&self.batches[i]))?;
         let norm = |model: &Model| Part::new(model, &[(&site.input, Some(channels))], &[&site.output]);
         let part = norm(self.teacher)?;
         let targets = self.each(|i| Ok(part.run(&[&inputs[i]])?.remove(0)))?;
@@ -120,12 +120,12 @@ impl<'w> Work<'w> {
         }
         let mut rows = vec![Rows::default()];
         for layer in &self.encoder.layers {
-            let prefix = Prefix::new(self.teacher, &layer.input)?;
+            let prefix = Prefix::new(self.teacher, &[&layer.input])?;
             let part =
                 self.attention_part(self.teacher, layer, &[&layer.attention.products, &layer.attention.probabilities])?;
             let budget = POOLED * self.options.fit_rows / self.encoder.layers.len();
             let found = self.sample(1, budget, layer, |i| {
-                let mut values = part.run(&[&prefix.run(&self.batches[i])?, &self.masks[i]])?;
+                let mut values = part.run(&[&prefix.run_first(&self.batches[i])?, &self.masks[i]])?;
                 Ok((values.remove(0), values.remove(0)))
             })?;
             rows[0].append(found.into_iter().next().unwrap_or_default());
@@ -173,7 +173,7 @@ impl<'w> Work<'w> {
             for (i, batch) in self.batches.iter().enumerate() {
                 error.add(real(batch, &reached[i][at]).view(), real(batch, &targets[i][outputs[at]]).view());
             }
-            self.note(format!("{name}/{norm}"), "norm", error.value());
+            self.note(format!("{name}/{norm}"), error.value());
         }
         self.student_at = reached.into_iter().map(|mut r| r.remove(1)).collect();
         self.teacher_at = targets.into_iter().map(|mut t| t.remove(outputs[1])).collect();
@@ -234,10 +234,10 @@ impl<'w> Work<'w> {
     /// Brings both models to `value`: nothing to do where the layers follow each other.
     fn advance(&mut self, value: &str) -> Result<()> {
         if self.at != value {
-            let [teacher, student] = [self.teacher, &self.student.model].map(|model| Prefix::new(model, value));
+            let [teacher, student] = [self.teacher, &self.student.model].map(|model| Prefix::new(model, &[value]));
             let (teacher, student) = (teacher?, student?);
-            self.teacher_at = self.each(|i| teacher.run(&self.batches[i]))?;
-            self.student_at = self.each(|i| student.run(&self.batches[i]))?;
+            self.teacher_at = self.each(|i| teacher.run_first(&self.batches[i]))?;
+            self.student_at = self.each(|i| student.run_first(&self.batches[i]))?;
             value.clone_into(&mut self.at);
         }
         Ok(())
@@ -317,7 +317,7 @@ impl<'w> Work<'w> {
         let nets: Vec<_> = fitted.into_iter().map(|(net, _)| net).collect();
         approximator::store(&mut self.student.model, approximator, &options, &nets);
         self.fit_seconds += start.elapsed().as_secs_f64();
-        self.note(site, "attention", square.sqrt());
+        self.note(site, square.sqrt());
     }
 
     /// Solves for what lies between `linear`'s input and the norm: least squares of the teacher's values on the
@@ -421,11 +421,11 @@ impl<'w> Work<'w> {
         for (batch, (s, t)) in self.batches.iter().zip(self.student_at.iter().zip(&self.teacher_at)) {
             error.add(real(batch, s).view(), real(batch, t).view());
         }
-        self.note(site.to_owned(), "norm", error.value());
+        self.note(site.to_owned(), error.value());
     }
 
-    fn note(&mut self, site: String, kind: &'static str, relative_error: f64) {
-        self.sites.push(SiteError { site, kind, relative_error });
+    fn note(&mut self, site: String, relative_error: f64) {
+        self.sites.push(SiteError { site, relative_error });
     }
 }
 

@@ -12,7 +12,7 @@ mod regression;
 use std::time::Instant;
 
 use mabert_passes::pipeline::{Rewriting, Student};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::blockwise::{self, Fitted};
@@ -39,19 +39,17 @@ impl Default for Options {
 }
 
 /// How far one site of the student is from the teacher's, on the calibration text.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SiteError {
     /// Its name, as in `layer.0/attention/norm`.
     pub site: String,
-    /// What kind of site: `attention`, `norm`.
-    pub kind: &'static str,
     /// Root of the summed squared difference over that of the teacher's deviation from its mean: 0 is equal, 1 is no
     /// better than a constant.
     pub relative_error: f64,
 }
 
 /// What the stage did.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// Real tokens that went through the student.
     pub tokens: usize,

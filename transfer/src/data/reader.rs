@@ -5,12 +5,13 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 
 use mabert_runtime::{Tensor, npz};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::{Error, Result};
 
 /// Which columns of a table (or keys of a JSON object) hold what.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Columns {
     /// The text. Without it, `text`, `sentence` or `sentence1` is taken where there is one.
     pub text: Option<String>,

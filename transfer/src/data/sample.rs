@@ -6,21 +6,36 @@ use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::made_up::any_length;
-use super::reader::{Columns, Example, Reader};
+use super::reader::{Columns, Content, Example, Reader};
 use super::tokens::{Sequence, TextEncoder};
 use crate::{Error, Result};
 
+/// How much is drawn from a file.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    /// Tokens for statistics.
+    pub tokens: usize,
+    /// Sequences to train on; all that the file holds, where it holds fewer.
+    pub training: usize,
+    /// Sequences for measuring; a tenth of the file at most.
+    pub held_out: usize,
+}
+
 /// Sequences drawn from a file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Sample {
     /// For statistics.
     pub calibration: Vec<Sequence>,
+    /// To train on; some of them are among those for statistics.
+    pub training: Vec<Sequence>,
     /// For measuring; none of them is among the others.
     pub held_out: Vec<Sequence>,
     /// Examples that the file holds.
     pub examples: usize,
     /// Sequences that were cut to the longest length.
     pub truncated: usize,
+    /// Whether they are pairs of texts.
+    pub pairs: bool,
 }
 
 /// Of all tokens, this share goes into sequences of every length up to the longest, made by joining and cutting
@@ -40,44 +55,70 @@ pub fn read_sequences(path: &Path, columns: &Columns, encoder: &TextEncoder) -> 
     Ok(sequences)
 }
 
-/// Draws sequences with about `tokens` tokens for calibration, and up to `held_out` more (a tenth of the file at most).
-/// The file is read once; only the examples drawn are kept.
+/// Draws sequences of a file, which is read once; only the examples drawn are kept. Where `cut` is set, a lone text becomes
+/// a pair: it is cut in two at one of its words.
 ///
 /// # Errors
 /// The file or an example cannot be used, or there is none.
-pub fn calibration_sample(
+pub fn draw_sample(
     path: &Path,
     columns: &Columns,
     encoder: &TextEncoder,
-    tokens: usize,
-    held_out: usize,
+    wanted: &Wanted,
+    cut: bool,
     seed: u64,
 ) -> Result<Sample> {
     let mut rng = StdRng::seed_from_u64(seed);
     // No example has fewer than three tokens worth having: enough are drawn whatever their length.
-    let (mut drawn, examples) = draw(Reader::open(path, columns)?, tokens / 3 + held_out + 1, &mut rng)?;
+    let most = wanted.held_out + (wanted.tokens / 3 + 1).max(wanted.training);
+    let (mut drawn, examples) = draw(Reader::open(path, columns)?, most, &mut rng)?;
     if drawn.is_empty() {
         return Err(Error::data(path, "it holds no examples"));
     }
+    if cut {
+        drawn.iter_mut().for_each(|example| cut_in_two(&mut example.content, &mut rng));
+    }
     drawn.shuffle(&mut rng);
-    let held = held_out.min(examples / 10).min(drawn.len() - 1);
+    let pairs = drawn.iter().any(|e| matches!(e.content, Content::Text { pair: Some(_), .. }));
+    let held = wanted.held_out.min(examples / 10).min(drawn.len() - 1);
     let rest = drawn.split_off(held);
     let held_out: Vec<Sequence> = drawn.into_iter().map(|e| encoder.encode(path, e)).collect::<Result<_>>()?;
-    let mut calibration: Vec<Sequence> = Vec::new();
-    let mut count = 0;
-    let natural = (tokens as f64 * (1.0 - EVERY_LENGTH)) as usize;
+    let mut training: Vec<Sequence> = Vec::new();
+    let (mut count, mut calibrating) = (0, 0);
+    let natural = (wanted.tokens as f64 * (1.0 - EVERY_LENGTH)) as usize;
     for example in rest {
-        if count >= natural {
+        if count >= natural && training.len() >= wanted.training {
             break;
         }
         let sequence = encoder.encode(path, example)?;
-        count += sequence.ids.len();
-        calibration.push(sequence);
+        if count < natural {
+            count += sequence.ids.len();
+            calibrating += 1;
+        }
+        training.push(sequence);
     }
-    let truncated = calibration.iter().chain(&held_out).filter(|s| s.truncated).count();
-    let more = (count as f64 * EVERY_LENGTH / (1.0 - EVERY_LENGTH)) as usize;
-    calibration.extend(every_length(&calibration, encoder.longest(), more, &mut rng));
-    Ok(Sample { calibration, held_out, examples, truncated })
+    let mut calibration = training[..calibrating].to_vec();
+    training.truncate(wanted.training);
+    let truncated = calibration.iter().chain(&training).chain(&held_out).filter(|s| s.truncated).count();
+    let longest = encoder.longest();
+    for of in [&mut calibration, &mut training] {
+        let tokens: usize = of.iter().map(|s| s.ids.len()).sum();
+        let more = (tokens as f64 * EVERY_LENGTH / (1.0 - EVERY_LENGTH)) as usize;
+        of.extend(every_length(of, longest, more, &mut rng));
+    }
+    Ok(Sample { calibration, training, held_out, examples, truncated, pairs })
+}
+
+/// Cuts a text in two, between any two of its words.
+fn cut_in_two(content: &mut Content, rng: &mut StdRng) {
+    if let Content::Text { text, pair: pair @ None } = content {
+        let gaps: Vec<usize> = text.match_indices(' ').map(|(at, _)| at).collect();
+        if !gaps.is_empty() {
+            let at = gaps[rng.random_range(0..gaps.len())];
+            *pair = Some(text[at + 1..].to_owned());
+            text.truncate(at);
+        }
+    }
 }
 
 /// Reservoir sampling: every example of the file is as likely to be drawn.
@@ -129,7 +170,8 @@ mod tests {
         let line = |i: usize| format!("{{\"input_ids\": [1, {i}, {}, 2]}}\n", i + 1);
         std::fs::write(&path, (0..400).map(line).collect::<String>()).unwrap();
         let encoder = TextEncoder::new(None, 16, Overlong::Truncate).unwrap();
-        let sample = |seed| calibration_sample(&path, &Columns::default(), &encoder, 800, 20, seed).unwrap();
+        let wanted = Wanted { tokens: 800, training: 300, held_out: 20 };
+        let sample = |seed| draw_sample(&path, &Columns::default(), &encoder, &wanted, false, seed).unwrap();
         let first = sample(1);
         assert_eq!((first.examples, first.held_out.len(), first.truncated), (400, 20, 0));
         let tokens: usize = first.calibration.iter().map(|s| s.ids.len()).sum();
@@ -137,7 +179,23 @@ mod tests {
         assert!(first.calibration.iter().any(|s| s.ids.len() > 12));
         let held: Vec<usize> = first.held_out.iter().map(|s| s.line).collect();
         assert!(first.calibration.iter().filter(|s| s.ids.len() == 4).all(|s| !held.contains(&s.line)));
+        assert_eq!(first.training.iter().filter(|s| s.ids.len() == 4).count(), 300);
+        assert!(first.training.iter().all(|s| !held.contains(&s.line) || s.ids.len() != 4));
         assert_eq!(sample(1).calibration, first.calibration);
         assert_ne!(sample(2).calibration, first.calibration);
+    }
+
+    #[test]
+    fn lone_texts_are_cut_into_pairs_between_words() {
+        let mut rng = StdRng::seed_from_u64(1);
+        for text in ["a bc d", "é ü"] {
+            let mut content = Content::Text { text: text.to_owned(), pair: None };
+            cut_in_two(&mut content, &mut rng);
+            let Content::Text { text: first, pair: Some(second) } = content else { panic!("a pair") };
+            assert_eq!(format!("{first} {second}"), text);
+        }
+        let mut word = Content::Text { text: "word".to_owned(), pair: None };
+        cut_in_two(&mut word, &mut rng);
+        assert_eq!(word, Content::Text { text: "word".to_owned(), pair: None });
     }
 }

@@ -3,20 +3,39 @@
 use candle_core::{Tensor as Real, Var};
 use rayon::prelude::*;
 
-use crate::Result;
+use crate::{Error, Result};
 
 const DECAY: (f32, f32) = (0.9, 0.999);
 const EPSILON: f32 = 1e-8;
 /// Elements of one parallel piece of an update.
 const PIECE: usize = 1 << 14;
+/// More steps than this share must not be lost.
+const SKIPPED: f64 = 0.05;
+
+/// What is trained, and how.
+pub(crate) struct Trained {
+    pub(crate) variable: Var,
+    /// Learning rate.
+    pub(crate) rate: f32,
+    /// What it loses a step, times the rate.
+    pub(crate) decay: f32,
+}
 
 /// One variable and the state of its moments.
 struct Parameter {
     variable: Var,
     rate: f32,
+    decay: f32,
     value: Vec<f32>,
     first: Vec<f32>,
     second: Vec<f32>,
+}
+
+/// What a step changes of one variable.
+pub(crate) struct Moments<'m> {
+    pub(crate) value: &'m [f32],
+    pub(crate) first: &'m [f32],
+    pub(crate) second: &'m [f32],
 }
 
 /// The optimizer.
@@ -29,14 +48,14 @@ pub(crate) struct Adam {
 }
 
 impl Adam {
-    /// For variables with their learning rates; gradients are scaled down to a norm of `clip`.
-    pub(crate) fn new(variables: impl IntoIterator<Item = (Var, f32)>, clip: f32) -> Result<Self> {
-        let parameter = |(variable, rate): (Var, f32)| -> Result<Parameter> {
+    /// Gradients are scaled down to a norm of `clip`.
+    pub(crate) fn new(trained: impl IntoIterator<Item = Trained>, clip: f32) -> Result<Self> {
+        let parameter = |Trained { variable, rate, decay }: Trained| -> Result<Parameter> {
             let value = variable.flatten_all()?.to_vec1::<f32>()?;
             let zeros = vec![0f32; value.len()];
-            Ok(Parameter { variable, rate, first: zeros.clone(), second: zeros, value })
+            Ok(Parameter { variable, rate, decay, first: zeros.clone(), second: zeros, value })
         };
-        let parameters = variables.into_iter().map(parameter).collect::<Result<_>>()?;
+        let parameters = trained.into_iter().map(parameter).collect::<Result<_>>()?;
         Ok(Self { parameters, clip, steps: 0, skipped: 0 })
     }
 
@@ -61,6 +80,7 @@ impl Adam {
         let (c1, c2) = (correct(DECAY.0), correct(DECAY.1));
         for (p, gradient) in self.parameters.iter_mut().zip(gradients) {
             let rate = rate * p.rate;
+            let kept = 1.0 - rate * p.decay;
             let pieces = p.value.par_chunks_mut(PIECE).zip(p.first.par_chunks_mut(PIECE));
             pieces.zip(p.second.par_chunks_mut(PIECE)).zip(gradient.par_chunks(PIECE)).for_each(
                 |(((value, first), second), gradient)| {
@@ -68,12 +88,50 @@ impl Adam {
                         let g = g * scale;
                         *m = DECAY.0 * *m + (1.0 - DECAY.0) * g;
                         *v = DECAY.1 * *v + (1.0 - DECAY.1) * g * g;
-                        *value -= rate * (*m / c1) / ((*v / c2).sqrt() + EPSILON);
+                        *value = kept * *value - rate * (*m / c1) / ((*v / c2).sqrt() + EPSILON);
                     }
                 },
             );
             p.variable.set(&Real::from_slice(&p.value, p.variable.dims(), p.variable.device())?)?;
         }
+        Ok(true)
+    }
+
+    /// Refuses where more than a twentieth of `planned` steps was skipped.
+    pub(crate) fn refuse_skipping(&self, planned: usize, site: &str, advice: &str) -> Result<()> {
+        if self.skipped as f64 <= SKIPPED * planned as f64 {
+            return Ok(());
+        }
+        let reason = format!(
+            "{} of {} gradient steps were not finite: the activations overflow; {advice}",
+            self.skipped,
+            self.skipped + self.steps as usize
+        );
+        Err(Error::Calibration { site: site.to_owned(), reason })
+    }
+
+    /// The state of every variable, and how many steps were taken.
+    pub(crate) fn state(&self) -> (Vec<Moments<'_>>, usize) {
+        let state = self.parameters.iter().map(|p| Moments { value: &p.value, first: &p.first, second: &p.second });
+        (state.collect(), self.steps as usize)
+    }
+
+    /// Takes up a state; returns whether it fits the variables.
+    pub(crate) fn restore(&mut self, state: &[Moments<'_>], steps: usize, skipped: usize) -> Result<bool> {
+        let fits = |(p, m): (&Parameter, &Moments<'_>)| {
+            [m.value, m.first, m.second].iter().all(|values| values.len() == p.value.len())
+        };
+        if state.len() != self.parameters.len() || !self.parameters.iter().zip(state).all(fits) {
+            return Ok(false);
+        }
+        for (p, m) in self.parameters.iter_mut().zip(state) {
+            p.value.copy_from_slice(m.value);
+            p.first.copy_from_slice(m.first);
+            p.second.copy_from_slice(m.second);
+            p.variable.set(&Real::from_slice(&p.value, p.variable.dims(), p.variable.device())?)?;
+        }
+        self.steps = steps as i32;
+        self.skipped = skipped;
         Ok(true)
     }
 }
@@ -88,7 +146,7 @@ mod tests {
     #[test]
     fn the_first_step_is_the_rate_and_bad_gradients_are_skipped() {
         let variable = Var::from_slice(&[1f32, 2.0], 2, &Device::Cpu).unwrap();
-        let mut adam = Adam::new([(variable.clone(), 0.1)], 1.0).unwrap();
+        let mut adam = Adam::new([Trained { variable: variable.clone(), rate: 0.1, decay: 0.0 }], 1.0).unwrap();
         assert!(!adam.step(&[vec![f32::NAN, 1.0]], 1.0).unwrap());
         assert_eq!((adam.skipped, variable.to_vec1::<f32>().unwrap()), (1, vec![1.0, 2.0]));
         assert!(adam.step(&[vec![30.0, -4.0]], 0.5).unwrap());

@@ -11,8 +11,8 @@ mod operators;
 use candle_core::Tensor as Real;
 use rayon::prelude::*;
 
-pub(crate) use adam::Adam;
-pub(crate) use convert::{from_candle, to_candle};
+pub(crate) use adam::{Adam, Moments, Trained};
+pub(crate) use convert::{from_candle, to_candle, to_value};
 pub(crate) use graph::{Graph, Value};
 
 use crate::Result;
@@ -32,10 +32,16 @@ pub(crate) fn gradients<P: Sync>(
         };
         adam.variables().map(gradient).collect()
     };
-    let mut parts = pieces.par_iter().map(of_piece).collect::<Result<Vec<_>>>()?.into_iter();
-    let mut sums = parts.next().unwrap_or_default();
-    for gradient in parts {
-        sums.par_iter_mut().zip(gradient).for_each(|(sum, g)| sum.iter_mut().zip(g).for_each(|(a, b)| *a += b));
+    let mut sums: Vec<Vec<f32>> = Vec::new();
+    // As many at once as there are threads: gradients are as large as the model.
+    for some in pieces.chunks(rayon::current_num_threads()) {
+        for gradient in some.par_iter().map(of_piece).collect::<Result<Vec<_>>>()? {
+            if sums.is_empty() {
+                sums = gradient;
+                continue;
+            }
+            sums.par_iter_mut().zip(gradient).for_each(|(sum, g)| sum.iter_mut().zip(g).for_each(|(a, b)| *a += b));
+        }
     }
     Ok(sums)
 }

@@ -1,0 +1,15 @@
+//! `transfer`: the end-to-end stage on its own.
+
+use anyhow::Result;
+use mabert_transfer::rewrite::Job;
+
+use super::rewrite::make;
+use crate::arguments::{Global, Transfer};
+
+pub(super) fn transfer(arguments: &Transfer, global: &Global) -> Result<()> {
+    let job = Job {
+        parameters: Some(arguments.student.clone()),
+        ..arguments.full.job(&arguments.data, &arguments.dev, &arguments.extra_data, global)?
+    };
+    make(&arguments.teacher, &job, &arguments.output, arguments.report.as_deref(), global)
+}

@@ -1,0 +1,179 @@
+//! Interrupted runs of the full stage go on where they were.
+//!
+//! A folder holds the student as the stage found it (`start.onnx`, with `start.json` to say how it was made), and the
+//! state of the optimizer after some step (`state.safetensors`). Each file is whole or not there.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use mabert_graph::{Model, write_atomically};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::closed_form;
+use crate::gradient::{Adam, Moments};
+use crate::{Error, Result};
+
+const START: &str = "start.onnx";
+const STARTED: &str = "start.json";
+const STATE: &str = "state.safetensors";
+/// A state is written each time so many steps were taken.
+const EVERY: usize = 50;
+const STEP: &str = "step";
+const UPDATES: &str = "updates";
+const SKIPPED: &str = "skipped";
+
+/// Where the full stage leaves its state, and takes it up.
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    /// What made the student and trains it: a state made otherwise is not taken up.
+    made_by: Value,
+    resume: bool,
+}
+
+/// What there is to know of the student at the start.
+#[derive(Debug, Serialize, Deserialize)]
+struct Started {
+    made_by: Value,
+    closed_form: Option<closed_form::Report>,
+}
+
+impl Checkpoint {
+    /// A folder, made if it is not there. `made_by` is an object of all that the result depends on.
+    ///
+    /// # Errors
+    /// The folder cannot be made; or it holds the state of another run, or of any run unless `resume`.
+    pub fn new(folder: &Path, made_by: Value, resume: bool) -> Result<Self> {
+        std::fs::create_dir_all(folder).map_err(|e| Error::data(folder, format!("cannot be made: {e}")))?;
+        let checkpoint = Self { folder: folder.to_owned(), made_by, resume };
+        mabert_graph::check_writable(&checkpoint.file(STATE))?;
+        let started = checkpoint.started()?;
+        if started.is_some() && !resume {
+            let reason = "it holds a checkpoint already: go on with --resume, or choose another folder";
+            return Err(Error::data(folder, reason));
+        }
+        if let Some(started) = started
+            && let Some(difference) = difference(&started.made_by, &checkpoint.made_by)
+        {
+            return Err(Error::data(folder, format!("its checkpoint is of another run: {difference}")));
+        }
+        Ok(checkpoint)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    fn started(&self) -> Result<Option<Started>> {
+        let path = self.file(STARTED);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let fault = |reason: String| Error::data(&path, reason);
+        let text = std::fs::read(&path).map_err(|e| fault(format!("cannot be read: {e}")))?;
+        Ok(Some(serde_json::from_slice(&text).map_err(|e| fault(format!("is no checkpoint: {e}")))?))
+    }
+
+    /// The student with which an interrupted run started, and what its closed form reported.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn start(&self) -> Result<Option<(Model, Option<closed_form::Report>)>> {
+        match self.started()? {
+            Some(started) if self.resume => Ok(Some((Model::load(self.file(START))?, started.closed_form))),
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether the student of the start is there.
+    pub fn has_start(&self) -> bool {
+        self.file(STARTED).exists()
+    }
+
+    /// Keeps the student with which the stage starts.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn save_start(&self, student: &Model, closed_form: Option<&closed_form::Report>) -> Result<()> {
+        // The state of an earlier start would not fit this one.
+        let state = self.file(STATE);
+        if state.exists() {
+            std::fs::remove_file(&state).map_err(|e| Error::data(&state, format!("cannot be removed: {e}")))?;
+        }
+        student.save(self.file(START))?;
+        let started = Started { made_by: self.made_by.clone(), closed_form: closed_form.cloned() };
+        let text = serde_json::to_vec(&started).expect("plain structures are valid JSON");
+        write_atomically(&self.file(STARTED), |file| std::io::Write::write_all(file, &text))?;
+        Ok(())
+    }
+
+    /// Writes the state after `step` of `steps`, where it is time for it.
+    pub(super) fn save_sometimes(&self, adam: &Adam, step: usize, steps: usize) -> Result<()> {
+        if !step.is_multiple_of(EVERY) && step != steps {
+            return Ok(());
+        }
+        let (moments, updates) = adam.state();
+        let numbers = [(STEP, step), (UPDATES, updates), (SKIPPED, adam.skipped)];
+        let metadata: HashMap<String, String> =
+            numbers.into_iter().map(|(name, value)| (name.to_owned(), value.to_string())).collect();
+        let bytes: Vec<(String, Vec<u8>)> = moments
+            .iter()
+            .enumerate()
+            .flat_map(|(at, m)| [("value", m.value), ("first", m.first), ("second", m.second)].map(|v| (at, v)))
+            .map(|(at, (name, v))| (format!("{at}/{name}"), v.iter().flat_map(|x| x.to_le_bytes()).collect()))
+            .collect();
+        let views = bytes.iter().map(|(name, bytes)| {
+            let view = TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes).expect("four bytes an element");
+            (name, view)
+        });
+        let path = self.file(STATE);
+        let whole = serialize(views, Some(metadata))
+            .map_err(|e| Error::data(&path, format!("cannot be made: {e}")))?;
+        write_atomically(&path, |file| std::io::Write::write_all(file, &whole))?;
+        Ok(())
+    }
+
+    /// Takes up the state that was written last; returns how many steps it had taken.
+    pub(super) fn restore(&self, adam: &mut Adam) -> Result<usize> {
+        let path = self.file(STATE);
+        if !path.exists() {
+            return Ok(0);
+        }
+        let fault = |reason: String| Error::data(&path, reason);
+        let broken = || fault("is not a state of this run; delete it to start again".to_owned());
+        let bytes = std::fs::read(&path).map_err(|e| fault(format!("cannot be read: {e}")))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|_| broken())?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|_| broken())?;
+        let number = |name: &str| -> Result<usize> {
+            header.metadata().as_ref().and_then(|m| m.get(name)?.parse().ok()).ok_or_else(broken)
+        };
+        let values = |name: String| -> Result<Vec<f32>> {
+            let tensor = tensors.tensor(&name).map_err(|_| broken())?;
+            let of = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            Ok(tensor.data().chunks_exact(4).map(of).collect())
+        };
+        let count = adam.state().0.len();
+        let all: Vec<[Vec<f32>; 3]> = (0..count)
+            .map(|at| {
+                let [value, first, second] = ["value", "first", "second"].map(|name| values(format!("{at}/{name}")));
+                Ok([value?, first?, second?])
+            })
+            .collect::<Result<_>>()?;
+        let moments: Vec<Moments<'_>> =
+            all.iter().map(|[value, first, second]| Moments { value, first, second }).collect();
+        adam.restore(&moments, number(UPDATES)?, number(SKIPPED)?)?.then_some(()).ok_or_else(broken)?;
+        number(STEP)
+    }
+}
+
+/// The first thing in which two objects differ.
+fn difference(before: &Value, now: &Value) -> Option<String> {
+    let fields = |v: &Value| v.as_object().cloned().unwrap_or_default();
+    let (before, now) = (fields(before), fields(now));
+    let differs = |name: &&String| before.get(*name) != now.get(*name);
+    let name = before.keys().chain(now.keys()).find(differs)?;
+    let text = |v: Option<&Value>| v.map_or_else(|| "not there".to_owned(), Value::to_string);
+    Some(format!("`{name}` was {}, now {}", text(before.get(name)), text(now.get(name))))
+}

@@ -1,0 +1,312 @@
+//! What the end-to-end stage brings down: the student's distance from its teacher on one piece of a step.
+
+use candle_core::{D, Device, Tensor as Real};
+use mabert_runtime::Tensor;
+use serde::Serialize;
+
+use crate::data::Batch;
+use crate::{Error, Result};
+
+/// How an output is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Logits `[batch, classes]`: Kullback-Leibler divergence, a row a text.
+    Classes,
+    /// Logits `[batch, n, classes]`: the same, a row a token.
+    TokenClasses,
+    /// Logits `[batch, n]`, as the start and the end of an answer: the same over the tokens of a text.
+    Positions,
+    /// Anything else, a row a text: squared error relative to the teacher's variance.
+    Values,
+    /// The same, a row a token.
+    TokenValues,
+}
+
+impl Kind {
+    /// Told by the shapes of an output in several batches, of different lengths where there are any.
+    pub(super) fn of(name: &str, shapes: &[(usize, &[usize])], channels: usize) -> Self {
+        let lengths_differ = shapes.iter().any(|(length, _)| *length != shapes[0].0);
+        let over_tokens = shapes.iter().all(|(length, shape)| shape.get(1) == Some(length));
+        let last = shapes[0].1.last().copied().unwrap_or(1);
+        // Hidden states and what a pooler makes of them are as wide as the stream.
+        let values = last == channels || last == 1;
+        match shapes[0].1.len() {
+            3 if over_tokens && values => Self::TokenValues,
+            3 if over_tokens => Self::TokenClasses,
+            2 if over_tokens && (lengths_differ || name.contains("start") || name.contains("end")) => Self::Positions,
+            2 if !values => Self::Classes,
+            _ => Self::Values,
+        }
+    }
+
+    /// Whether rows are tokens.
+    pub(super) fn by_token(self) -> bool {
+        matches!(self, Self::TokenClasses | Self::TokenValues)
+    }
+
+    fn is_of_logits(self) -> bool {
+        !matches!(self, Self::Values | Self::TokenValues)
+    }
+}
+
+/// An output of both models.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    pub(super) name: String,
+    pub(super) kind: Kind,
+    /// The teacher's variance.
+    pub(super) variance: f64,
+}
+
+/// The parts of the loss, each a mean over the step; those that do not apply are 0.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Losses {
+    /// Outputs against the teacher's: squared temperature times Kullback-Leibler divergence of logits, or the squared
+    /// error of values relative to the teacher's variance; a mean over outputs.
+    pub outputs: f64,
+    /// Against labels: cross entropy, or the squared error relative to the teacher's variance.
+    pub labels: f64,
+    /// Squared error at the norms relative to the teacher's variance there; a mean over norms.
+    pub hidden: f64,
+    /// Squared error of attention's probabilities; a mean over layers.
+    pub attention: f64,
+}
+
+/// How much each part counts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Weights {
+    /// Outputs have this share, labels the rest.
+    pub(super) alpha: f64,
+    pub(super) hidden: f64,
+    pub(super) attention: f64,
+    pub(super) temperature: f64,
+}
+
+impl Losses {
+    /// What is brought down.
+    pub(super) fn total(&self, weights: &Weights) -> f64 {
+        weights.alpha * self.outputs
+            + (1.0 - weights.alpha) * self.labels
+            + weights.hidden * self.hidden
+            + weights.attention * self.attention
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        self.outputs += other.outputs;
+        self.labels += other.labels;
+        self.hidden += other.hidden;
+        self.attention += other.attention;
+    }
+}
+
+/// What a mean over a step is divided by.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Totals {
+    pub(super) texts: usize,
+    pub(super) tokens: usize,
+    /// Pairs of query and key.
+    pub(super) pairs: usize,
+    /// Texts that have a label.
+    pub(super) labels: usize,
+}
+
+impl Totals {
+    pub(super) fn add(&mut self, batch: &Batch) {
+        self.texts += batch.lengths.iter().filter(|l| **l > 0).count();
+        self.tokens += batch.tokens();
+        self.pairs += batch.lengths.iter().map(|l| l * l).sum::<usize>();
+    }
+}
+
+/// One piece of a step as both models see it.
+pub(super) struct Compared<'c> {
+    pub(super) batch: &'c Batch,
+    /// The label of each row that has one.
+    pub(super) labels: &'c [Option<f64>],
+    /// A value a norm, student and teacher, `[batch, n, channels]`.
+    pub(super) hidden: Vec<(Real, Real)>,
+    /// Probabilities of each layer, `[batch, heads, n, n]`.
+    pub(super) attention: Vec<(Real, Real)>,
+    /// As [`Head`]s.
+    pub(super) outputs: Vec<(Real, Real)>,
+}
+
+/// What the loss knows of the models.
+pub(super) struct Criterion {
+    pub(super) heads: Vec<Head>,
+    /// Of each norm, the teacher's variance.
+    pub(super) variances: Vec<f64>,
+    pub(super) weights: Weights,
+}
+
+impl Criterion {
+    /// The loss of a piece, and its parts; sums over the pieces of a step are the step's.
+    pub(super) fn of(&self, compared: &Compared<'_>, totals: &Totals) -> Result<(Real, Losses)> {
+        let weights = &self.weights;
+        let mut losses = Losses::default();
+        let mut sum = Real::zeros((), candle_core::DType::F32, &Device::Cpu)?;
+        let mut take = |part: Real, share: f64, weight: f64| -> Result<f64> {
+            let part = (part * share)?;
+            let value = f64::from(part.to_scalar::<f32>()?);
+            if weight != 0.0 {
+                sum = (&sum + (part * weight)?)?;
+            }
+            Ok(value)
+        };
+        let tokens = row_weights(compared.batch, true)?;
+        for ((student, teacher), variance) in compared.hidden.iter().zip(&self.variances) {
+            let share = 1.0 / (totals.tokens as f64 * variance * self.variances.len() as f64);
+            losses.hidden += take(squares(student, teacher, &tokens)?, share, weights.hidden)?;
+        }
+        for (student, teacher) in &compared.attention {
+            let heads = student.dim(1)?;
+            let share = 1.0 / ((totals.pairs * heads * compared.attention.len()).max(1) as f64);
+            losses.attention += take(pair_squares(student, teacher, compared.batch)?, share, weights.attention)?;
+        }
+        let mut labelled = weights.alpha < 1.0;
+        for ((student, teacher), head) in compared.outputs.iter().zip(&self.heads) {
+            let rows = if head.kind.by_token() { totals.tokens } else { totals.texts };
+            let share = 1.0 / (rows.max(1) * self.heads.len()) as f64;
+            let of_rows = row_weights(compared.batch, head.kind.by_token())?;
+            let part = if head.kind.is_of_logits() {
+                divergence(head.kind, student, teacher, compared.batch, &of_rows, weights.temperature)?
+            } else {
+                (squares(student, teacher, &of_rows)? / head.variance)?
+            };
+            losses.outputs += take(part, share, weights.alpha)?;
+            if std::mem::take(&mut labelled) {
+                let part = against_labels(head, student, compared.labels)?;
+                losses.labels += take(part, 1.0 / totals.labels.max(1) as f64, 1.0 - weights.alpha)?;
+            }
+        }
+        Ok((sum, losses))
+    }
+}
+
+/// 1 for rows that count, `[rows, 1]`.
+fn row_weights(batch: &Batch, by_token: bool) -> Result<Real> {
+    let texts = batch.lengths.iter().map(|&l| if l > 0 { 1f32 } else { 0.0 });
+    let weights: Vec<f32> = if by_token { batch.mask().to_f32().iter().copied().collect() } else { texts.collect() };
+    let rows = weights.len();
+    Ok(Real::from_vec(weights, (rows, 1), &Device::Cpu)?)
+}
+
+/// A value as rows, `[rows, width]`.
+fn rows(value: &Real, count: usize) -> Result<Real> {
+    Ok(value.reshape((count, value.elem_count() / count.max(1)))?)
+}
+
+/// The summed squared error of the rows that count, a mean over columns.
+fn squares(student: &Real, teacher: &Real, weights: &Real) -> Result<Real> {
+    let count = weights.dim(0)?;
+    let difference = (rows(student, count)? - rows(teacher, count)?)?.broadcast_mul(weights)?;
+    let columns = difference.dim(1)?;
+    Ok((difference.sqr()?.sum_all()? / columns as f64)?)
+}
+
+/// The same of probabilities `[batch, heads, n, n]`, a sum over real queries: keys that are padding are 0 in both models.
+fn pair_squares(student: &Real, teacher: &Real, batch: &Batch) -> Result<Real> {
+    let queries = row_weights(batch, true)?.reshape((batch.size(), 1, batch.length, 1))?;
+    Ok((student - teacher)?.broadcast_mul(&queries)?.sqr()?.sum_all()?)
+}
+
+/// The summed divergence of the rows that count, `T^2 KL(softmax(t / T) || softmax(s / T))` (Hinton et al. 2015).
+fn divergence(
+    kind: Kind,
+    student: &Real,
+    teacher: &Real,
+    batch: &Batch,
+    weights: &Real,
+    temperature: f64,
+) -> Result<Real> {
+    let count = weights.dim(0)?;
+    let prepared = |value: &Real| -> Result<Real> {
+        let mut value = (rows(value, count)? / temperature)?;
+        if kind == Kind::Positions {
+            let mask = super::to_candle(&batch.mask())?;
+            let beyond = ((&mask - 1.0)? * 1e4)?;
+            value = ((value * mask)? + beyond)?;
+        }
+        log_softmax(&value)
+    };
+    let (student, teacher) = (prepared(student)?, prepared(teacher)?.detach());
+    let rows = (teacher.exp()? * (&teacher - student)?)?.sum_keepdim(1)?;
+    Ok(((rows * weights)?.sum_all()? * (temperature * temperature))?)
+}
+
+fn log_softmax(value: &Real) -> Result<Real> {
+    // The largest element is a constant here: the gradient does not depend on it.
+    let value = value.broadcast_sub(&value.max_keepdim(D::Minus1)?.detach())?;
+    Ok(value.broadcast_sub(&value.exp()?.sum_keepdim(D::Minus1)?.log()?)?)
+}
+
+/// Cross entropy with, or squared error from, the labels of the rows that have one; a sum.
+fn against_labels(head: &Head, student: &Real, labels: &[Option<f64>]) -> Result<Real> {
+    let count = student.dim(0)?;
+    let of_row = |row: usize| labels.get(row).copied().flatten();
+    let columns = student.elem_count() / count.max(1);
+    match head.kind {
+        Kind::Classes => {
+            let mut wanted = vec![0f32; count * columns];
+            for (row, label) in (0..count).filter_map(|row| Some((row, of_row(row)?))) {
+                let class = label as usize;
+                if label < 0.0 || label.fract() != 0.0 || class >= columns {
+                    let reason = format!("label {label} is none of the {columns} classes of output `{}`", head.name);
+                    return Err(Error::Gradient(reason));
+                }
+                wanted[row * columns + class] = -1.0;
+            }
+            let wanted = Real::from_vec(wanted, (count, columns), &Device::Cpu)?;
+            Ok((log_softmax(&rows(student, count)?)? * wanted)?.sum_all()?)
+        }
+        Kind::Values if columns == 1 => {
+            let values = (0..count).map(|row| of_row(row).unwrap_or_default() as f32).collect();
+            let weights = (0..count).map(|row| if of_row(row).is_some() { 1f32 } else { 0.0 }).collect();
+            let column = |values: Vec<f32>| Real::from_vec(values, (count, 1), &Device::Cpu);
+            Ok((squares(student, &column(values)?, &column(weights)?)? / head.variance)?)
+        }
+        _ => Err(Error::Gradient(format!(
+            "output `{}` is neither classes nor one value a text: labels cannot be used (--alpha 1)",
+            head.name
+        ))),
+    }
+}
+
+/// Adds up the variance of a value over what it is given, around the mean of each column.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Variance {
+    rows: f64,
+    sum: Vec<f64>,
+    square: f64,
+}
+
+impl Variance {
+    /// Adds the rows that count.
+    pub(super) fn add(&mut self, value: &Tensor, batch: &Batch, by_token: bool) {
+        let value = value.to_f32();
+        let count = if by_token { batch.size() * batch.length } else { batch.size() };
+        let columns = value.len() / count.max(1);
+        self.sum.resize(columns, 0.0);
+        let elements: Vec<f32> = value.iter().copied().collect();
+        for (row, values) in elements.chunks_exact(columns.max(1)).enumerate() {
+            let real = match by_token {
+                true => row % batch.length < batch.lengths[row / batch.length],
+                false => batch.lengths[row] > 0,
+            };
+            if real {
+                self.rows += 1.0;
+                for (sum, &v) in self.sum.iter_mut().zip(values) {
+                    *sum += f64::from(v);
+                    self.square += f64::from(v).powi(2);
+                }
+            }
+        }
+    }
+
+    /// A mean over columns; 1 where there is none, so that it can be divided by.
+    pub(super) fn value(&self) -> f64 {
+        let means: f64 = self.sum.iter().map(|s| s * s).sum::<f64>() / self.rows;
+        let found = (self.square - means) / (self.rows * self.sum.len() as f64);
+        if found.is_finite() && found > 1e-12 { found } else { 1.0 }
+    }
+}

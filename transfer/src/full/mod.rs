@@ -1,0 +1,487 @@
+//! The full stage: gradient steps on all parameters of the encoder and the head at once, from tokens to outputs.
+//!
+//! The loss is the distance of the outputs from the teacher's, with the hidden states at every norm to guide the layers
+//! (Neo et al. 2023, section 3.4), and labels where they are wanted. Nothing normalises the student's activations, so
+//! the rates are small, gradients are clipped, and steps that are not finite are left out.
+
+mod checkpoint;
+mod loss;
+
+use std::time::Instant;
+
+use mabert_graph::{Boundary, ElementType, Model, Tensor};
+use mabert_passes::pipeline::{Pass, Rewriting, Student};
+use mabert_passes::rewrite::{MASK, norm_parameters};
+use mabert_runtime::TensorType;
+use rand::seq::SliceRandom as _;
+use rand::{SeedableRng as _, rngs::StdRng};
+use rayon::prelude::*;
+use serde::Serialize;
+
+pub use checkpoint::Checkpoint;
+pub use loss::Losses;
+use loss::{Compared, Criterion, Head, Kind, Totals, Variance, Weights};
+
+use crate::data::{Batch, BatchShape, Sequence, batches};
+use crate::gradient::{Adam, Graph, Trained, Value, from_candle, gradients, to_candle, to_value};
+use crate::part::Prefix;
+use crate::progress::Progress;
+use crate::{Error, Result};
+
+/// How the stage works.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Options {
+    /// Gradient steps.
+    pub steps: usize,
+    /// Sequences a step.
+    pub batch: usize,
+    /// Learning rate once warm; it rises over the first tenth of the steps and falls to nothing over the others.
+    pub rate: f32,
+    /// What the weights of linear maps lose a step, times the rate.
+    pub weight_decay: f32,
+    /// Logits are divided by it before they are compared.
+    pub temperature: f64,
+    /// The share of the teacher's outputs in the loss; labels have the rest.
+    pub alpha: f64,
+    /// What the hidden states at the norms count.
+    pub hidden_weight: f64,
+    /// What attention's probabilities count.
+    pub attention_weight: f64,
+    /// Seed of the order of the sequences.
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            steps: 600,
+            batch: 32,
+            rate: 2e-5,
+            weight_decay: 0.01,
+            temperature: 2.0,
+            alpha: 1.0,
+            hidden_weight: 1.0,
+            attention_weight: 0.0,
+            seed: 0,
+        }
+    }
+}
+
+impl Options {
+    /// The paper's distillation (Neo et al. 2023, section 4): temperature 15, 0.9 of the loss of the outputs from the
+    /// teacher and the rest from labels, hidden states once, attention a hundred times.
+    pub fn paper() -> Self {
+        Self { temperature: 15.0, alpha: 0.9, attention_weight: 100.0, ..Self::default() }
+    }
+}
+
+/// What the stage did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// How.
+    pub options: Options,
+    /// Sequences to draw from.
+    pub sequences: usize,
+    /// Parameters that were trained, in elements.
+    pub trained: usize,
+    /// Real tokens that went through the student.
+    pub tokens: usize,
+    /// Losses before, on sequences kept apart.
+    pub before: Losses,
+    /// And after.
+    pub after: Losses,
+    /// Whether the result was kept: it is put back where sequences kept apart show a greater loss.
+    pub kept: bool,
+    /// Steps whose gradient was not finite.
+    pub skipped: usize,
+    /// Steps that a checkpoint had taken before.
+    pub resumed_at: usize,
+    /// Seconds in all.
+    pub seconds: f64,
+}
+
+/// Positions of one piece of a step: more would only take memory.
+const PIECE: usize = 1024;
+/// Batches between two shuffles by length: sequences of a step are of like lengths, steps of all.
+const WINDOW: usize = 32;
+/// One sequence in so many is kept apart, up to a number, to measure what was gained.
+const APART: usize = 20;
+const MOST_APART: usize = 256;
+/// Batches that tell the shapes and variances of the teacher's values.
+const TOLD_BY: usize = 8;
+/// Gradients are scaled down to this norm.
+const CLIP: f32 = 1.0;
+/// The share of the steps over which the rate rises.
+const WARM_UP: f32 = 0.1;
+
+/// What the student is trained on.
+pub struct Data<'d> {
+    /// The sequences.
+    pub sequences: &'d [Sequence],
+    /// The label of each that has one; may be empty where [`Options::alpha`] is 1.
+    pub labels: &'d [Option<f64>],
+    /// The sizes that the teacher's inputs fix.
+    pub shape: BatchShape,
+}
+
+/// Trains `student`, whose parameters were found before and which is not yet finished.
+///
+/// # Errors
+/// A part of teacher or student cannot be run or differentiated, more than a twentieth of the steps is not finite, or a
+/// checkpoint cannot be read or written.
+pub fn train(
+    rewriting: &Rewriting,
+    student: &mut Student,
+    data: &Data<'_>,
+    options: &Options,
+    checkpoint: Option<&Checkpoint>,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let start = Instant::now();
+    // One token alone attends to itself, with nothing to learn.
+    let usable: Vec<usize> = (0..data.sequences.len()).filter(|&at| data.sequences[at].ids.len() > 1).collect();
+    let (training, apart) = split(usable, options.seed);
+    if training.is_empty() {
+        return Err(Error::Gradient("there are no texts of two tokens or more to train on".to_owned()));
+    }
+    let pair = Pair::new(rewriting, student, data, &training, options)?;
+    let mut adam = pair.optimizer(student, options)?;
+    let judges = pair.pieces(&apart, usize::MAX);
+    let before = pair.losses(&judges)?;
+    let plan = plan(&training, data.sequences, options);
+    let first = match checkpoint {
+        Some(checkpoint) => checkpoint.restore(&mut adam)?,
+        None => 0,
+    };
+    let threads = rayon::current_num_threads();
+    let mut tokens = 0;
+    progress.begin("full", plan.len() - first);
+    let mut seen = (Instant::now(), 0);
+    for (step, sequences) in plan.iter().enumerate().skip(first) {
+        let pieces = pair.pieces(sequences, sequences.len().div_ceil(threads));
+        let totals = pair.totals(&pieces);
+        let (gradient, losses) = pair.gradient(&adam, &pieces, &totals)?;
+        adam.step(&gradient, rate(step, plan.len()))?;
+        adam.refuse_skipping(plan.len(), "end to end", "use a lower --lr")?;
+        tokens += totals.tokens;
+        seen.1 += totals.tokens;
+        let speed = seen.1 as f64 / seen.0.elapsed().as_secs_f64();
+        progress.step(&format!("loss {:.4}, {speed:.0} tokens/s", losses.total(&pair.criterion.weights)));
+        if let Some(checkpoint) = checkpoint {
+            checkpoint.save_sometimes(&adam, step + 1, plan.len())?;
+        }
+    }
+    progress.end();
+    let after = pair.losses(&judges)?;
+    let total = |losses: &Losses| losses.total(&pair.criterion.weights);
+    let kept = total(&after) < total(&before);
+    if kept {
+        for (name, variable) in pair.graph.variables() {
+            student.model.set_constant(name, &from_candle(variable)?);
+        }
+    }
+    Ok(Report {
+        options: *options,
+        sequences: training.len(),
+        trained: pair.graph.variables().map(|(_, v)| v.elem_count()).sum(),
+        tokens,
+        before,
+        after,
+        kept,
+        skipped: adam.skipped,
+        resumed_at: first,
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+/// Those to train on, and those to judge by.
+fn split(mut all: Vec<usize>, seed: u64) -> (Vec<usize>, Vec<usize>) {
+    all.shuffle(&mut StdRng::seed_from_u64(seed ^ 0xa9a7));
+    let apart = (all.len() / APART).min(MOST_APART);
+    match apart {
+        // Too few to keep some apart: then the gain is measured where it was made.
+        0 => (all.clone(), all),
+        _ => {
+            let judges = all.split_off(all.len() - apart);
+            (all, judges)
+        }
+    }
+}
+
+/// The sequences of every step: each as often as any other, those of a step of like lengths.
+fn plan(training: &[usize], sequences: &[Sequence], options: &Options) -> Vec<Vec<usize>> {
+    let mut steps: Vec<Vec<usize>> = Vec::new();
+    let mut rng = StdRng::seed_from_u64(options.seed);
+    while steps.len() < options.steps {
+        let mut round = training.to_vec();
+        round.shuffle(&mut rng);
+        for window in round.chunks_mut(WINDOW * options.batch) {
+            window.sort_by_key(|&at| sequences[at].ids.len());
+            let mut of_window: Vec<Vec<usize>> = window.chunks(options.batch).map(<[usize]>::to_vec).collect();
+            of_window.shuffle(&mut rng);
+            steps.append(&mut of_window);
+        }
+    }
+    steps.truncate(options.steps);
+    steps
+}
+
+/// The share of the rate at a step: it rises, then falls, both evenly.
+fn rate(step: usize, steps: usize) -> f32 {
+    let warm = (steps as f32 * WARM_UP).ceil();
+    let at = step as f32;
+    if at < warm { (at + 1.0) / warm } else { (steps as f32 - at) / (steps as f32 - warm) }
+}
+
+/// Some sequences side by side, with their labels.
+struct Piece {
+    batch: Batch,
+    labels: Vec<Option<f64>>,
+}
+
+/// Teacher and student, from tokens to all that is compared.
+struct Pair<'p> {
+    data: &'p Data<'p>,
+    /// Where the student starts: the sum of the embeddings, which is the teacher's too and is not trained.
+    entry: String,
+    teacher: Prefix,
+    graph: Graph,
+    /// Of the student, in the order of the graph.
+    inputs: Vec<TensorType>,
+    /// Layers whose attention is compared.
+    attentions: usize,
+    criterion: Criterion,
+}
+
+impl<'p> Pair<'p> {
+    fn new(
+        rewriting: &Rewriting,
+        student: &Student,
+        data: &'p Data<'p>,
+        training: &[usize],
+        options: &Options,
+    ) -> Result<Self> {
+        let encoder = &rewriting.encoder;
+        let entry = encoder.embedding_norm.input.clone();
+        let norms: Vec<&str> = encoder.norms().into_iter().map(|(_, site)| site.output.as_str()).collect();
+        let compares = options.attention_weight > 0.0 && student.ran(Pass::Softmax);
+        let attentions: Vec<&str> = match compares {
+            true => encoder.layers.iter().map(|l| l.attention.probabilities.as_str()).collect(),
+            false => Vec::new(),
+        };
+        let outputs = student.model.outputs();
+        // An output that is a norm's value is compared there.
+        let outputs: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).filter(|o| !norms.contains(o)).collect();
+        let compared: Vec<&str> = norms.iter().chain(&attentions).chain(&outputs).copied().collect();
+        let wanted: Vec<&str> = std::iter::once(entry.as_str()).chain(compared.iter().copied()).collect();
+        let teacher = Prefix::new(&rewriting.teacher, &wanted)?;
+
+        let boundary = |name: &str, dims: &[&str]| Boundary::symbolic(name, ElementType::F32, dims);
+        let channels = encoder.embedding_norm.gamma.len();
+        let cuts = [boundary(&entry, &["batch", "n", &channels.to_string()]), boundary(MASK, &["batch", "n"])];
+        let part = student.model.extract_from_inputs(&cuts, &compared)?;
+        let inputs = part.inputs();
+        let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
+        let mut there = parameters(student)?;
+        there.retain(|name| part.initializer(name).is_some());
+        let graph = Graph::new(&part, &names, &compared, &there)?;
+
+        let mut pair = Self {
+            data,
+            entry,
+            teacher,
+            graph,
+            inputs,
+            attentions: attentions.len(),
+            criterion: Criterion {
+                heads: Vec::new(),
+                variances: Vec::new(),
+                weights: Weights {
+                    alpha: options.alpha,
+                    hidden: options.hidden_weight,
+                    attention: options.attention_weight,
+                    temperature: options.temperature,
+                },
+            },
+        };
+        pair.look_at_teacher(training, &norms, &outputs, encoder.channels, options)?;
+        Ok(pair)
+    }
+
+    /// The kinds of the outputs, and the variances by which errors are measured.
+    fn look_at_teacher(
+        &mut self,
+        training: &[usize],
+        norms: &[&str],
+        outputs: &[&str],
+        channels: usize,
+        options: &Options,
+    ) -> Result<()> {
+        let some = &training[..training.len().min(TOLD_BY * options.batch)];
+        let pieces = self.pieces(some, options.batch);
+        let values: Vec<Vec<Tensor>> =
+            pieces.par_iter().map(|p| self.teacher.run(&p.batch)).collect::<Result<_>>()?;
+        let variance = |at: usize, by_token: bool| {
+            let mut sum = Variance::default();
+            pieces.iter().zip(&values).for_each(|(p, v)| sum.add(&v[at], &p.batch, by_token));
+            sum.value()
+        };
+        let first = 1 + norms.len() + self.attentions;
+        self.criterion.variances = (1..=norms.len()).map(|at| variance(at, true)).collect();
+        let head = |(at, name): (usize, &&str)| {
+            let shapes: Vec<(usize, &[usize])> =
+                pieces.iter().zip(&values).map(|(p, v)| (p.batch.length, v[first + at].shape())).collect();
+            let kind = Kind::of(name, &shapes, channels);
+            Head { name: (*name).to_owned(), kind, variance: variance(first + at, kind.by_token()) }
+        };
+        self.criterion.heads = outputs.iter().enumerate().map(head).collect();
+        Ok(())
+    }
+
+    fn optimizer(&self, student: &Student, options: &Options) -> Result<Adam> {
+        let encoder = &student.encoder;
+        let maps = encoder.layers.iter().flat_map(|l| {
+            [&l.query, &l.key, &l.value, &l.attention_output, &l.intermediate, &l.output].map(|m| m.weight.as_str())
+        });
+        let decaying: Vec<&str> =
+            maps.chain(encoder.embedding_projection.iter().map(|m| m.weight.as_str())).collect();
+        let trained = self.graph.variables().map(|(name, variable)| Trained {
+            variable: variable.clone(),
+            rate: options.rate,
+            decay: if decaying.contains(&name) { options.weight_decay } else { 0.0 },
+        });
+        Adam::new(trained, CLIP)
+    }
+
+    /// Sequences cut into pieces of at most `rows`.
+    fn pieces(&self, sequences: &[usize], rows: usize) -> Vec<Piece> {
+        let chosen: Vec<Sequence> = sequences.iter().map(|&at| self.data.sequences[at].clone()).collect();
+        let label = |row: &usize| self.data.labels.get(sequences[*row]).copied().flatten();
+        let piece = |batch: Batch| Piece { labels: batch.rows.iter().map(label).collect(), batch };
+        batches(&chosen, PIECE, rows, self.data.shape).into_iter().map(piece).collect()
+    }
+
+    fn totals(&self, pieces: &[Piece]) -> Totals {
+        let mut totals = Totals::default();
+        for piece in pieces {
+            totals.add(&piece.batch);
+            totals.labels += piece.labels.iter().flatten().count();
+        }
+        totals
+    }
+
+    /// The loss of one piece.
+    fn loss(&self, piece: &Piece, totals: &Totals) -> Result<(candle_core::Tensor, Losses)> {
+        let batch = &piece.batch;
+        let mut of_teacher = self.teacher.run(batch)?.into_iter();
+        let stream = of_teacher.next().expect("the entry comes first");
+        let input = |input: &TensorType| match input.name.as_str() {
+            MASK => Ok(Value::Real(to_candle(&batch.mask())?)),
+            name if name == self.entry => Ok(Value::Real(to_candle(&stream)?)),
+            _ => to_value(&batch.inputs(std::slice::from_ref(input))?.remove(0).1),
+        };
+        let given: Vec<Value> = self.inputs.iter().map(input).collect::<Result<_>>()?;
+        let of_student = self.graph.run(&given)?;
+        let both = of_student.into_iter().zip(of_teacher).map(|(s, t)| Ok((s, to_candle(&t)?)));
+        let mut hidden = both.collect::<Result<Vec<_>>>()?;
+        let mut attention = hidden.split_off(self.criterion.variances.len());
+        let outputs = attention.split_off(self.attentions);
+        let compared = Compared { batch, labels: &piece.labels, hidden, attention, outputs };
+        self.criterion.of(&compared, totals)
+    }
+
+    fn gradient(&self, adam: &Adam, pieces: &[Piece], totals: &Totals) -> Result<(Vec<Vec<f32>>, Losses)> {
+        let losses = std::sync::Mutex::new(vec![Losses::default(); pieces.len()]);
+        let numbered: Vec<(usize, &Piece)> = pieces.iter().enumerate().collect();
+        let gradient = gradients(adam, &numbered, |(at, piece)| {
+            let (loss, parts) = self.loss(piece, totals)?;
+            losses.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[*at] = parts;
+            Ok(loss)
+        })?;
+        let parts = losses.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok((gradient, summed(&parts)))
+    }
+
+    /// The losses over pieces, without a step.
+    fn losses(&self, pieces: &[Piece]) -> Result<Losses> {
+        let totals = self.totals(pieces);
+        let parts: Vec<Losses> =
+            pieces.par_iter().map(|p| Ok(self.loss(p, &totals)?.1)).collect::<Result<_>>()?;
+        Ok(summed(&parts))
+    }
+}
+
+fn summed(parts: &[Losses]) -> Losses {
+    let mut sum = Losses::default();
+    parts.iter().for_each(|part| sum.add(part));
+    sum
+}
+
+/// The parameters of a student: the encoder's approximators, affine maps and linear maps, and the head's weights.
+fn parameters(student: &Student) -> Result<Vec<String>> {
+    let encoder = &student.encoder;
+    let mut names: Vec<String> = Vec::new();
+    for of in &student.approximators {
+        names.extend([&of.w1, &of.w2, &of.b1, &of.b2, &of.scale].map(String::clone));
+    }
+    for (norm, _) in encoder.norms() {
+        names.extend(<[String; 2]>::from(norm_parameters(&norm)));
+    }
+    let maps = encoder
+        .layers
+        .iter()
+        .flat_map(|l| [&l.query, &l.key, &l.value, &l.attention_output, &l.intermediate, &l.output])
+        .chain(&encoder.embedding_projection);
+    names.extend(maps.flat_map(|m| [Some(m.weight.clone()), m.bias_name.clone()]).flatten());
+    if let Some(last) = encoder.layers.last() {
+        let hidden = last.output_norm.output.as_str();
+        let cut = Boundary::symbolic(hidden, ElementType::F32, &["batch", "n", &encoder.channels.to_string()]);
+        let outputs = student.model.outputs();
+        let outputs: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).filter(|o| *o != hidden).collect();
+        let head = student.model.extract_from_inputs(&[cut], &outputs)?;
+        for weight in &head.graph().initializer {
+            let elements: i64 = weight.dims.iter().product();
+            // Single numbers are scales and epsilons.
+            if elements > 1 && Tensor::from_proto(weight)?.element_type() == ElementType::F32 {
+                names.push(weight.name.clone());
+            }
+        }
+    }
+    // Not all are there: no scales without length tables, no affine maps where norms are kept.
+    names.retain(|name| student.model.initializer(name).is_some());
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
+}
+
+/// Takes up the parameters of a student that was made from the same teacher with the same options, and not folded.
+///
+/// # Errors
+/// `from` lacks a parameter or has another shape of it, or differs in what is no parameter: it has another teacher.
+pub fn adopt(student: &mut Student, from: &Model) -> Result<()> {
+    let parameters = parameters(student)?;
+    let fault = |reason: String| Error::Calibration { site: from.origin().to_owned(), reason };
+    let mut found = Vec::new();
+    for own in &student.model.graph().initializer {
+        let other = from.initializer(&own.name);
+        match (parameters.contains(&own.name), other) {
+            (true, None) => return Err(fault(format!("it lacks `{}`: is it a student of this teacher?", own.name))),
+            (true, Some(other)) => {
+                if own.dims != other.dims {
+                    let reason = format!("`{}` is {:?}, where {:?} was expected", own.name, other.dims, own.dims);
+                    return Err(fault(reason));
+                }
+                found.push((own.name.clone(), Tensor::from_proto(other)?));
+            }
+            (false, Some(other)) if Tensor::from_proto(other)? != Tensor::from_proto(own)? => {
+                return Err(fault(format!("its `{}` is not the teacher's: is it a student of this one?", own.name)));
+            }
+            _ => {}
+        }
+    }
+    found.iter().for_each(|(name, value)| student.model.set_constant(name, value));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

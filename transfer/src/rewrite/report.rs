@@ -1,0 +1,250 @@
+//! What is told of a student, and written into it.
+
+use std::path::PathBuf;
+
+use mabert_graph::Model;
+use mabert_passes::contract::NonLinear;
+use mabert_passes::pipeline::{Options as PassOptions, Outcome, Pass, Student, VERSION_KEY};
+use mabert_passes::recognise::Miss;
+use mabert_passes::rewrite::FoldReport;
+use mabert_passes::sites::{Activation, Encoder};
+use mabert_runtime::MAX_SEQ_KEY;
+use serde::{Deserialize, Serialize};
+
+use super::sequences::Source;
+use super::{Job, Transfer};
+use crate::closed_form::{self, SiteError};
+use crate::compare::OutputDistance;
+use crate::evaluate::Metric;
+use crate::{full, Error, Result};
+
+/// The `metadata_props` keys under which the student says how it was made.
+const OPTIONS_KEY: &str = "onnx_mabert.options";
+const SITES_KEY: &str = "onnx_mabert.sites";
+
+/// A few random tokens, and one token over and over, see [`odd_sequences`]: no norm bounds a student, and what text
+/// does not prepare it for may overflow.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct OddInputs {
+    /// Sequences tried; none of them was calibrated on.
+    pub sequences: usize,
+    /// Those with an output that is not finite.
+    pub overflow: usize,
+}
+
+/// One site and what became of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct SiteReport {
+    /// Its name, as in `layer.0/attention`.
+    pub site: String,
+    /// attention, activation or norm.
+    pub kind: &'static str,
+    /// The node around which it was recognised.
+    pub node: String,
+    /// What it was: an operator, or the function that its nodes compute.
+    pub was: String,
+    /// What it is now.
+    pub now: &'static str,
+    /// How far from the teacher on the calibration data, see [`SiteError`].
+    pub relative_error: Option<f64>,
+}
+
+/// What one stage of transfer achieved.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stage {
+    /// closed-form, blockwise (which includes it) or full; start, where parameters were given.
+    pub stage: &'static str,
+    /// Seconds it took.
+    pub seconds: f64,
+    /// The student against its teacher on sequences that were kept apart.
+    pub outputs: Vec<OutputDistance>,
+    /// The metric on the dev file.
+    pub dev: Option<f64>,
+}
+
+impl Stage {
+    /// One line for people.
+    pub(super) fn summary(&self, dev: Option<&DevReport>) -> String {
+        let mut line = format!("{}: {:.0} s", self.stage, self.seconds);
+        for output in &self.outputs {
+            line += &format!("; {} differs by {:.4} on average", output.output, output.mean_abs);
+            if let Some(agreement) = output.agreement {
+                line += &format!(", same argmax {:.1} %", 100.0 * agreement);
+            }
+        }
+        if let Some(dev) = dev {
+            let metric = dev.metric.name();
+            line += &format!("; dev {metric} {:.4} (teacher {:.4}, agreement {:.4})", dev.student, dev.teacher, dev.agreement);
+        }
+        line
+    }
+}
+
+/// What the dev file says.
+#[derive(Clone, Debug, Serialize)]
+pub struct DevReport {
+    /// The file.
+    pub file: PathBuf,
+    /// Its examples.
+    pub examples: usize,
+    /// The metric.
+    pub metric: Metric,
+    /// The teacher's.
+    pub teacher: f64,
+    /// The student's.
+    pub student: f64,
+    /// The share of classes, or the correlation of values, that both give.
+    pub agreement: f64,
+}
+
+/// What was done, and how far the student is from its teacher.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The tool's version.
+    pub version: &'static str,
+    /// The teacher's file.
+    pub model: String,
+    /// How the passes were told to work.
+    pub options: PassOptions,
+    /// The stage of transfer.
+    pub transfer: Transfer,
+    /// The seed.
+    pub seed: u64,
+    /// What each pass did.
+    pub passes: Vec<Outcome>,
+    /// Every site.
+    pub sites: Vec<SiteReport>,
+    /// Sites that were missed and accepted.
+    pub misses: Vec<Miss>,
+    /// What folding did.
+    pub fold: FoldReport,
+    /// What the student was calibrated on; `None` where it was not.
+    pub source: Option<Source>,
+    /// What the closed-form stage did.
+    pub closed_form: Option<closed_form::Report>,
+    /// What the full stage did.
+    pub full: Option<full::Report>,
+    /// The distance from the teacher after each stage.
+    pub stages: Vec<Stage>,
+    /// The student on the dev file.
+    pub dev: Option<DevReport>,
+    /// The student against its teacher on sequences that were kept apart.
+    pub outputs: Vec<OutputDistance>,
+    /// How the student takes inputs unlike text.
+    pub odd_inputs: OddInputs,
+    /// The finished student against itself before the exact passes: largest difference, relative to outputs above 1.
+    pub exact_passes_differ_by: f64,
+    /// Operators of the teacher.
+    pub operators_before: std::collections::BTreeMap<String, usize>,
+    /// Operators of the student.
+    pub operators_after: std::collections::BTreeMap<String, usize>,
+    /// Nodes that are not matrix arithmetic, in the teacher.
+    pub non_linear_before: usize,
+    /// Those of the student.
+    pub non_linear_after: Vec<NonLinear>,
+    /// Parameters of the student, in elements.
+    pub parameters: usize,
+    /// Seconds in all.
+    pub seconds: f64,
+    /// The process's largest memory so far in bytes, where the system tells.
+    pub peak_memory: Option<u64>,
+}
+
+/// The high-water mark of resident memory, from Linux's `/proc`.
+pub(super) fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Every site with what became of it.
+pub(super) fn sites(encoder: &Encoder, student: &Student, calibration: Option<&closed_form::Report>) -> Vec<SiteReport> {
+    let error = |site: &str| {
+        let sites = calibration.map_or(&[] as &[SiteError], |c| &c.sites);
+        sites.iter().find(|s| s.site == site).map(|s| s.relative_error)
+    };
+    let norm_now = match (student.ran(Pass::Norm), student.ran(Pass::Fold)) {
+        (false, _) => "kept",
+        (true, false) => "affine",
+        (true, true) => "affine, folded",
+    };
+    let attention_now = match (student.ran(Pass::Softmax), student.ran(Pass::Reassociate)) {
+        (false, _) => "kept",
+        (true, false) => "approximator, paper's order",
+        (true, true) => "approximator, linear order",
+    };
+    let norm = |site: String, node: &str, was: &str| SiteReport {
+        relative_error: error(&site),
+        site,
+        kind: "norm",
+        node: node.to_owned(),
+        was: was.to_owned(),
+        now: norm_now,
+    };
+    let mut reports = Vec::new();
+    for (name, site) in encoder.norms() {
+        reports.push(norm(name, &site.node, &site.spelling));
+    }
+    for layer in &encoder.layers {
+        let site = format!("layer.{}/attention", layer.index);
+        reports.push(SiteReport {
+            relative_error: error(&site).or_else(|| error("encoder/approximator")),
+            site,
+            kind: "attention",
+            node: layer.attention.node.clone(),
+            was: "Softmax".to_owned(),
+            now: attention_now,
+        });
+        let function = layer.activation.function;
+        reports.push(SiteReport {
+            site: format!("layer.{}/activation", layer.index),
+            kind: "activation",
+            node: layer.activation.node.clone(),
+            was: match function {
+                Activation::GeluErf => "GELU (erf)",
+                Activation::GeluTanh => "GELU (tanh)",
+                Activation::Relu => "ReLU",
+            }
+            .to_owned(),
+            now: if function == Activation::Relu || student.ran(Pass::Activation) { "ReLU" } else { "kept" },
+            relative_error: None,
+        });
+    }
+    let order = |s: &SiteReport| {
+        let layer = s.site.strip_prefix("layer.").and_then(|s| s.split('/').next()?.parse::<usize>().ok());
+        (
+            layer.map_or(0, |l| l + 1),
+            ["attention", "attention/norm", "activation", "output/norm"]
+                .iter()
+                .position(|p| s.site.ends_with(&format!("/{p}"))),
+        )
+    };
+    reports.sort_by_key(order);
+    reports
+}
+
+/// How a student was made, as it says itself.
+#[derive(Serialize, Deserialize)]
+struct How<'a> {
+    passes: std::borrow::Cow<'a, PassOptions>,
+    transfer: Transfer,
+    seed: u64,
+}
+
+/// Writes into the model how it was made.
+pub(super) fn describe(model: &mut Model, job: &Job, options: &PassOptions, sites: &[SiteReport]) {
+    let how = How { passes: std::borrow::Cow::Borrowed(options), transfer: job.transfer, seed: job.seed };
+    let json = |value: serde_json::Result<String>| value.expect("plain structures are valid JSON");
+    model.set_metadata(VERSION_KEY, env!("CARGO_PKG_VERSION"));
+    model.set_metadata(MAX_SEQ_KEY, &options.approximator.max_seq.to_string());
+    model.set_metadata(OPTIONS_KEY, &json(serde_json::to_string(&how)));
+    model.set_metadata(SITES_KEY, &json(serde_json::to_string(sites)));
+}
+
+/// How a student was made.
+pub(super) fn options_of(model: &Model) -> Result<PassOptions> {
+    let fault = |reason: &str| Error::Calibration { site: model.origin().to_owned(), reason: reason.to_owned() };
+    let text = model.metadata(OPTIONS_KEY).ok_or_else(|| fault("it is no student made by `rewrite --no-fold`"))?;
+    let how: How<'_> = serde_json::from_str(text).map_err(|_| fault("another version of this program made it"))?;
+    Ok(how.passes.into_owned())
+}

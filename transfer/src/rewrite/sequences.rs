@@ -1,0 +1,149 @@
+//! Which sequences a student is calibrated, trained and measured on.
+
+use std::path::{Path, PathBuf};
+
+use mabert_graph::Model;
+use mabert_passes::recording::token_rows;
+use serde::Serialize;
+
+use super::{Job, Transfer, option};
+use crate::data::{
+    Columns, Sequence, TextEncoder, Vocabulary, Wanted, draw_sample, made_up_sequences, odd_sequences,
+};
+use crate::{Error, Result, evaluate};
+
+/// Tokens that go through the student where no number is asked for: of text, and made up.
+pub const DEFAULT_TOKENS: (usize, usize) = (40_000, 12_000);
+/// Sequences kept apart to measure the outputs on.
+const HELD_OUT: usize = 256;
+/// Where sequences are made up, those kept apart are drawn with another seed.
+pub(super) const HELD_OUT_SEED: u64 = 0x5eed;
+const TRAINING_SEED: u64 = 0x7ea1;
+/// One in so many sequences of the full stage is no text: what text has next to nothing of must stay finite.
+const ODD: usize = 20;
+
+/// Where calibration came from.
+#[derive(Clone, Debug, Serialize)]
+pub struct Source {
+    /// The data file; `None` for made-up tokens.
+    pub file: Option<PathBuf>,
+    /// Examples that it holds.
+    pub examples: usize,
+    /// Sequences that went through the student.
+    pub sequences: usize,
+    /// Sequences that the full stage drew from.
+    pub training: usize,
+    /// Sequences kept apart to measure on.
+    pub held_out: usize,
+    /// Texts that were cut to the longest length.
+    pub truncated: usize,
+}
+
+/// What a job runs on.
+pub(super) struct Sequences {
+    pub(super) source: Source,
+    /// For the closed form and blockwise.
+    pub(super) calibration: Vec<Sequence>,
+    /// For the full stage, with labels where they are read; empty where there is none.
+    pub(super) training: Vec<Sequence>,
+    pub(super) labels: Vec<Option<f64>>,
+    /// For measuring.
+    pub(super) held_out: Vec<Sequence>,
+}
+
+impl Sequences {
+    pub(super) fn new(job: &Job, encoder: &TextEncoder, vocabulary: &Vocabulary) -> Result<Self> {
+        let max_seq = encoder.longest();
+        let odd = odd_sequences(vocabulary, max_seq, job.seed);
+        let wanted = if job.transfer == Transfer::Full { job.full.steps * job.full.batch } else { 0 };
+        let Some(data) = &job.data else {
+            let made_up = |tokens, seed| made_up_sequences(vocabulary, max_seq, tokens, seed);
+            let mut calibration = made_up(job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.1), job.seed);
+            let training = made_up(wanted * max_seq / 2, job.seed ^ TRAINING_SEED);
+            calibration.extend(odd);
+            let held_out = made_up(32 * max_seq, job.seed ^ HELD_OUT_SEED);
+            let source = Source {
+                file: None,
+                examples: 0,
+                sequences: calibration.len(),
+                training: training.len(),
+                held_out: held_out.len(),
+                truncated: 0,
+            };
+            return Ok(Self { source, calibration, training, labels: Vec::new(), held_out });
+        };
+        let tokens = job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.0);
+        let wanted = Wanted { tokens, training: wanted, held_out: HELD_OUT };
+        let mut sample = draw_sample(&data.path, &data.columns, encoder, &wanted, false, job.seed)?;
+        let mut labels = Vec::new();
+        if data.columns.label.is_some() {
+            labels = evaluate::labels(&data.path, &sample.training)?.into_iter().map(Some).collect();
+        }
+        check_ids(&data.path, vocabulary, [&sample.calibration, &sample.training, &sample.held_out])?;
+        for (at, file) in job.extra_data.iter().enumerate() {
+            let share = |of: usize| of.div_ceil(job.extra_data.len());
+            // As much again as there is of the task's own.
+            let wanted = Wanted { tokens: share(tokens), training: share(sample.training.len()), held_out: 0 };
+            let seed = job.seed ^ (at as u64 + 1);
+            let more = draw_sample(file, &Columns::default(), encoder, &wanted, sample.pairs, seed)?;
+            check_ids(file, vocabulary, [&more.calibration, &more.training])?;
+            sample.calibration.extend(more.calibration);
+            sample.training.extend(more.training);
+        }
+        // A file of a few texts leaves none to keep apart: then it is measured on what it was calibrated on.
+        let held_out = if sample.held_out.is_empty() { sample.calibration.clone() } else { sample.held_out };
+        let few = odd.iter().step_by((odd.len() * ODD / sample.training.len().max(1)).max(1)).cloned();
+        if job.transfer == Transfer::Full {
+            sample.training.extend(few);
+        }
+        sample.calibration.extend(odd);
+        if !labels.is_empty() {
+            labels.resize(sample.training.len(), None);
+        }
+        let source = Source {
+            file: Some(data.path.clone()),
+            examples: sample.examples,
+            sequences: sample.calibration.len(),
+            training: sample.training.len(),
+            held_out: held_out.len(),
+            truncated: sample.truncated,
+        };
+        Ok(Self { source, calibration: sample.calibration, training: sample.training, labels, held_out })
+    }
+}
+
+fn check_ids<'s>(
+    file: &Path,
+    vocabulary: &Vocabulary,
+    all: impl IntoIterator<Item = &'s Vec<Sequence>>,
+) -> Result<()> {
+    for sequence in all.into_iter().flatten() {
+        if let Some(id) = sequence.ids.iter().find(|id| !vocabulary.holds(**id)) {
+            let size = vocabulary.size;
+            let reason =
+                format!("token id {id} is outside the model's vocabulary of {size}: is the tokenizer this model's?");
+            return Err(Error::line(file, sequence.line, reason));
+        }
+    }
+    Ok(())
+}
+
+/// As many token ids as the table of word embeddings has rows, the largest that an input indexes; and the tokenizer's
+/// special tokens.
+pub(super) fn vocabulary(model: &Model, encoder: &TextEncoder) -> Result<Vocabulary> {
+    let index = mabert_graph::Index::new(model)?;
+    let rows = model.inputs().iter().filter_map(|i| token_rows(&index, model, &i.name)).max();
+    let size = rows.ok_or_else(|| {
+        let reason = "no input indexes a table of embeddings".to_owned();
+        mabert_passes::Error::NotBert { origin: model.origin().to_owned(), reason }
+    })?;
+    let vocabulary = Vocabulary { size, frame: encoder.frame()? };
+    let (before, after) = &vocabulary.frame;
+    match before.iter().chain(after).find(|id| !vocabulary.holds(**id)) {
+        Some(id) => Err(option(format!(
+            "--tokenizer: its special token {id} is outside the model's vocabulary of {size}: is it this model's?"
+        ))),
+        None => Ok(vocabulary),
+    }
+}
+
