@@ -5,6 +5,8 @@
 //! key, value and output map move together to give the block's output. A block is shallow, so nothing diverges; the
 //! closed form goes on from there.
 
+use std::sync::Arc;
+
 use candle_core::Tensor as Real;
 use mabert_graph::{Boundary, ElementType, Model, Tensor};
 use mabert_passes::rewrite::MASK;
@@ -16,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::Batch;
 use crate::Result;
-use crate::gradient::{Adam, Graph, Trained, Value, from_candle, gradients, to_candle};
+use crate::gradient::{Adam, Buffers, Gradient, Graph, Trained, Value, from_candle, to_candle};
 
 /// How the stage works.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -118,9 +120,9 @@ pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &Options) -> 
     let cut = |values: &Tensor, piece: &Piece| to_candle(&Tensor::from(rows(values, piece)));
     let total = |piece: &Piece| -> f64 { rows(&block.weights[piece.batch], piece).iter().map(|&w| f64::from(w)).sum() };
     // The weighted sum of squared errors, over channels' mean.
-    let missed = |piece: &Piece| -> Result<Real> {
+    let missed = |piece: &Piece, gradient: Option<&Arc<Gradient>>| -> Result<Real> {
         let [stream, mask] = [&block.streams, &block.masks].map(|of| cut(&of[piece.batch], piece));
-        let found = graph.run(&[Value::Real(stream?), Value::Real(mask?)])?.remove(0);
+        let found = graph.run(&[Value::Real(stream?), Value::Real(mask?)], gradient)?.remove(0);
         let error = (found - cut(block.targets[piece.batch], piece)?)?.sqr()?.mean_keepdim(2)?;
         Ok((error * cut(&block.weights[piece.batch], piece)?)?.sum_all()?)
     };
@@ -132,11 +134,12 @@ pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &Options) -> 
     let everything: f64 = judges.iter().map(&total).sum();
     let measure = || -> Result<f64> {
         let sums: Vec<f64> =
-            judges.par_iter().map(|p| Ok(f64::from(missed(p)?.to_scalar::<f32>()?))).collect::<Result<_>>()?;
+            judges.par_iter().map(|p| Ok(f64::from(missed(p, None)?.to_scalar::<f32>()?))).collect::<Result<_>>()?;
         Ok(sums.into_iter().sum::<f64>() / everything)
     };
 
     let before = measure()?;
+    let buffers = Buffers::default();
     let mut order: Vec<usize> = Vec::new();
     let steps = options.steps.min(ROUNDS * pieces.len() / PIECES_A_STEP).max(1);
     for step in 0..steps {
@@ -150,9 +153,10 @@ pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &Options) -> 
         if weight == 0.0 {
             continue;
         }
-        let gradient = gradients(&adam, &chosen, |piece| Ok((missed(piece)? / weight)?))?;
+        let gradient = buffers.gradients(&graph, &chosen, |piece, gradient| Ok((missed(piece, Some(gradient))? / weight)?))?;
         let rate = 0.5 * (1.0 + (std::f32::consts::PI * step as f32 / steps as f32).cos());
         adam.step(&gradient, rate)?;
+        buffers.keep(gradient);
         adam.refuse_skipping(steps, block.name, "use --transfer closed-form")?;
     }
     let after = measure()?;

@@ -2,6 +2,7 @@
 
 use mabert_runtime::{Engine, Named, Tensor};
 use ndarray::{Array2, ArrayD, Axis, Ix2, IxDyn, Slice};
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::compare::largest;
@@ -11,6 +12,15 @@ use crate::{Error, Result};
 /// Positions of one batch, and rows at most.
 const BATCH_TOKENS: usize = 2048;
 const BATCH_ROWS: usize = 64;
+
+/// Where work is spread over threads: not in both places, for then one would wait for the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spread {
+    /// Inside the engine, which was given its threads; batches run one after the other.
+    Inside,
+    /// Over batches, for an engine of one thread.
+    Batches,
+}
 
 /// A metric of predictions against labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -121,8 +131,8 @@ pub fn labels(file: &std::path::Path, sequences: &[Sequence]) -> Result<Vec<f64>
 ///
 /// # Errors
 /// The engine fails, or no output has one row a sequence.
-pub fn logits(engine: &dyn Engine, sequences: &[Sequence]) -> Result<Array2<f32>> {
-    let outputs = run_sequences(engine, sequences)?;
+pub fn logits(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> Result<Array2<f32>> {
+    let outputs = run_sequences(engine, sequences, spread)?;
     let names = outputs.iter().map(|(n, t)| format!("{n} {:?}", t.shape())).collect::<Vec<_>>().join(", ");
     let found = outputs.into_iter().find_map(|(_, t)| match t.shape() {
         [_, _] => t.to_f32().into_dimensionality::<Ix2>().ok(),
@@ -156,15 +166,19 @@ pub fn predictions(metric: Metric, logits: &Array2<f32>) -> Result<Vec<f64>> {
 ///
 /// # Errors
 /// The engine fails.
-pub fn run_sequences(engine: &dyn Engine, sequences: &[Sequence]) -> Result<Named> {
+pub fn run_sequences(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> Result<Named> {
     let shape = BatchShape::of(engine.inputs());
-    let mut parts: Vec<(Batch, Named)> = Vec::new();
-    for batch in batches(sequences, BATCH_TOKENS, BATCH_ROWS, shape) {
+    let run = |batch: Batch| -> Result<(Batch, Named)> {
         let inputs = batch.inputs(engine.inputs())?;
         let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
         let outputs = engine.run(&given)?;
-        parts.push((batch, outputs));
-    }
+        Ok((batch, outputs))
+    };
+    let all = batches(sequences, BATCH_TOKENS, BATCH_ROWS, shape);
+    let parts: Vec<(Batch, Named)> = match spread {
+        Spread::Inside => all.into_iter().map(run).collect::<Result<_>>()?,
+        Spread::Batches => all.into_par_iter().map(run).collect::<Result<_>>()?,
+    };
     let Some((_, first)) = parts.first() else { return Ok(Named::new()) };
     let joined = (0..first.len()).map(|at| (first[at].0.clone(), join(&parts, at, sequences.len())));
     Ok(joined.collect())

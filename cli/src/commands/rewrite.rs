@@ -216,9 +216,10 @@ fn print_report(full: &FullReport<'_>) {
             some.map(|(name, value)| format!("{name} {}", print::number(*value))).collect::<Vec<_>>().join(", ")
         };
         println!(
-            "End to end, {} steps of {} sequences, loss on sequences kept apart: {} -> {}{}{}",
+            "End to end, {} steps of {} sequences at {:.0} tokens a second, loss on sequences kept apart: {} -> {}{}{}",
             full.options.steps,
             full.options.batch,
+            full.tokens_per_second,
             loss(&full.before),
             loss(&full.after),
             if full.skipped > 0 { format!("; {} steps were not finite and left out", full.skipped) } else { String::new() },

@@ -4,7 +4,7 @@ use anyhow::Result;
 use mabert_graph::Model;
 use mabert_runtime::npz;
 use mabert_transfer::data::{Content, Example, Overlong, Sequence, TextEncoder};
-use mabert_transfer::evaluate::run_sequences;
+use mabert_transfer::evaluate::{Spread, run_sequences};
 use ndarray::ArrayD;
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ pub(super) fn run(arguments: &Run, global: &Global) -> Result<()> {
     let engine = arguments.engine.load(&arguments.model, global)?;
     let outputs = match &arguments.npz {
         Some(path) => engine.run(&borrowed(&npz::read(path)?))?,
-        None => run_sequences(engine.as_ref(), &sequences(arguments)?)?,
+        None => run_sequences(engine.as_ref(), &sequences(arguments)?, Spread::Inside)?,
     };
     if let Some(path) = &arguments.output {
         npz::write(path, &outputs)?;

@@ -7,6 +7,7 @@
 mod checkpoint;
 mod loss;
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use mabert_graph::{Boundary, ElementType, Model, Tensor};
@@ -23,7 +24,7 @@ pub use loss::Losses;
 use loss::{Compared, Criterion, Head, Kind, Totals, Variance, Weights};
 
 use crate::data::{Batch, BatchShape, Sequence, batches};
-use crate::gradient::{Adam, Graph, Trained, Value, from_candle, gradients, to_candle, to_value};
+use crate::gradient::{Adam, Buffers, Gradient, Graph, Trained, Value, from_candle, to_candle, to_value};
 use crate::part::Prefix;
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -96,6 +97,8 @@ pub struct Report {
     pub skipped: usize,
     /// Steps that a checkpoint had taken before.
     pub resumed_at: usize,
+    /// Real tokens a second, of the steps alone.
+    pub tokens_per_second: f64,
     /// Seconds in all.
     pub seconds: f64,
 }
@@ -154,24 +157,27 @@ pub fn train(
         None => 0,
     };
     let threads = rayon::current_num_threads();
+    let buffers = Buffers::default();
     let mut tokens = 0;
     progress.begin("full", plan.len() - first);
-    let mut seen = (Instant::now(), 0);
+    let begin = Instant::now();
+    let speed = |tokens: usize| tokens as f64 / begin.elapsed().as_secs_f64();
     for (step, sequences) in plan.iter().enumerate().skip(first) {
         let pieces = pair.pieces(sequences, sequences.len().div_ceil(threads));
         let totals = pair.totals(&pieces);
-        let (gradient, losses) = pair.gradient(&adam, &pieces, &totals)?;
+        let (gradient, losses) = pair.gradient(&buffers, &pieces, &totals)?;
         adam.step(&gradient, rate(step, plan.len()))?;
+        buffers.keep(gradient);
         adam.refuse_skipping(plan.len(), "end to end", "use a lower --lr")?;
         tokens += totals.tokens;
-        seen.1 += totals.tokens;
-        let speed = seen.1 as f64 / seen.0.elapsed().as_secs_f64();
-        progress.step(&format!("loss {:.4}, {speed:.0} tokens/s", losses.total(&pair.criterion.weights)));
+        let loss = losses.total(&pair.criterion.weights);
+        progress.step(&format!("loss {loss:.4}, {:.0} tokens/s", speed(tokens)));
         if let Some(checkpoint) = checkpoint {
             checkpoint.save_sometimes(&adam, step + 1, plan.len())?;
         }
     }
     progress.end();
+    let tokens_per_second = speed(tokens);
     let after = pair.losses(&judges)?;
     let total = |losses: &Losses| losses.total(&pair.criterion.weights);
     let kept = total(&after) < total(&before);
@@ -190,6 +196,7 @@ pub fn train(
         kept,
         skipped: adam.skipped,
         resumed_at: first,
+        tokens_per_second,
         seconds: start.elapsed().as_secs_f64(),
     })
 }
@@ -371,7 +378,12 @@ impl<'p> Pair<'p> {
     }
 
     /// The loss of one piece.
-    fn loss(&self, piece: &Piece, totals: &Totals) -> Result<(candle_core::Tensor, Losses)> {
+    fn loss(
+        &self,
+        piece: &Piece,
+        totals: &Totals,
+        gradient: Option<&Arc<Gradient>>,
+    ) -> Result<(candle_core::Tensor, Losses)> {
         let batch = &piece.batch;
         let mut of_teacher = self.teacher.run(batch)?.into_iter();
         let stream = of_teacher.next().expect("the entry comes first");
@@ -381,7 +393,7 @@ impl<'p> Pair<'p> {
             _ => to_value(&batch.inputs(std::slice::from_ref(input))?.remove(0).1),
         };
         let given: Vec<Value> = self.inputs.iter().map(input).collect::<Result<_>>()?;
-        let of_student = self.graph.run(&given)?;
+        let of_student = self.graph.run(&given, gradient)?;
         let both = of_student.into_iter().zip(of_teacher).map(|(s, t)| Ok((s, to_candle(&t)?)));
         let mut hidden = both.collect::<Result<Vec<_>>>()?;
         let mut attention = hidden.split_off(self.criterion.variances.len());
@@ -390,15 +402,15 @@ impl<'p> Pair<'p> {
         self.criterion.of(&compared, totals)
     }
 
-    fn gradient(&self, adam: &Adam, pieces: &[Piece], totals: &Totals) -> Result<(Vec<Vec<f32>>, Losses)> {
-        let losses = std::sync::Mutex::new(vec![Losses::default(); pieces.len()]);
+    fn gradient(&self, buffers: &Buffers, pieces: &[Piece], totals: &Totals) -> Result<(Vec<Vec<f32>>, Losses)> {
+        let losses = Mutex::new(vec![Losses::default(); pieces.len()]);
         let numbered: Vec<(usize, &Piece)> = pieces.iter().enumerate().collect();
-        let gradient = gradients(adam, &numbered, |(at, piece)| {
-            let (loss, parts) = self.loss(piece, totals)?;
-            losses.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[*at] = parts;
+        let gradient = buffers.gradients(&self.graph, &numbered, |(at, piece), gradient| {
+            let (loss, parts) = self.loss(piece, totals, Some(gradient))?;
+            losses.lock().unwrap_or_else(PoisonError::into_inner)[*at] = parts;
             Ok(loss)
         })?;
-        let parts = losses.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let parts = losses.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok((gradient, summed(&parts)))
     }
 
@@ -406,7 +418,7 @@ impl<'p> Pair<'p> {
     fn losses(&self, pieces: &[Piece]) -> Result<Losses> {
         let totals = self.totals(pieces);
         let parts: Vec<Losses> =
-            pieces.par_iter().map(|p| Ok(self.loss(p, &totals)?.1)).collect::<Result<_>>()?;
+            pieces.par_iter().map(|p| Ok(self.loss(p, &totals, None)?.1)).collect::<Result<_>>()?;
         Ok(summed(&parts))
     }
 }

@@ -59,12 +59,7 @@ impl Adam {
         Ok(Self { parameters, clip, steps: 0, skipped: 0 })
     }
 
-    /// The variables, in the order of the gradients that [`Adam::step`] takes.
-    pub(crate) fn variables(&self) -> impl Iterator<Item = &Var> {
-        self.parameters.iter().map(|p| &p.variable)
-    }
-
-    /// One step along `gradients`, one for each variable, with all rates times `rate`. Returns whether it was taken.
+    /// One step along `gradients`, one for each variable in their order, with all rates times `rate`. Returns whether it was taken.
     pub(crate) fn step(&mut self, gradients: &[Vec<f32>], rate: f32) -> Result<bool> {
         let square = |g: &[f32]| g.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
         // Summed in a fixed order, whatever the number of threads.

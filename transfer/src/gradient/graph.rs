@@ -3,12 +3,14 @@
 //! Values of floats are tensors with gradients. Integers (shapes, indices) never need one and are computed beside them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::{Tensor as Real, Var};
 use mabert_graph::proto::NodeProto;
 use mabert_graph::{Model, NodeExt as _, Tensor, attribute};
 use ndarray::ArrayD;
 
+use super::accumulating::{self, Gradient, Kind};
 use super::convert;
 use super::operators::{refused, run_node};
 use crate::{Error, Result};
@@ -37,6 +39,24 @@ struct Node {
     /// `None` for inputs that are left out.
     inputs: Vec<Option<usize>>,
     outputs: Vec<usize>,
+    /// Where it combines an activation with a variable: how, the activation, and the variable's number.
+    accumulates: Option<(Kind, usize, usize)>,
+}
+
+/// Whether a node combines one of its inputs with a variable.
+fn accumulates(proto: &NodeProto, inputs: &[Option<usize>], numbers: &HashMap<usize, usize>) -> Option<(Kind, usize, usize)> {
+    let kind = match proto.op_type.as_str() {
+        "MatMul" => Kind::Product,
+        "Add" => Kind::Sum,
+        "Mul" => Kind::Scale,
+        _ => return None,
+    };
+    let &[Some(first), Some(second)] = inputs else { return None };
+    match (numbers.get(&first), numbers.get(&second)) {
+        (None, Some(&variable)) => Some((kind, first, variable)),
+        (Some(&variable), None) if kind != Kind::Product => Some((kind, second, variable)),
+        _ => None,
+    }
 }
 
 impl Graph {
@@ -64,6 +84,7 @@ impl Graph {
             return Err(Error::Gradient(format!("there is no initializer `{missing}` to train")));
         }
         let inputs = inputs.iter().map(|name| slot(name)).collect();
+        let numbers: HashMap<usize, usize> = variables.iter().enumerate().map(|(i, (_, at, _))| (*at, i)).collect();
         let mut nodes = Vec::new();
         for proto in &model.graph().node {
             if proto.is("Constant") {
@@ -72,9 +93,11 @@ impl Graph {
                 constants.push((slot(&proto.output[0]), convert::to_value(&value)?));
                 continue;
             }
-            let used = proto.input.iter().map(|name| (!name.is_empty()).then(|| slot(name))).collect();
+            let used: Vec<Option<usize>> =
+                proto.input.iter().map(|name| (!name.is_empty()).then(|| slot(name))).collect();
             let made = proto.output.iter().map(|name| slot(name)).collect();
-            nodes.push(Node { proto: proto.clone(), inputs: used, outputs: made });
+            let accumulates = accumulates(proto, &used, &numbers);
+            nodes.push(Node { proto: proto.clone(), inputs: used, outputs: made, accumulates });
         }
         let outputs = outputs.iter().map(|name| slot(name)).collect();
         let slots = slots.len();
@@ -86,8 +109,9 @@ impl Graph {
         self.variables.iter().map(|(name, _, var)| (name.as_str(), var))
     }
 
-    /// Runs the graph; every output must be of floats.
-    pub(crate) fn run(&self, inputs: &[Value]) -> Result<Vec<Real>> {
+    /// Runs the graph; every output must be of floats. Where a gradient is given, going back from the outputs adds to it
+    /// what concerns large variables; [`gradients`](super::gradients) adds the others.
+    pub(crate) fn run(&self, inputs: &[Value], gradient: Option<&Arc<Gradient>>) -> Result<Vec<Real>> {
         let mut values: Vec<Option<Value>> = vec![None; self.slots];
         for (at, value) in &self.constants {
             values[*at] = Some(value.clone());
@@ -99,6 +123,15 @@ impl Graph {
             values[*at] = Some(value.clone());
         }
         for node in &self.nodes {
+            if let Some((kind, x, number)) = node.accumulates
+                && let Some(Value::Real(x)) = &values[x]
+                && let variable = self.variables[number].2.as_tensor()
+                && accumulating::fits(kind, x, variable)
+            {
+                let made = accumulating::apply(kind, x, variable, gradient.map(|g| (g.clone(), number)))?;
+                values[node.outputs[0]] = Some(Value::Real(made));
+                continue;
+            }
             let given: Vec<Option<&Value>> =
                 node.inputs.iter().map(|at| at.and_then(|at| values[at].as_ref())).collect();
             let made = run_node(&node.proto, &given)?;
@@ -125,7 +158,7 @@ mod tests {
     use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
     use super::*;
-    use crate::gradient::to_candle;
+    use crate::gradient::{Buffers, to_candle};
     use crate::part::Part;
 
     fn student(folder: &Path, keep: Keep) -> Student {
@@ -180,7 +213,7 @@ mod tests {
                 let cut = student.model.extract(&boundaries, &outputs).unwrap();
                 let graph = Graph::new(&cut, &[input, MASK], &outputs, &[]).unwrap();
                 let values = given.each_ref().map(|t| Value::Real(to_candle(t).unwrap()));
-                for (x, y) in graph.run(&values).unwrap().iter().zip(&expected) {
+                for (x, y) in graph.run(&values, None).unwrap().iter().zip(&expected) {
                     let far = difference(&crate::gradient::from_candle(x).unwrap(), y);
                     assert!(far < 1e-4, "{}, {keep:?}: {far}", folder.display());
                 }
@@ -207,18 +240,20 @@ mod tests {
         }
         let graph = Graph::new(&cut, &[input, MASK], &[output], &trained).unwrap();
         let given = inputs(&student).map(|t| Value::Real(to_candle(&t).unwrap()));
-        let loss = || graph.run(&given).unwrap().remove(0).sqr().unwrap().mean_all().unwrap();
-        let store = loss().backward().unwrap();
+        let loss = |gradient: Option<&Arc<Gradient>>| {
+            graph.run(&given, gradient).unwrap().remove(0).sqr().unwrap().mean_all().unwrap()
+        };
+        // Of the same piece twice: sums over pieces are what a step takes.
+        let found = Buffers::default().gradients(&graph, &[0.5, 0.5], |w, g| Ok((loss(Some(g)) * *w)?)).unwrap();
         assert_eq!(graph.variables().count(), trained.len());
-        for (name, variable) in graph.variables() {
-            let gradient = store.get(variable).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for ((name, variable), gradient) in graph.variables().zip(found) {
             let at = (0..gradient.len()).max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs())).unwrap();
             let value = variable.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             let moved = |by: f32| {
                 let mut value = value.clone();
                 value[at] += by;
                 variable.set(&Real::from_vec(value, variable.dims(), &Device::Cpu).unwrap()).unwrap();
-                f64::from(loss().to_scalar::<f32>().unwrap())
+                f64::from(loss(None).to_scalar::<f32>().unwrap())
             };
             let step = 4e-3;
             let slope = (moved(step) - moved(-step)) / (2.0 * f64::from(step));

@@ -22,7 +22,7 @@ use crate::compare::{self, Distances, OutputDistance, Tolerance};
 use crate::data::{
     Batch, BatchShape, Columns, Overlong, Sequence, TextEncoder, batches, odd_sequences, read_sequences,
 };
-use crate::evaluate::{self, Metric};
+use crate::evaluate::{self, Metric, Spread};
 use crate::progress::Progress;
 use crate::{Error, Result, blockwise, closed_form, full};
 use report::{describe, peak_memory, sites};
@@ -323,12 +323,12 @@ impl DevSet {
     fn new(dev: &Dev, encoder: &TextEncoder, teacher: &mabert_runtime::Model) -> Result<Self> {
         let sequences = read_sequences(&dev.data.path, &dev.data.columns, encoder)?;
         let labels = evaluate::labels(&dev.data.path, &sequences)?;
-        let teacher = evaluate::predictions(dev.metric, &evaluate::logits(teacher, &sequences)?)?;
+        let teacher = evaluate::predictions(dev.metric, &evaluate::logits(teacher, &sequences, Spread::Batches)?)?;
         Ok(Self { file: dev.data.path.clone(), metric: dev.metric, sequences, labels, teacher })
     }
 
     fn measure(&self, student: &mabert_runtime::Model) -> Result<DevReport> {
-        let found = evaluate::predictions(self.metric, &evaluate::logits(student, &self.sequences)?)?;
+        let found = evaluate::predictions(self.metric, &evaluate::logits(student, &self.sequences, Spread::Batches)?)?;
         Ok(DevReport {
             file: self.file.clone(),
             examples: self.sequences.len(),
