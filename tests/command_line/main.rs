@@ -155,7 +155,7 @@ fn bad_input_gets_one_clear_message() {
     }
     fails(&["rewrite", &teacher(), "-o", &at("no/such/folder.onnx")], 3, &["folder does not exist"]);
     fails(&["rewrite", &teacher(), "-o", &folder.path().display().to_string()], 3, &["it is a folder"]);
-    fails(&["rewrite", &teacher(), "-o", &teacher()], 2, &["overwrite its teacher"]);
+    fails(&["rewrite", &teacher(), "-o", &teacher()], 2, &["would be overwritten"]);
     fails(&["rewrite", &teacher(), "-o", &out, "--max-seq", "0"], 2, &["--max-seq"]);
     fails(&["rewrite", &teacher(), "-o", &out, "--max-seq", "65"], 2, &["65", "64"]);
     let data = fixture("reviews/reviews.tsv");
@@ -221,4 +221,76 @@ fn a_task_is_measured() {
     fails(&[&labelled[..], &["--metric", "pearson"]].concat(), 3, &["one value a text"]);
     fails(&[&base[..], &["--label-column", "sentiment"]].concat(), 3, &["no column `sentiment`", "sentence, label"]);
     fails(&[&base[..], &["--label-column", "sentence"]].concat(), 3, &["line 2", "not a number"]);
+}
+
+/// Killed with no chance to clean up, wherever it is: what it goes on with gives the same file as an undisturbed run.
+#[test]
+fn a_killed_run_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (data, state) = (fixture("reviews/reviews.tsv"), at("state"));
+    let base = |output: &str| {
+        let options =
+            ["--tokenizer", &tokenizer(), "--data", &data, "--transfer", "full", "--steps", "160", "--batch", "8"];
+        let more = ["--calibration-tokens", "800", "--threads", "1", "--quiet", "-o", output];
+        [&["rewrite", &teacher()], &options[..], &more].concat().iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()
+    };
+    let program = || Command::new(env!("CARGO_BIN_EXE_onnx-mabert"));
+    assert!(program().args(base(&at("whole.onnx"))).output().unwrap().status.success());
+    let with_state = |more: &[&str]| {
+        let mut arguments = base(&at("resumed.onnx"));
+        arguments.extend(["--checkpoint", &state].iter().chain(more).map(|s| (*s).to_owned()));
+        arguments
+    };
+    let mut killed = 0;
+    for round in 0..2 {
+        let before = std::fs::read(at("state/state.safetensors")).ok();
+        let mut child = program().args(with_state(if round == 0 { &[] } else { &["--resume"] })).spawn().unwrap();
+        // Until it has written something new.
+        while child.try_wait().unwrap().is_none() {
+            if std::fs::read(at("state/state.safetensors")).ok() != before {
+                child.kill().unwrap();
+                killed += 1;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+    assert!(killed > 0 && !Path::new(&at("resumed.onnx")).exists());
+    let refused: Vec<String> = with_state(&[]);
+    fails(&refused.iter().map(String::as_str).collect::<Vec<_>>(), 2, &["--resume"]);
+    assert!(program().args(with_state(&["--resume"])).output().unwrap().status.success());
+    assert!(std::fs::read(at("resumed.onnx")).unwrap() == std::fs::read(at("whole.onnx")).unwrap());
+}
+
+#[test]
+fn a_student_is_trained_further_by_transfer() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (data, unfolded, trained) = (fixture("reviews/reviews.tsv"), at("unfolded.onnx"), at("trained.onnx"));
+    let text = ["--data", &data, "--tokenizer", &tokenizer()];
+    let closed = [
+        "rewrite",
+        &teacher(),
+        "-o",
+        &unfolded,
+        "--no-fold",
+        "--transfer",
+        "closed-form",
+        "--calibration-tokens",
+        "2000",
+    ];
+    json(&[&closed[..], &text].concat());
+    let base = ["transfer", &teacher(), &unfolded, "-o", &trained, "--steps", "40", "--batch", "16", "--lr", "1e-4"];
+    let report = json(&[&base[..], &text, &["--label-column", "label", "--dev", &data]].concat());
+    let far = |stage: usize| report["stages"][stage]["outputs"][0]["mean_abs"].as_f64().unwrap();
+    assert!(far(1) < far(0), "{}", report["stages"]);
+    assert_eq!(report["dev"]["examples"], 2400);
+    assert_eq!(json(&["inspect", &trained])["norms"], 0);
+    fails(&[&base[..], &text, &["--alpha", "0.5"]].concat(), 2, &["--label-column"]);
+    fails(&[&base[..], &text, &["--dev", &data]].concat(), 2, &["--label-column"]);
+    fails(&[&base[..], &text, &["--lr", "0"]].concat(), 2, &["above 0"]);
+    fails(&["transfer", &teacher(), &teacher(), "-o", &trained], 3, &["no student"]);
+    fails(&["transfer", &teacher(), &trained, "-o", &at("again.onnx")], 3, &["--no-fold"]);
+    fails(&["transfer", &teacher(), &unfolded, "-o", &unfolded], 2, &["would be overwritten"]);
+    fails(&["rewrite", &teacher(), "-o", &trained, "--steps", "5"], 2, &["--steps", "--transfer full"]);
 }

@@ -2,6 +2,7 @@
 
 mod engines;
 mod files;
+mod full;
 mod main_job;
 mod sites;
 mod structure;

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use mabert_graph::Model;
-use mabert_passes::pipeline::{Keep, Order, VERSION_KEY};
+use mabert_passes::pipeline::{Keep, VERSION_KEY};
 use mabert_passes::rewrite::Sharing;
 use mabert_runtime::{Engine, Model as Runnable, OrtModel};
 use mabert_tests::{borrowed, distance, fixture, outside};
 use mabert_transfer::data::{BatchShape, Columns, Overlong, TextEncoder, batches, read_sequences};
+use mabert_transfer::full;
 use mabert_transfer::progress::Silent;
 use mabert_transfer::rewrite::{Data, Job, Report, Transfer, rewrite};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -21,22 +22,7 @@ fn tokenizer() -> PathBuf {
 }
 
 fn job(data: Option<Data>) -> Job {
-    Job {
-        max_seq: None,
-        hidden: None,
-        sharing: Sharing::PerHead,
-        length_tables: true,
-        order: Order::Linear,
-        keep: Keep::default(),
-        fold: true,
-        until: None,
-        partial: false,
-        transfer: Transfer::ClosedForm,
-        tokenizer: data.is_some().then(tokenizer),
-        data,
-        calibration_tokens: Some(8_000),
-        seed: 0,
-    }
+    Job { tokenizer: data.is_some().then(tokenizer), data, calibration_tokens: Some(8_000), ..Job::default() }
 }
 
 fn fixture_report(job: &Job) -> Report {
@@ -206,7 +192,8 @@ fn options_that_do_not_fit_are_refused() {
 #[test]
 fn all_exports_are_calibrated_on_made_up_tokens() {
     for folder in mabert_tests::exports() {
-        let job = Job { calibration_tokens: Some(1_500), transfer: Transfer::Blockwise, ..job(None) };
+        let full = full::Options { steps: 3, batch: 4, ..full::Options::default() };
+        let job = Job { calibration_tokens: Some(1_500), transfer: Transfer::Full, full, ..job(None) };
         let (student, report) = rewrite(&folder.join("model.onnx"), &job, &Silent).unwrap();
         assert!(report.exact_passes_differ_by < 1e-3, "{}: {}", folder.display(), report.exact_passes_differ_by);
         assert!(report.sites.iter().all(|s| s.relative_error.is_none_or(|e| e < 1.0)), "{}", folder.display());

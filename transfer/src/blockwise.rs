@@ -16,8 +16,8 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::data::Batch;
 use crate::Result;
+use crate::data::Batch;
 use crate::gradient::{Adam, Buffers, Gradient, Graph, Trained, Value, from_candle, to_candle};
 
 /// How the stage works.
@@ -153,7 +153,8 @@ pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &Options) -> 
         if weight == 0.0 {
             continue;
         }
-        let gradient = buffers.gradients(&graph, &chosen, |piece, gradient| Ok((missed(piece, Some(gradient))? / weight)?))?;
+        let gradient =
+            buffers.gradients(&graph, &chosen, |piece, gradient| Ok((missed(piece, Some(gradient))? / weight)?))?;
         let rate = 0.5 * (1.0 + (std::f32::consts::PI * step as f32 / steps as f32).cos());
         adam.step(&gradient, rate)?;
         buffers.keep(gradient);

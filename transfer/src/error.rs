@@ -64,6 +64,11 @@ impl Error {
         Self::Data { path: path.to_owned(), line: None, reason: reason.into() }
     }
 
+    /// An option that does not fit.
+    pub(crate) fn option(reason: impl Into<String>) -> Self {
+        mabert_passes::Error::Option(reason.into()).into()
+    }
+
     pub(crate) fn line(path: &Path, line: usize, reason: impl Into<String>) -> Self {
         Self::Data { path: path.to_owned(), line: Some(line), reason: reason.into() }
     }

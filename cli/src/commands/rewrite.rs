@@ -12,7 +12,8 @@ use mabert_transfer::rewrite::{CheckpointFolder, Data, Dev, Job, Report, Transfe
 use serde::Serialize;
 
 use crate::arguments::{
-    Attention, DataArguments, DevArguments, FullArguments, Global, Kept, Recipe, Rewrite, Softmax, Switch, TransferStage,
+    Attention, DataArguments, DevArguments, FullArguments, Global, Kept, Recipe, Rewrite, Softmax, Switch,
+    TransferStage,
 };
 use crate::failure::{CheckFailed, Usage};
 use crate::print;
@@ -35,10 +36,10 @@ pub(super) fn rewrite(arguments: &Rewrite, global: &Global) -> Result<()> {
 
 /// Runs a job, writes the student and its report, and prints what was done.
 pub(super) fn make(model: &Path, job: &Job, output: &Path, report_file: Option<&Path>, global: &Global) -> Result<()> {
-    let others = std::iter::once(model).chain(job.parameters.as_deref());
-    for other in others.filter(|other| same_file(other, output)) {
-        let reason = format!("{}: `{}` would be overwritten; choose another output", output.display(), other.display());
-        return Err(Usage(reason).into());
+    let mut others = std::iter::once(model).chain(job.parameters.as_deref());
+    if let Some(other) = others.find(|other| same_file(other, output)) {
+        let (output, other) = (output.display(), other.display());
+        return Err(Usage(format!("{output}: `{other}` would be overwritten; choose another output")).into());
     }
     // Before the long work, not after it.
     mabert_graph::check_writable(output)?;
@@ -151,18 +152,8 @@ impl FullArguments {
         }
         let of_training = label.filter(|_| full.alpha < 1.0);
         Ok(Job {
-            max_seq: None,
-            hidden: None,
-            sharing: Sharing::PerHead,
-            length_tables: true,
-            order: Order::Linear,
-            keep: Keep::default(),
-            fold: true,
-            until: None,
-            partial: false,
             transfer: Transfer::Full,
             full,
-            parameters: None,
             checkpoint: self.checkpoint.clone().map(|path| CheckpointFolder { path, resume: self.resume }),
             data: data.data.as_ref().map(|path| Data { path: path.clone(), columns: data.columns(of_training) }),
             extra_data: extra_data.to_vec(),
@@ -171,8 +162,8 @@ impl FullArguments {
                 metric: dev.metric.metric(),
             }),
             tokenizer: data.tokenizer.clone(),
-            calibration_tokens: None,
             seed: global.seed,
+            ..Job::default()
         })
     }
 }
@@ -211,7 +202,8 @@ fn print_report(full: &FullReport<'_>) {
     }
     if let Some(full) = &report.full {
         let loss = |of: &full::Losses| {
-            let parts = [("outputs", of.outputs), ("hidden", of.hidden), ("labels", of.labels), ("attention", of.attention)];
+            let parts =
+                [("outputs", of.outputs), ("hidden", of.hidden), ("labels", of.labels), ("attention", of.attention)];
             let some = parts.iter().filter(|(_, value)| *value != 0.0);
             some.map(|(name, value)| format!("{name} {}", print::number(*value))).collect::<Vec<_>>().join(", ")
         };
@@ -222,7 +214,11 @@ fn print_report(full: &FullReport<'_>) {
             full.tokens_per_second,
             loss(&full.before),
             loss(&full.after),
-            if full.skipped > 0 { format!("; {} steps were not finite and left out", full.skipped) } else { String::new() },
+            if full.skipped > 0 {
+                format!("; {} steps were not finite and left out", full.skipped)
+            } else {
+                String::new()
+            },
             if full.kept { "" } else { "; it gained nothing there and was put back" }
         );
     }

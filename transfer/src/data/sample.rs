@@ -1,5 +1,6 @@
 //! Which sequences of a file are used.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use rand::seq::SliceRandom as _;
@@ -32,7 +33,7 @@ pub struct Sample {
     pub held_out: Vec<Sequence>,
     /// Examples that the file holds.
     pub examples: usize,
-    /// Sequences that were cut to the longest length.
+    /// Of those for statistics and for measuring, sequences that were cut to the longest length.
     pub truncated: usize,
     /// Whether they are pairs of texts.
     pub pairs: bool,
@@ -41,6 +42,7 @@ pub struct Sample {
 /// Of all tokens, this share goes into sequences of every length up to the longest, made by joining and cutting
 /// neighbours: what the text lacks in lengths, the student would otherwise never have seen.
 const EVERY_LENGTH: f64 = 0.125;
+const TRAINING_SEED: u64 = 0x7ea1_7ea1;
 
 /// Reads every example of a file, in order.
 ///
@@ -69,43 +71,55 @@ pub fn draw_sample(
     seed: u64,
 ) -> Result<Sample> {
     let mut rng = StdRng::seed_from_u64(seed);
-    // No example has fewer than three tokens worth having: enough are drawn whatever their length.
-    let most = wanted.held_out + (wanted.tokens / 3 + 1).max(wanted.training);
-    let (mut drawn, examples) = draw(Reader::open(path, columns)?, most, &mut rng)?;
+    // No example has fewer than three tokens worth having: enough are drawn whatever their length. What is trained on is
+    // drawn apart: it must not change what is calibrated and measured on.
+    let mut few = Reservoir::new(wanted.tokens / 3 + wanted.held_out + 1, seed);
+    let mut many = Reservoir::new(wanted.training, seed ^ TRAINING_SEED);
+    for example in Reader::open(path, columns)? {
+        let example = example?;
+        many.offer(&example);
+        few.offer(&example);
+    }
+    let examples = few.seen;
+    let mut drawn = few.drawn;
     if drawn.is_empty() {
         return Err(Error::data(path, "it holds no examples"));
     }
-    if cut {
-        drawn.iter_mut().for_each(|example| cut_in_two(&mut example.content, &mut rng));
-    }
     drawn.shuffle(&mut rng);
-    let pairs = drawn.iter().any(|e| matches!(e.content, Content::Text { pair: Some(_), .. }));
     let held = wanted.held_out.min(examples / 10).min(drawn.len() - 1);
     let rest = drawn.split_off(held);
-    let held_out: Vec<Sequence> = drawn.into_iter().map(|e| encoder.encode(path, e)).collect::<Result<_>>()?;
-    let mut training: Vec<Sequence> = Vec::new();
-    let (mut count, mut calibrating) = (0, 0);
+    let apart: HashSet<usize> = drawn.iter().map(|e| e.line).collect();
+    many.drawn.retain(|e| !apart.contains(&e.line));
+    let pairs = rest.iter().any(|e| matches!(e.content, Content::Text { pair: Some(_), .. }));
+    let encode = |mut example: Example, rng: &mut StdRng| {
+        if cut {
+            cut_in_two(&mut example.content, rng);
+        }
+        encoder.encode(path, example)
+    };
+    let held_out: Vec<Sequence> = drawn.into_iter().map(|e| encode(e, &mut rng)).collect::<Result<_>>()?;
+    let mut calibration: Vec<Sequence> = Vec::new();
+    let mut count = 0;
     let natural = (wanted.tokens as f64 * (1.0 - EVERY_LENGTH)) as usize;
     for example in rest {
-        if count >= natural && training.len() >= wanted.training {
+        if count >= natural {
             break;
         }
-        let sequence = encoder.encode(path, example)?;
-        if count < natural {
-            count += sequence.ids.len();
-            calibrating += 1;
-        }
-        training.push(sequence);
+        let sequence = encode(example, &mut rng)?;
+        count += sequence.ids.len();
+        calibration.push(sequence);
     }
-    let mut calibration = training[..calibrating].to_vec();
-    training.truncate(wanted.training);
-    let truncated = calibration.iter().chain(&training).chain(&held_out).filter(|s| s.truncated).count();
+    let truncated = calibration.iter().chain(&held_out).filter(|s| s.truncated).count();
     let longest = encoder.longest();
-    for of in [&mut calibration, &mut training] {
+    let with_every_length = |mut of: Vec<Sequence>, rng: &mut StdRng| {
         let tokens: usize = of.iter().map(|s| s.ids.len()).sum();
         let more = (tokens as f64 * EVERY_LENGTH / (1.0 - EVERY_LENGTH)) as usize;
-        of.extend(every_length(of, longest, more, &mut rng));
-    }
+        of.extend(every_length(&of, longest, more, rng));
+        of
+    };
+    let calibration = with_every_length(calibration, &mut rng);
+    let training: Vec<Sequence> = many.drawn.into_iter().map(|e| encode(e, &mut rng)).collect::<Result<_>>()?;
+    let training = with_every_length(training, &mut rng);
     Ok(Sample { calibration, training, held_out, examples, truncated, pairs })
 }
 
@@ -121,23 +135,30 @@ fn cut_in_two(content: &mut Content, rng: &mut StdRng) {
     }
 }
 
-/// Reservoir sampling: every example of the file is as likely to be drawn.
-fn draw(reader: Reader, most: usize, rng: &mut StdRng) -> Result<(Vec<Example>, usize)> {
-    let mut drawn: Vec<Example> = Vec::new();
-    let mut seen = 0;
-    for example in reader {
-        let example = example?;
-        seen += 1;
-        if drawn.len() < most {
-            drawn.push(example);
-        } else {
-            let slot = rng.random_range(0..seen);
-            if slot < most {
-                drawn[slot] = example;
+/// Reservoir sampling: every example of a file is as likely to be drawn.
+struct Reservoir {
+    most: usize,
+    drawn: Vec<Example>,
+    seen: usize,
+    rng: StdRng,
+}
+
+impl Reservoir {
+    fn new(most: usize, seed: u64) -> Self {
+        Self { most, drawn: Vec::new(), seen: 0, rng: StdRng::seed_from_u64(seed) }
+    }
+
+    fn offer(&mut self, example: &Example) {
+        self.seen += 1;
+        if self.drawn.len() < self.most {
+            self.drawn.push(example.clone());
+        } else if self.most > 0 {
+            let slot = self.rng.random_range(0..self.seen);
+            if slot < self.most {
+                self.drawn[slot] = example.clone();
             }
         }
     }
-    Ok((drawn, seen))
 }
 
 /// Sequences of every length, `tokens` in all: neighbours are joined until they are long enough, then cut.

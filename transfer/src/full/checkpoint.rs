@@ -51,13 +51,13 @@ impl Checkpoint {
         mabert_graph::check_writable(&checkpoint.file(STATE))?;
         let started = checkpoint.started()?;
         if started.is_some() && !resume {
-            let reason = "it holds a checkpoint already: go on with --resume, or choose another folder";
-            return Err(Error::data(folder, reason));
+            let reason = "holds a checkpoint already: go on with --resume, or choose another folder";
+            return Err(Error::option(format!("{} {reason}", folder.display())));
         }
         if let Some(started) = started
             && let Some(difference) = difference(&started.made_by, &checkpoint.made_by)
         {
-            return Err(Error::data(folder, format!("its checkpoint is of another run: {difference}")));
+            return Err(Error::option(format!("{}: its checkpoint is of another run: {difference}", folder.display())));
         }
         Ok(checkpoint)
     }
@@ -129,8 +129,7 @@ impl Checkpoint {
             (name, view)
         });
         let path = self.file(STATE);
-        let whole = serialize(views, Some(metadata))
-            .map_err(|e| Error::data(&path, format!("cannot be made: {e}")))?;
+        let whole = serialize(views, Some(metadata)).map_err(|e| Error::data(&path, format!("cannot be made: {e}")))?;
         write_atomically(&path, |file| std::io::Write::write_all(file, &whole))?;
         Ok(())
     }

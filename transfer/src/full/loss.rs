@@ -310,3 +310,120 @@ impl Variance {
         if found.is_finite() && found > 1e-12 { found } else { 1.0 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{BatchShape, Sequence, batches};
+
+    fn batch(lengths: &[usize]) -> Batch {
+        let sequence = |&length: &usize| Sequence {
+            ids: vec![1; length],
+            types: vec![0; length],
+            label: None,
+            line: 1,
+            truncated: false,
+            made_up: false,
+        };
+        let all: Vec<Sequence> = lengths.iter().map(sequence).collect();
+        batches(&all, 1000, 100, BatchShape::default()).remove(0)
+    }
+
+    fn real(shape: &[usize], values: &[f32]) -> Real {
+        Real::from_slice(values, shape, &Device::Cpu).unwrap()
+    }
+
+    fn loss(kind: Kind, student: &Real, teacher: &Real, labels: &[Option<f64>], weights: Weights) -> Losses {
+        let batch = batch(&[2, 3]);
+        let criterion = Criterion {
+            heads: vec![Head { name: "out".to_owned(), kind, variance: 2.0 }],
+            variances: Vec::new(),
+            weights,
+        };
+        let mut totals = Totals { labels: labels.iter().flatten().count(), ..Totals::default() };
+        totals.add(&batch);
+        let outputs = vec![(student.clone(), teacher.clone())];
+        let compared = Compared { batch: &batch, labels, hidden: Vec::new(), attention: Vec::new(), outputs };
+        let (sum, losses) = criterion.of(&compared, &totals).unwrap();
+        approx::assert_abs_diff_eq!(f64::from(sum.to_scalar::<f32>().unwrap()), losses.total(&weights), epsilon = 1e-5);
+        losses
+    }
+
+    const PLAIN: Weights = Weights { alpha: 1.0, hidden: 1.0, attention: 0.0, temperature: 1.0 };
+
+    fn divergence_of(t: &[f64], s: &[f64]) -> f64 {
+        let log_softmax = |v: &[f64]| {
+            let sum = v.iter().map(|x| x.exp()).sum::<f64>().ln();
+            v.iter().map(|x| x - sum).collect::<Vec<f64>>()
+        };
+        log_softmax(t).iter().zip(log_softmax(s)).map(|(t, s)| t.exp() * (t - s)).sum()
+    }
+
+    #[test]
+    fn logits_are_compared_by_divergence() {
+        let (t, s) = ([1f32, -1.0, 0.5, 2.0], [0f32, 0.5, 0.5, 2.0]);
+        let (teacher, student) = (real(&[2, 2], &t), real(&[2, 2], &s));
+        let found = loss(Kind::Classes, &student, &teacher, &[], PLAIN).outputs;
+        approx::assert_abs_diff_eq!(found, divergence_of(&[1.0, -1.0], &[0.0, 0.5]) / 2.0, epsilon = 1e-5);
+        let warm = Weights { temperature: 4.0, ..PLAIN };
+        let found = loss(Kind::Classes, &student, &teacher, &[], warm).outputs;
+        approx::assert_abs_diff_eq!(found, 16.0 * divergence_of(&[0.25, -0.25], &[0.0, 0.125]) / 2.0, epsilon = 1e-5);
+        approx::assert_abs_diff_eq!(loss(Kind::Classes, &teacher, &teacher, &[], warm).outputs, 0.0, epsilon = 1e-6);
+    }
+
+    #[test]
+    fn padding_never_counts() {
+        // The first sequence has two tokens of three.
+        let of = |kind: Kind, shape: &[usize], padding: f32| {
+            let columns = shape.get(2).copied().unwrap_or(1);
+            let mut teacher: Vec<f32> = (0..6 * columns).map(|at| at as f32 / 4.0).collect();
+            teacher[2 * columns..3 * columns].fill(padding);
+            let student: Vec<f32> = (0..6 * columns).map(|at| (at * 5 % 7) as f32 / 4.0).collect();
+            loss(kind, &real(shape, &student), &real(shape, &teacher), &[], PLAIN).outputs
+        };
+        for (kind, shape) in
+            [(Kind::TokenClasses, &[2, 3, 4][..]), (Kind::TokenValues, &[2, 3, 2]), (Kind::Positions, &[2, 3])]
+        {
+            assert!(of(kind, shape, 0.0) > 1e-3, "{kind:?}");
+            approx::assert_abs_diff_eq!(of(kind, shape, 0.0), of(kind, shape, 50.0), epsilon = 1e-5);
+        }
+    }
+
+    #[test]
+    fn labels_have_the_rest_of_the_weight() {
+        let (teacher, student) = (real(&[2, 2], &[1.0, -1.0, 0.5, 2.0]), real(&[2, 2], &[0.0, 0.5, 0.5, 2.0]));
+        let half = Weights { alpha: 0.25, ..PLAIN };
+        let found = loss(Kind::Classes, &student, &teacher, &[Some(1.0), None], half).labels;
+        approx::assert_abs_diff_eq!(found, (1.0 + (-0.5f64).exp()).ln(), epsilon = 1e-5);
+        let values = |labels: &[Option<f64>]| {
+            loss(Kind::Values, &real(&[2, 1], &[1.0, 3.0]), &real(&[2, 1], &[0.0, 0.0]), labels, half)
+        };
+        let found = values(&[None, Some(1.0)]);
+        approx::assert_abs_diff_eq!(found.labels, 4.0 / 2.0, epsilon = 1e-5);
+        approx::assert_abs_diff_eq!(found.outputs, 10.0 / 2.0 / 2.0, epsilon = 1e-5);
+    }
+
+    #[test]
+    fn kinds_are_told_by_shapes() {
+        let of = |name: &str, a: &[usize], b: &[usize]| Kind::of(name, &[(5, a), (7, b)], 16);
+        assert_eq!(of("logits", &[2, 3], &[2, 3]), Kind::Classes);
+        assert_eq!(of("score", &[2, 1], &[2, 1]), Kind::Values);
+        assert_eq!(of("pooler_output", &[2, 16], &[2, 16]), Kind::Values);
+        assert_eq!(of("hidden", &[2, 5, 16], &[2, 7, 16]), Kind::TokenValues);
+        assert_eq!(of("logits", &[2, 5, 9], &[2, 7, 9]), Kind::TokenClasses);
+        assert_eq!(of("start_logits", &[2, 5], &[2, 7]), Kind::Positions);
+        // Where all are as long, its name has to tell.
+        assert_eq!(Kind::of("end_logits", &[(5, &[2, 5])], 16), Kind::Positions);
+        assert_eq!(Kind::of("logits", &[(5, &[2, 5])], 16), Kind::Classes);
+    }
+
+    #[test]
+    fn variances_are_around_the_mean_of_each_column() {
+        let mut sum = Variance::default();
+        let value = Tensor::new(&[2, 3, 2], vec![1f32, 10., 3., 10., 99., 99., 1., 10., 3., 10., 2., 10.]);
+        sum.add(&value, &batch(&[2, 3]), true);
+        // Of 1 3 1 3 2, and of five tens.
+        approx::assert_abs_diff_eq!(sum.value(), 0.8 / 2.0, epsilon = 1e-9);
+        assert_eq!(Variance::default().value(), 1.0);
+    }
+}

@@ -55,9 +55,9 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            steps: 600,
+            steps: 900,
             batch: 32,
-            rate: 2e-5,
+            rate: 3e-5,
             weight_decay: 0.01,
             temperature: 2.0,
             alpha: 1.0,
@@ -104,7 +104,7 @@ pub struct Report {
 }
 
 /// Positions of one piece of a step: more would only take memory.
-const PIECE: usize = 1024;
+const PIECE: usize = 512;
 /// Batches between two shuffles by length: sequences of a step are of like lengths, steps of all.
 const WINDOW: usize = 32;
 /// One sequence in so many is kept apart, up to a number, to measure what was gained.
@@ -143,7 +143,7 @@ pub fn train(
     let start = Instant::now();
     // One token alone attends to itself, with nothing to learn.
     let usable: Vec<usize> = (0..data.sequences.len()).filter(|&at| data.sequences[at].ids.len() > 1).collect();
-    let (training, apart) = split(usable, options.seed);
+    let (training, apart) = split(usable, data.sequences, options.seed);
     if training.is_empty() {
         return Err(Error::Gradient("there are no texts of two tokens or more to train on".to_owned()));
     }
@@ -201,18 +201,18 @@ pub fn train(
     })
 }
 
-/// Those to train on, and those to judge by.
-fn split(mut all: Vec<usize>, seed: u64) -> (Vec<usize>, Vec<usize>) {
+/// Those to train on, and those to judge by: texts, where there are any.
+fn split(mut all: Vec<usize>, sequences: &[Sequence], seed: u64) -> (Vec<usize>, Vec<usize>) {
     all.shuffle(&mut StdRng::seed_from_u64(seed ^ 0xa9a7));
-    let apart = (all.len() / APART).min(MOST_APART);
-    match apart {
+    let texts = all.iter().filter(|&&at| !sequences[at].made_up).count();
+    let judges: Vec<usize> = all.iter().copied().filter(|&at| texts == 0 || !sequences[at].made_up).collect();
+    let apart = &judges[..(judges.len() / APART).min(MOST_APART)];
+    if apart.is_empty() {
         // Too few to keep some apart: then the gain is measured where it was made.
-        0 => (all.clone(), all),
-        _ => {
-            let judges = all.split_off(all.len() - apart);
-            (all, judges)
-        }
+        return (all, judges);
     }
+    all.retain(|at| !apart.contains(at));
+    (all, apart.to_vec())
 }
 
 /// The sequences of every step: each as often as any other, those of a step of like lengths.
@@ -326,8 +326,7 @@ impl<'p> Pair<'p> {
     ) -> Result<()> {
         let some = &training[..training.len().min(TOLD_BY * options.batch)];
         let pieces = self.pieces(some, options.batch);
-        let values: Vec<Vec<Tensor>> =
-            pieces.par_iter().map(|p| self.teacher.run(&p.batch)).collect::<Result<_>>()?;
+        let values: Vec<Vec<Tensor>> = pieces.par_iter().map(|p| self.teacher.run(&p.batch)).collect::<Result<_>>()?;
         let variance = |at: usize, by_token: bool| {
             let mut sum = Variance::default();
             pieces.iter().zip(&values).for_each(|(p, v)| sum.add(&v[at], &p.batch, by_token));
@@ -350,8 +349,7 @@ impl<'p> Pair<'p> {
         let maps = encoder.layers.iter().flat_map(|l| {
             [&l.query, &l.key, &l.value, &l.attention_output, &l.intermediate, &l.output].map(|m| m.weight.as_str())
         });
-        let decaying: Vec<&str> =
-            maps.chain(encoder.embedding_projection.iter().map(|m| m.weight.as_str())).collect();
+        let decaying: Vec<&str> = maps.chain(encoder.embedding_projection.iter().map(|m| m.weight.as_str())).collect();
         let trained = self.graph.variables().map(|(name, variable)| Trained {
             variable: variable.clone(),
             rate: options.rate,
@@ -450,8 +448,8 @@ fn parameters(student: &Student) -> Result<Vec<String>> {
         let cut = Boundary::symbolic(hidden, ElementType::F32, &["batch", "n", &encoder.channels.to_string()]);
         let outputs = student.model.outputs();
         let outputs: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).filter(|o| *o != hidden).collect();
-        let head = student.model.extract_from_inputs(&[cut], &outputs)?;
-        for weight in &head.graph().initializer {
+        let head = (!outputs.is_empty()).then(|| student.model.extract_from_inputs(&[cut], &outputs)).transpose()?;
+        for weight in head.iter().flat_map(|head| &head.graph().initializer) {
             let elements: i64 = weight.dims.iter().product();
             // Single numbers are scales and epsilons.
             if elements > 1 && Tensor::from_proto(weight)?.element_type() == ElementType::F32 {

@@ -44,7 +44,11 @@ struct Node {
 }
 
 /// Whether a node combines one of its inputs with a variable.
-fn accumulates(proto: &NodeProto, inputs: &[Option<usize>], numbers: &HashMap<usize, usize>) -> Option<(Kind, usize, usize)> {
+fn accumulates(
+    proto: &NodeProto,
+    inputs: &[Option<usize>],
+    numbers: &HashMap<usize, usize>,
+) -> Option<(Kind, usize, usize)> {
     let kind = match proto.op_type.as_str() {
         "MatMul" => Kind::Product,
         "Add" => Kind::Sum,

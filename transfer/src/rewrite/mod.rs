@@ -91,7 +91,7 @@ pub struct CheckpointFolder {
     pub resume: bool,
 }
 
-/// What is to be done.
+/// What is to be done. By default: everything, on made-up tokens, by the closed form.
 #[derive(Clone, Debug)]
 pub struct Job {
     /// The longest sequence, `n`; without it the model's own limit, up to [`DEFAULT_MAX_SEQ`].
@@ -133,6 +133,32 @@ pub struct Job {
     pub calibration_tokens: Option<usize>,
     /// Seed of everything drawn at random.
     pub seed: u64,
+}
+
+impl Default for Job {
+    fn default() -> Self {
+        Self {
+            max_seq: None,
+            hidden: None,
+            sharing: Sharing::PerHead,
+            length_tables: true,
+            order: Order::Linear,
+            keep: Keep::default(),
+            fold: true,
+            until: None,
+            partial: false,
+            transfer: Transfer::ClosedForm,
+            full: full::Options::default(),
+            parameters: None,
+            checkpoint: None,
+            data: None,
+            extra_data: Vec::new(),
+            dev: None,
+            tokenizer: None,
+            calibration_tokens: None,
+            seed: 0,
+        }
+    }
 }
 
 /// Rewrites the model in `path` in memory.
@@ -211,7 +237,12 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
             checkpoint.save_start(&student.model, closed_form.as_ref())?;
         }
         let (prepared, found) = measure(&student.model)?;
-        note(if given.is_some() { "start" } else { "blockwise" }, stage_start.elapsed().as_secs_f64(), &prepared, &found)?;
+        note(
+            if given.is_some() { "start" } else { "blockwise" },
+            stage_start.elapsed().as_secs_f64(),
+            &prepared,
+            &found,
+        )?;
         drop((prepared, found));
         stage_start = Instant::now();
         let data = full::Data { sequences: &training, labels: &labels, shape };
@@ -367,7 +398,7 @@ fn made_by(model: &Path, job: &Job) -> serde_json::Value {
 fn options(job: &Job, max_seq: usize) -> Result<PassOptions> {
     let hidden = job.hidden.unwrap_or(max_seq.min(DEFAULT_HIDDEN));
     if hidden == 0 {
-        return Err(option("--hidden must be at least 1"));
+        return Err(Error::option("--hidden must be at least 1"));
     }
     let approximator = ApproximatorOptions { max_seq, hidden, sharing: job.sharing, length_tables: job.length_tables };
     Ok(PassOptions {
@@ -380,27 +411,23 @@ fn options(job: &Job, max_seq: usize) -> Result<PassOptions> {
     })
 }
 
-fn option(reason: impl Into<String>) -> Error {
-    mabert_passes::Error::Option(reason.into()).into()
-}
-
 /// The longest sequence that the student will take: what was asked for, if the model can do it.
 fn max_seq(model: &Model, runnable: &mabert_runtime::Model, wanted: Option<usize>) -> Result<usize> {
     // One position leaves no room for text between [CLS] and [SEP], and nothing to attend to.
     if wanted.is_some_and(|n| n < 2) {
-        return Err(option("--max-seq must be at least 2"));
+        return Err(Error::option("--max-seq must be at least 2"));
     }
     if let Some(fixed) = BatchShape::of(runnable.inputs()).length {
         return match wanted {
             Some(n) if n != fixed => {
-                Err(option(format!("--max-seq {n}: the model's inputs have a fixed length of {fixed}")))
+                Err(Error::option(format!("--max-seq {n}: the model's inputs have a fixed length of {fixed}")))
             }
             _ => Ok(fixed),
         };
     }
     match (longest_sequence(model, runnable, wanted.unwrap_or(DEFAULT_MAX_SEQ))?, wanted) {
         ((limit, Some(limited_by)), Some(n)) => {
-            Err(option(format!("--max-seq {n} is beyond the model's limit of {limit} ({limited_by})")))
+            Err(Error::option(format!("--max-seq {n} is beyond the model's limit of {limit} ({limited_by})")))
         }
         ((longest, _), _) => Ok(longest),
     }
@@ -434,4 +461,3 @@ fn count(batches: &[Batch]) -> usize {
 fn overflows(batches: &[Batch], outputs: &[Named]) -> usize {
     batches.iter().zip(outputs).map(|(batch, outputs)| compare::overflows(outputs, &batch.lengths)).sum()
 }
-

@@ -16,7 +16,7 @@ use super::{Job, Transfer};
 use crate::closed_form::{self, SiteError};
 use crate::compare::OutputDistance;
 use crate::evaluate::Metric;
-use crate::{full, Error, Result};
+use crate::{Error, Result, full};
 
 /// The `metadata_props` keys under which the student says how it was made.
 const OPTIONS_KEY: &str = "onnx_mabert.options";
@@ -74,7 +74,10 @@ impl Stage {
         }
         if let Some(dev) = dev {
             let metric = dev.metric.name();
-            line += &format!("; dev {metric} {:.4} (teacher {:.4}, agreement {:.4})", dev.student, dev.teacher, dev.agreement);
+            line += &format!(
+                "; dev {metric} {:.4} (teacher {:.4}, agreement {:.4})",
+                dev.student, dev.teacher, dev.agreement
+            );
         }
         line
     }
@@ -157,11 +160,20 @@ pub(super) fn peak_memory() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
+/// More would mean nothing, and what a checkpoint keeps as text would differ from it in the last.
+fn six_digits(value: f64) -> f64 {
+    format!("{value:.5e}").parse().unwrap_or(value)
+}
+
 /// Every site with what became of it.
-pub(super) fn sites(encoder: &Encoder, student: &Student, calibration: Option<&closed_form::Report>) -> Vec<SiteReport> {
+pub(super) fn sites(
+    encoder: &Encoder,
+    student: &Student,
+    calibration: Option<&closed_form::Report>,
+) -> Vec<SiteReport> {
     let error = |site: &str| {
         let sites = calibration.map_or(&[] as &[SiteError], |c| &c.sites);
-        sites.iter().find(|s| s.site == site).map(|s| s.relative_error)
+        sites.iter().find(|s| s.site == site).map(|s| six_digits(s.relative_error))
     };
     let norm_now = match (student.ran(Pass::Norm), student.ran(Pass::Fold)) {
         (false, _) => "kept",

@@ -6,10 +6,8 @@ use mabert_graph::Model;
 use mabert_passes::recording::token_rows;
 use serde::Serialize;
 
-use super::{Job, Transfer, option};
-use crate::data::{
-    Columns, Sequence, TextEncoder, Vocabulary, Wanted, draw_sample, made_up_sequences, odd_sequences,
-};
+use super::{Job, Transfer};
+use crate::data::{Columns, Sequence, TextEncoder, Vocabulary, Wanted, draw_sample, made_up_sequences, odd_sequences};
 use crate::{Error, Result, evaluate};
 
 /// Tokens that go through the student where no number is asked for: of text, and made up.
@@ -77,7 +75,7 @@ impl Sequences {
         let mut sample = draw_sample(&data.path, &data.columns, encoder, &wanted, false, job.seed)?;
         let mut labels = Vec::new();
         if data.columns.label.is_some() {
-            labels = evaluate::labels(&data.path, &sample.training)?.into_iter().map(Some).collect();
+            labels = sample.training.iter().map(|s| label(&data.path, s)).collect::<Result<_>>()?;
         }
         check_ids(&data.path, vocabulary, [&sample.calibration, &sample.training, &sample.held_out])?;
         for (at, file) in job.extra_data.iter().enumerate() {
@@ -112,11 +110,15 @@ impl Sequences {
     }
 }
 
-fn check_ids<'s>(
-    file: &Path,
-    vocabulary: &Vocabulary,
-    all: impl IntoIterator<Item = &'s Vec<Sequence>>,
-) -> Result<()> {
+/// The label of a text; what was joined and cut of several has none.
+fn label(file: &Path, sequence: &Sequence) -> Result<Option<f64>> {
+    if sequence.label.is_none() {
+        return Ok(None);
+    }
+    Ok(evaluate::labels(file, std::slice::from_ref(sequence))?.pop())
+}
+
+fn check_ids<'s>(file: &Path, vocabulary: &Vocabulary, all: impl IntoIterator<Item = &'s Vec<Sequence>>) -> Result<()> {
     for sequence in all.into_iter().flatten() {
         if let Some(id) = sequence.ids.iter().find(|id| !vocabulary.holds(**id)) {
             let size = vocabulary.size;
@@ -140,10 +142,9 @@ pub(super) fn vocabulary(model: &Model, encoder: &TextEncoder) -> Result<Vocabul
     let vocabulary = Vocabulary { size, frame: encoder.frame()? };
     let (before, after) = &vocabulary.frame;
     match before.iter().chain(after).find(|id| !vocabulary.holds(**id)) {
-        Some(id) => Err(option(format!(
+        Some(id) => Err(Error::option(format!(
             "--tokenizer: its special token {id} is outside the model's vocabulary of {size}: is it this model's?"
         ))),
         None => Ok(vocabulary),
     }
 }
-

@@ -1,0 +1,253 @@
+//! The end-to-end stage: what it gains, on every kind of head, and that an interrupted run goes on as if it were not.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use mabert_graph::proto::ValueInfoProto;
+use mabert_graph::{Builder, Model, Tensor};
+use mabert_passes::pipeline::{Options as PassOptions, Order, Rewriting};
+use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
+use mabert_tests::fixture;
+use mabert_transfer::data::Columns;
+use mabert_transfer::evaluate::Metric;
+use mabert_transfer::full::{Losses, Options};
+use mabert_transfer::progress::{Progress, Silent};
+use mabert_transfer::rewrite::{CheckpointFolder, Data, Dev, Job, Report, Transfer, rewrite};
+
+fn teacher() -> PathBuf {
+    fixture("bert-mini-sst2/model.onnx")
+}
+
+fn reviews(label: bool) -> Data {
+    let columns = Columns { label: label.then(|| "label".to_owned()), ..Columns::default() };
+    Data { path: fixture("reviews/reviews.tsv"), columns }
+}
+
+fn job(full: Options) -> Job {
+    Job {
+        transfer: Transfer::Full,
+        full,
+        data: Some(reviews(full.alpha < 1.0)),
+        tokenizer: Some(fixture("bert-mini-sst2/tokenizer.json")),
+        calibration_tokens: Some(4_000),
+        ..Job::default()
+    }
+}
+
+fn some_steps(steps: usize) -> Options {
+    Options { steps, batch: 16, ..Options::default() }
+}
+
+fn losses(report: &Report) -> (Losses, Losses) {
+    let full = report.full.as_ref().unwrap();
+    assert!(full.skipped == 0, "{full:?}");
+    (full.before, full.after)
+}
+
+#[test]
+fn outputs_come_closer_than_blockwise_brings_them() {
+    let dev = Dev { data: reviews(true), metric: Metric::Accuracy };
+    let (_, report) = rewrite(&teacher(), &Job { dev: Some(dev), ..job(some_steps(300)) }, &Silent).unwrap();
+    let (before, after) = losses(&report);
+    assert!(after.outputs < 0.9 * before.outputs && after.hidden < before.hidden, "{before:?} {after:?}");
+    assert!(report.full.as_ref().unwrap().kept);
+    let stages: Vec<&str> = report.stages.iter().map(|s| s.stage).collect();
+    assert_eq!(stages, ["blockwise", "full"]);
+    // Of texts that no stage has seen.
+    let far = |at: usize| report.stages[at].outputs[0].mean_abs;
+    assert!(far(1) < far(0), "{} {}", far(0), far(1));
+    let dev = report.dev.unwrap();
+    assert_eq!(report.stages[1].dev, Some(dev.student));
+    assert!(dev.examples == 2400 && dev.teacher > 0.9 && dev.student > 0.85 && dev.agreement > 0.85, "{dev:?}");
+    assert_eq!(report.odd_inputs.overflow, 0);
+}
+
+#[test]
+fn the_papers_recipe_takes_labels_and_attention_into_the_loss() {
+    let full = Options { steps: 200, batch: 16, ..Options::paper() };
+    assert_eq!((full.temperature, full.alpha, full.attention_weight), (15.0, 0.9, 100.0));
+    let (_, report) = rewrite(&teacher(), &job(full), &Silent).unwrap();
+    let (before, after) = losses(&report);
+    assert!(before.labels > 0.0 && before.attention > 0.0, "{before:?}");
+    assert!(after.attention < before.attention && after.outputs < before.outputs, "{before:?} {after:?}");
+    // Attention alone.
+    let alone = Options { steps: 100, alpha: 1.0, hidden_weight: 0.0, attention_weight: 1e6, ..full };
+    let (before, after) = losses(&rewrite(&teacher(), &job(alone), &Silent).unwrap().1);
+    assert!(after.attention < 0.99 * before.attention, "{before:?} {after:?}");
+}
+
+/// The fixture's encoder with other heads, as models for other tasks have them.
+fn with_head(folder: &Path, outputs: &[(&str, &[usize])]) -> PathBuf {
+    let approximator = ApproximatorOptions { max_seq: 64, hidden: 8, sharing: Sharing::PerHead, length_tables: true };
+    let options = PassOptions {
+        approximator,
+        order: Order::Linear,
+        keep: Default::default(),
+        fold: true,
+        until: None,
+        partial: false,
+    };
+    let rewriting = Rewriting::new(Model::load(teacher()).unwrap(), options).unwrap();
+    let hidden = rewriting.encoder.layers.last().unwrap().output_norm.output.clone();
+    let mut model = Model::load(teacher()).unwrap();
+    let b = Builder::new(model.opset(), "head");
+    let mut heads = Vec::new();
+    for (number, (name, shape)) in outputs.iter().enumerate() {
+        if name == &"hidden" {
+            heads.push(hidden.clone());
+            continue;
+        }
+        let elements = shape.iter().product::<usize>();
+        let values = (0..elements).map(|at| ((at * 37 + number * 11) % 19) as f32 / 19.0 - 0.45).collect();
+        let weight = b.constant(&format!("{name}/weight"), &Tensor::new(shape, values));
+        let mut value = b.value(&hidden);
+        if name.starts_with("value") {
+            // The mean over tokens, without its axis.
+            value = value.transpose(&[0, 2, 1]).mean_last().reshape(&[0, shape[0] as i64]);
+        }
+        value = value.matmul(weight);
+        if name.starts_with("start") {
+            // A position a token, without the axis of one.
+            value = value.reshape(&[0, 0]);
+        }
+        heads.push(value.named(name).name());
+    }
+    model.graph_mut().output =
+        heads.into_iter().map(|name| ValueInfoProto { name, ..ValueInfoProto::default() }).collect();
+    b.patch().apply(&mut model).unwrap();
+    model.remove_dead();
+    let path = folder.join("teacher.onnx");
+    model.save(&path).unwrap();
+    path
+}
+
+#[test]
+fn every_kind_of_head_is_trained() {
+    let folder = tempfile::tempdir().unwrap();
+    let kinds: [&[(&str, &[usize])]; 5] = [
+        &[("start", &[128, 1])],
+        &[("tags", &[128, 7])],
+        &[("hidden", &[])],
+        &[("value", &[128, 1])],
+        &[("tags", &[128, 3]), ("value", &[128, 1])],
+    ];
+    for outputs in kinds {
+        let path = with_head(folder.path(), outputs);
+        let (student, report) = rewrite(&path, &job(some_steps(150)), &Silent).unwrap();
+        let (before, after) = losses(&report);
+        let both = |of: &Losses| of.hidden + of.outputs;
+        assert!(both(&after) < 0.97 * both(&before), "{outputs:?}: {before:?} {after:?}");
+        let has_head = outputs[0].0 != "hidden";
+        assert_eq!(before.outputs > 0.0, has_head, "{outputs:?}: {before:?}");
+        assert!(!has_head || after.outputs < before.outputs, "{outputs:?}: {before:?} {after:?}");
+        assert_eq!(student.outputs().len(), outputs.len());
+    }
+}
+
+#[test]
+fn labels_that_do_not_fit_the_head_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let full = Options { alpha: 0.5, ..some_steps(1) };
+    let refused = |path: &Path, job: Job| rewrite(path, &job, &Silent).unwrap_err().to_string();
+    let tags = with_head(folder.path(), &[("tags", &[128, 7])]);
+    assert!(refused(&tags, job(full)).contains("`tags` is neither classes nor one value"));
+    let data = folder.path().join("labels.tsv");
+    std::fs::write(&data, "text\tlabel\n".to_owned() + &"a good film\t2\n".repeat(40)).unwrap();
+    let data = Data { path: data, ..reviews(true) };
+    assert!(refused(&teacher(), Job { data: Some(data), ..job(full) }).contains("label 2 is none of the 2 classes"));
+}
+
+#[test]
+fn an_unfolded_student_is_trained_on_and_folded() {
+    let folder = tempfile::tempdir().unwrap();
+    let unfolded = folder.path().join("unfolded.onnx");
+    let first = Job { fold: false, transfer: Transfer::ClosedForm, ..job(some_steps(1)) };
+    let (model, report) = rewrite(&teacher(), &first, &Silent).unwrap();
+    model.save(&unfolded).unwrap();
+    let further = Job { parameters: Some(unfolded.clone()), ..job(some_steps(200)) };
+    let (model, trained) = rewrite(&teacher(), &further, &Silent).unwrap();
+    // It starts where the other ended, and ends closer to the teacher, folded.
+    let start = &trained.stages[0];
+    assert_eq!(start.stage, "start");
+    let far = |a: f64, b: f64| (a - b).abs() / b;
+    assert!(far(start.outputs[0].mean_abs, report.outputs[0].mean_abs) < 1e-3, "{start:?} {:?}", report.outputs);
+    assert!(trained.outputs[0].mean_abs < 0.95 * report.outputs[0].mean_abs, "{:?}", trained.outputs);
+    assert!(trained.fold.norms > 0 && trained.options.fold);
+
+    let folded = folder.path().join("folded.onnx");
+    model.save(&folded).unwrap();
+    let refused = |teacher: &Path, parameters: &Path| {
+        let job = Job { parameters: Some(parameters.to_owned()), ..job(some_steps(1)) };
+        rewrite(teacher, &job, &Silent).unwrap_err().to_string()
+    };
+    assert!(refused(&teacher(), &folded).contains("--no-fold"));
+    assert!(refused(&teacher(), &teacher()).contains("no student"));
+    let other = with_head(folder.path(), &[("value", &[128, 1])]);
+    let mut another = Model::load(&other).unwrap();
+    let weight = another.graph().initializer.iter().find(|t| t.dims == [4096, 128]).unwrap().name.clone();
+    another.set_constant(&weight, &Tensor::new(&[4096, 128], vec![0.1f32; 4096 * 128]));
+    another.save(&other).unwrap();
+    let message = refused(&other, &unfolded);
+    assert!(message.contains("teacher"), "{message}");
+}
+
+/// Stops a run at a step of the full stage, as killing it would: nothing after it is done.
+struct Interrupted {
+    at: usize,
+    seen: AtomicUsize,
+}
+
+impl Progress for Interrupted {
+    fn begin(&self, stage: &str, _: usize) {
+        if stage == "full" {
+            self.seen.store(1, Ordering::Relaxed);
+        }
+    }
+
+    fn step(&self, _: &str) {
+        if self.seen.load(Ordering::Relaxed) > 0 && self.seen.fetch_add(1, Ordering::Relaxed) == self.at {
+            std::panic::resume_unwind(Box::new("interrupted"));
+        }
+    }
+
+    fn end(&self) {
+        self.seen.store(0, Ordering::Relaxed);
+    }
+
+    fn summary(&self, _: &str) {}
+}
+
+#[test]
+fn an_interrupted_run_goes_on_as_if_it_were_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = |resume| Some(CheckpointFolder { path: folder.path().join("state"), resume });
+    let quick = || Job { calibration_tokens: Some(1_000), ..job(some_steps(120)) };
+    let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let uninterrupted = one_thread.install(|| rewrite(&teacher(), &quick(), &Silent).unwrap().0);
+    // Before the first state, between two, and after the second.
+    for at in [20, 77, 101] {
+        let interrupted = || {
+            let resume = at > 20;
+            let job = Job { checkpoint: state(resume), ..quick() };
+            rewrite(&teacher(), &job, &Interrupted { at, seen: AtomicUsize::new(0) })
+        };
+        let run = one_thread.install(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(interrupted)));
+        // What was taken up at 50 stops 77 steps later.
+        assert!(run.is_err() || at == 101, "it was stopped");
+    }
+    let (resumed, report) =
+        one_thread.install(|| rewrite(&teacher(), &Job { checkpoint: state(true), ..quick() }, &Silent).unwrap());
+    assert!(report.full.unwrap().resumed_at >= 100);
+    for (a, b) in uninterrupted.graph().initializer.iter().zip(&resumed.graph().initializer) {
+        assert!(a == b, "`{}` is not bit by bit the same", a.name);
+    }
+    assert!(resumed.proto() == uninterrupted.proto(), "as little are metadata");
+
+    let refused = |job: Job| rewrite(&teacher(), &job, &Silent).unwrap_err().to_string();
+    assert!(refused(Job { checkpoint: state(false), ..quick() }).contains("--resume"));
+    let other = refused(Job { checkpoint: state(true), seed: 9, ..quick() });
+    assert!(other.contains("`seed` was 0, now 9"), "{other}");
+    let file = folder.path().join("state/state.safetensors");
+    std::fs::write(&file, b"noise").unwrap();
+    assert!(refused(Job { checkpoint: state(true), ..quick() }).contains("state.safetensors"));
+}
