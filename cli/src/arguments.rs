@@ -139,7 +139,7 @@ pub(crate) struct Rewrite {
 
 /// The end-to-end stage.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "End-to-end stage (--transfer full)")]
+#[command(next_help_heading = "End-to-end stage")]
 pub(crate) struct FullArguments {
     /// Where its options start from: this program's own, or the paper's distillation (temperature 15, alpha 0.9,
     /// attention weight 100; needs --label-column)
@@ -203,12 +203,12 @@ pub(crate) struct Transfer {
     #[arg(long, value_name = "FILE")]
     pub(crate) extra_data: Vec<PathBuf>,
     #[command(flatten)]
-    pub(crate) full: FullArguments,
-    #[command(flatten)]
     pub(crate) dev: DevArguments,
     /// Write the whole report to a file as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) full: FullArguments,
 }
 
 #[derive(Debug, Args)]

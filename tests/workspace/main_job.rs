@@ -161,6 +161,24 @@ fn blockwise_brings_attention_blocks_closer() {
 }
 
 #[test]
+fn extra_text_is_calibrated_on_but_not_measured_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = folder.path().join("more.txt");
+    std::fs::write(&more, "another text , of no task at all\n".repeat(300)).unwrap();
+    let small = Job { calibration_tokens: Some(1_500), ..job(Some(reviews())) };
+    let of = |extra_data: Vec<PathBuf>| fixture_report(&Job { extra_data, ..small.clone() });
+    let (without, with) = (of(vec![]), of(vec![more.clone()]));
+    let tokens = |report: &Report| report.closed_form.as_ref().unwrap().tokens as f64;
+    // As much again, but for the sequences that are made up.
+    assert!((1.3..2.1).contains(&(tokens(&with) / tokens(&without))), "{} {}", tokens(&without), tokens(&with));
+    let measured = |report: &Report| report.source.as_ref().map(|s| s.held_out);
+    assert_eq!(measured(&with), measured(&without));
+    std::fs::write(&more, "").unwrap();
+    let empty = rewrite(&fixture("bert-mini-sst2/model.onnx"), &Job { extra_data: vec![more], ..small }, &Silent);
+    assert!(empty.unwrap_err().to_string().contains("more.txt"));
+}
+
+#[test]
 fn one_seed_gives_one_student() {
     let small = Job { calibration_tokens: Some(1_000), ..job(Some(reviews())) };
     let make =

@@ -228,19 +228,26 @@ fn print_report(full: &FullReport<'_>) {
     println!();
     match &report.source {
         Some(source) => {
-            let tokens = report.closed_form.as_ref().map_or(0, |c| c.tokens);
+            let mut used = Vec::new();
+            if let Some(closed_form) = &report.closed_form {
+                let what = if source.file.is_some() { "tokens" } else { "random tokens" };
+                used.push(format!("calibrated on {} {what} ({} sequences)", closed_form.tokens, source.sequences));
+            }
+            if report.full.is_some() {
+                used.push(format!("trained on {} sequences", source.training));
+            }
             match &source.file {
                 Some(file) => println!(
-                    "Calibrated on {tokens} tokens of {} ({} sequences; {} texts cut); measured on {} others:",
+                    "Of {}: {}; {} texts cut; measured on {} others:",
                     file.display(),
-                    source.sequences,
+                    used.join(", "),
                     source.truncated,
                     source.held_out
                 ),
                 None => println!(
-                    "Calibrated on {tokens} random tokens ({} sequences); measured on {} others. \
-                     For accuracy on text give --data and --tokenizer.",
-                    source.sequences, source.held_out
+                    "Without data: {}; measured on {} others. For accuracy on text give --data and --tokenizer.",
+                    used.join(", "),
+                    source.held_out
                 ),
             }
         }
