@@ -200,7 +200,7 @@ pub(crate) struct Transfer {
     #[command(flatten)]
     pub(crate) data: DataArguments,
     /// More text to train on, not to measure on; half of all sequences come from it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "data")]
     pub(crate) extra_data: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) dev: DevArguments,

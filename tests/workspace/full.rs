@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mabert_graph::proto::ValueInfoProto;
-use mabert_graph::{Builder, Model, Tensor};
+use mabert_graph::{Builder, Model, Tensor, attribute};
 use mabert_passes::pipeline::{Options as PassOptions, Order, Rewriting};
 use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
 use mabert_tests::fixture;
@@ -49,7 +49,7 @@ fn outputs_come_closer_than_blockwise_brings_them() {
     let dev = Dev { data: reviews(true), metric: Metric::Accuracy };
     let (_, report) = rewrite(&teacher(), &Job { dev: Some(dev), ..job(some_steps(300)) }, &Silent).unwrap();
     let (before, after) = losses(&report);
-    assert!(after.outputs < 0.9 * before.outputs && after.hidden < before.hidden, "{before:?} {after:?}");
+    assert!(after.hidden < 0.98 * before.hidden && after.outputs < before.outputs, "{before:?} {after:?}");
     assert!(report.full.as_ref().unwrap().kept);
     let stages: Vec<&str> = report.stages.iter().map(|s| s.stage).collect();
     assert_eq!(stages, ["blockwise", "full"]);
@@ -89,12 +89,13 @@ fn with_head(folder: &Path, outputs: &[(&str, &[usize])]) -> PathBuf {
     };
     let rewriting = Rewriting::new(Model::load(teacher()).unwrap(), options).unwrap();
     let hidden = rewriting.encoder.layers.last().unwrap().output_norm.output.clone();
+    let inner = rewriting.encoder.layers[0].output_norm.output.clone();
     let mut model = Model::load(teacher()).unwrap();
     let b = Builder::new(model.opset(), "head");
     let mut heads = Vec::new();
     for (number, (name, shape)) in outputs.iter().enumerate() {
-        if name == &"hidden" {
-            heads.push(hidden.clone());
+        if name == &"hidden" || name == &"inner" {
+            heads.push(if name == &"inner" { inner.clone() } else { hidden.clone() });
             continue;
         }
         let elements = shape.iter().product::<usize>();
@@ -110,6 +111,13 @@ fn with_head(folder: &Path, outputs: &[(&str, &[usize])]) -> PathBuf {
             // A position a token, without the axis of one.
             value = value.reshape(&[0, 0]);
         }
+        if *name == "value/pooled" {
+            // As sentence embeddings are normalised, and scores bounded.
+            let axes = || vec![attribute::ints("axes", &[1])];
+            let length = b.op("ReduceL2", &[value], axes());
+            value = b.op("Sigmoid", &[value * length.reciprocal()], vec![]);
+            value = value + b.op("ReduceSum", &[value, b.ints(&[1])], vec![]) * b.op("Clip", &[length], vec![]);
+        }
         heads.push(value.named(name).name());
     }
     model.graph_mut().output =
@@ -124,7 +132,9 @@ fn with_head(folder: &Path, outputs: &[(&str, &[usize])]) -> PathBuf {
 #[test]
 fn every_kind_of_head_is_trained() {
     let folder = tempfile::tempdir().unwrap();
-    let kinds: [&[(&str, &[usize])]; 5] = [
+    let kinds: [&[(&str, &[usize])]; 7] = [
+        &[("inner", &[]), ("tags", &[128, 3])],
+        &[("value/pooled", &[128, 5])],
         &[("start", &[128, 1])],
         &[("tags", &[128, 7])],
         &[("hidden", &[])],
@@ -137,7 +147,7 @@ fn every_kind_of_head_is_trained() {
         let (before, after) = losses(&report);
         let both = |of: &Losses| of.hidden + of.outputs;
         assert!(both(&after) < 0.97 * both(&before), "{outputs:?}: {before:?} {after:?}");
-        let has_head = outputs[0].0 != "hidden";
+        let has_head = outputs.iter().any(|(name, _)| *name != "hidden" && *name != "inner");
         assert_eq!(before.outputs > 0.0, has_head, "{outputs:?}: {before:?}");
         assert!(!has_head || after.outputs < before.outputs, "{outputs:?}: {before:?} {after:?}");
         assert_eq!(student.outputs().len(), outputs.len());
@@ -150,7 +160,7 @@ fn labels_that_do_not_fit_the_head_are_refused() {
     let full = Options { alpha: 0.5, ..some_steps(1) };
     let refused = |path: &Path, job: Job| rewrite(path, &job, &Silent).unwrap_err().to_string();
     let tags = with_head(folder.path(), &[("tags", &[128, 7])]);
-    assert!(refused(&tags, job(full)).contains("`tags` is neither classes nor one value"));
+    assert!(refused(&tags, job(full)).contains("labels cannot be used"));
     let data = folder.path().join("labels.tsv");
     std::fs::write(&data, "text\tlabel\n".to_owned() + &"a good film\t2\n".repeat(40)).unwrap();
     let data = Data { path: data, ..reviews(true) };
@@ -224,16 +234,14 @@ fn an_interrupted_run_goes_on_as_if_it_were_not() {
     let quick = || Job { calibration_tokens: Some(1_000), ..job(some_steps(120)) };
     let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let uninterrupted = one_thread.install(|| rewrite(&teacher(), &quick(), &Silent).unwrap().0);
-    // Before the first state, between two, and after the second.
-    for at in [20, 77, 101] {
+    // Before the first state, after one, and 60 steps after what was taken up.
+    for at in [20, 77, 60] {
         let interrupted = || {
-            let resume = at > 20;
-            let job = Job { checkpoint: state(resume), ..quick() };
+            let job = Job { checkpoint: state(at > 20), ..quick() };
             rewrite(&teacher(), &job, &Interrupted { at, seen: AtomicUsize::new(0) })
         };
         let run = one_thread.install(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(interrupted)));
-        // What was taken up at 50 stops 77 steps later.
-        assert!(run.is_err() || at == 101, "it was stopped");
+        assert!(run.is_err(), "it was stopped");
     }
     let (resumed, report) =
         one_thread.install(|| rewrite(&teacher(), &Job { checkpoint: state(true), ..quick() }, &Silent).unwrap());

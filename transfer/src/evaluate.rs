@@ -147,19 +147,32 @@ pub fn logits(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> Re
 /// # Errors
 /// A metric of values, but several columns; or logits that are not finite, which name no class.
 pub fn predictions(metric: Metric, logits: &Array2<f32>) -> Result<Vec<f64>> {
-    let bad = logits.rows().into_iter().filter(|r| r.iter().any(|v| !v.is_finite())).count();
-    if bad > 0 {
-        let reason = format!("{bad} of {} texts get logits that are not finite: the model overflows", logits.nrows());
-        return Err(Error::Compare(reason));
+    match predictions_with_overflow(metric, logits)? {
+        (found, 0) => Ok(found),
+        (found, bad) => {
+            let reason = format!("{bad} of {} texts get logits that are not finite: the model overflows", found.len());
+            Err(Error::Compare(reason))
+        }
     }
-    if metric.is_of_classes() {
-        return Ok(logits.rows().into_iter().map(|r| largest(&r.to_vec()) as f64).collect());
-    }
-    if logits.ncols() != 1 {
+}
+
+/// The same, where a text whose logits are not finite gets no number; and how many there are.
+///
+/// # Errors
+/// A metric of values, but several columns.
+pub fn predictions_with_overflow(metric: Metric, logits: &Array2<f32>) -> Result<(Vec<f64>, usize)> {
+    if !metric.is_of_classes() && logits.ncols() != 1 {
         let reason = format!("{metric:?} is a metric of one value a text, the model gives {}", logits.ncols());
         return Err(Error::Compare(reason));
     }
-    Ok(logits.column(0).iter().map(|&v| f64::from(v)).collect())
+    let of_row = |row: ndarray::ArrayView1<'_, f32>| match row.iter().all(|v| v.is_finite()) {
+        false => f64::NAN,
+        true if metric.is_of_classes() => largest(&row.to_vec()) as f64,
+        true => f64::from(row[0]),
+    };
+    let found: Vec<f64> = logits.rows().into_iter().map(of_row).collect();
+    let bad = found.iter().filter(|v| v.is_nan()).count();
+    Ok((found, bad))
 }
 
 /// The outputs for every sequence, in their order; values with an axis of tokens are padded with zeros to the longest.

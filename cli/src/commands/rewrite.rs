@@ -150,6 +150,10 @@ impl FullArguments {
             let reason = "alpha below 1 takes labels into the loss: give --data with --label-column, or --alpha 1";
             return Err(Usage(reason.to_owned()).into());
         }
+        if label.is_some() && dev.dev.is_none() && full.alpha == 1.0 {
+            let reason = "--label-column: nothing reads labels; give --dev, or an --alpha below 1";
+            return Err(Usage(reason.to_owned()).into());
+        }
         let of_training = label.filter(|_| full.alpha < 1.0);
         Ok(Job {
             transfer: Transfer::Full,

@@ -173,14 +173,9 @@ pub fn batches(sequences: &[Sequence], tokens: usize, largest: usize, shape: Bat
 mod tests {
     use super::*;
 
-    fn sequence(length: usize) -> Sequence {
-        let ids = (0..length as i64).map(|i| 10 + i).collect();
-        Sequence { ids, types: vec![0; length], label: None, line: 1, truncated: false, made_up: false }
-    }
-
     #[test]
     fn similar_lengths_go_together_and_every_row_once() {
-        let sequences: Vec<Sequence> = [9, 2, 30, 3, 8, 29].map(sequence).to_vec();
+        let sequences: Vec<Sequence> = [9, 2, 30, 3, 8, 29].map(Sequence::of_length).to_vec();
         let made = batches(&sequences, 64, 2, BatchShape::default());
         assert_eq!(made.iter().map(|b| b.rows.clone()).collect::<Vec<_>>(), [vec![1, 3], vec![4, 0], vec![5, 2]]);
         assert_eq!(made[0].lengths, [2, 3]);
@@ -190,7 +185,7 @@ mod tests {
 
     #[test]
     fn fixed_sizes_are_filled_up() {
-        let sequences: Vec<Sequence> = [3, 2, 4].map(sequence).to_vec();
+        let sequences: Vec<Sequence> = [3, 2, 4].map(Sequence::of_length).to_vec();
         let made = batches(&sequences, 64, 8, BatchShape { batch: Some(2), length: Some(6) });
         assert_eq!(made.iter().map(|b| (b.size(), b.length)).collect::<Vec<_>>(), [(2, 6), (2, 6)]);
         assert_eq!(made[1].lengths, [4, 0]);

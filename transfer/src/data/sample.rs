@@ -29,6 +29,8 @@ pub struct Sample {
     pub calibration: Vec<Sequence>,
     /// To train on; some of them are among those for statistics.
     pub training: Vec<Sequence>,
+    /// To judge training by: none of them is among those to train on.
+    pub judges: Vec<Sequence>,
     /// For measuring; none of them is among the others.
     pub held_out: Vec<Sequence>,
     /// Examples that the file holds.
@@ -43,6 +45,9 @@ pub struct Sample {
 /// neighbours: what the text lacks in lengths, the student would otherwise never have seen.
 const EVERY_LENGTH: f64 = 0.125;
 const TRAINING_SEED: u64 = 0x7ea1_7ea1;
+/// One text in so many, up to a number, judges training and is not trained on.
+const JUDGES: usize = 20;
+const MOST_JUDGES: usize = 256;
 
 /// Reads every example of a file, in order.
 ///
@@ -118,9 +123,11 @@ pub fn draw_sample(
         of
     };
     let calibration = with_every_length(calibration, &mut rng);
-    let training: Vec<Sequence> = many.drawn.into_iter().map(|e| encode(e, &mut rng)).collect::<Result<_>>()?;
+    let mut judges: Vec<Sequence> = many.drawn.into_iter().map(|e| encode(e, &mut rng)).collect::<Result<_>>()?;
+    judges.shuffle(&mut rng);
+    let training = judges.split_off((judges.len() / JUDGES).min(MOST_JUDGES));
     let training = with_every_length(training, &mut rng);
-    Ok(Sample { calibration, training, held_out, examples, truncated, pairs })
+    Ok(Sample { calibration, training, judges, held_out, examples, truncated, pairs })
 }
 
 /// Cuts a text in two, between any two of its words.
@@ -194,13 +201,17 @@ mod tests {
         let wanted = Wanted { tokens: 800, training: 300, held_out: 20 };
         let sample = |seed| draw_sample(&path, &Columns::default(), &encoder, &wanted, false, seed).unwrap();
         let first = sample(1);
+        let held: Vec<usize> = first.held_out.iter().map(|s| s.line).collect();
         assert_eq!((first.examples, first.held_out.len(), first.truncated), (400, 20, 0));
         let tokens: usize = first.calibration.iter().map(|s| s.ids.len()).sum();
         assert!((790..=820).contains(&tokens), "{tokens}");
         assert!(first.calibration.iter().any(|s| s.ids.len() > 12));
-        let held: Vec<usize> = first.held_out.iter().map(|s| s.line).collect();
         assert!(first.calibration.iter().filter(|s| s.ids.len() == 4).all(|s| !held.contains(&s.line)));
-        assert_eq!(first.training.iter().filter(|s| s.ids.len() == 4).count(), 300);
+        let trained: Vec<usize> = first.training.iter().filter(|s| s.ids.len() == 4).map(|s| s.line).collect();
+        let judging: Vec<usize> = first.judges.iter().map(|s| s.line).collect();
+        // Of 300 that were drawn, those that are held out are left out.
+        assert!((280..=300).contains(&(trained.len() + judging.len())), "{} {}", trained.len(), judging.len());
+        assert!(judging.len() >= 14 && judging.iter().all(|line| !held.contains(line)));
         assert!(first.training.iter().all(|s| !held.contains(&s.line) || s.ids.len() != 4));
         assert_eq!(sample(1).calibration, first.calibration);
         assert_ne!(sample(2).calibration, first.calibration);

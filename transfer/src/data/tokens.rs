@@ -24,6 +24,14 @@ pub struct Sequence {
     pub made_up: bool,
 }
 
+#[cfg(test)]
+impl Sequence {
+    /// For tests: a text of so many tokens, all the same.
+    pub(crate) fn of_length(length: usize) -> Self {
+        Self { ids: vec![1; length], types: vec![0; length], label: None, line: 1, truncated: false, made_up: false }
+    }
+}
+
 /// What happens to a text with more tokens than the model takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overlong {

@@ -55,7 +55,7 @@ impl Checkpoint {
             return Err(Error::option(format!("{} {reason}", folder.display())));
         }
         if let Some(started) = started
-            && let Some(difference) = difference(&started.made_by, &checkpoint.made_by)
+            && let Some(difference) = difference(&started.made_by, &as_read(&checkpoint.made_by))
         {
             return Err(Error::option(format!("{}: its checkpoint is of another run: {difference}", folder.display())));
         }
@@ -165,6 +165,11 @@ impl Checkpoint {
         adam.restore(&moments, number(UPDATES)?, number(SKIPPED)?)?.then_some(()).ok_or_else(broken)?;
         number(STEP)
     }
+}
+
+/// A value as it comes back from a file: numbers may differ in their last digit.
+fn as_read(value: &Value) -> Value {
+    serde_json::from_str(&value.to_string()).expect("JSON is valid JSON")
 }
 
 /// The first thing in which two objects differ.

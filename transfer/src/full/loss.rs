@@ -4,7 +4,7 @@ use candle_core::{D, Device, Tensor as Real};
 use mabert_runtime::Tensor;
 use serde::Serialize;
 
-use crate::data::Batch;
+use crate::data::{Batch, Sequence};
 use crate::{Error, Result};
 
 /// How an output is compared.
@@ -24,7 +24,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Told by the shapes of an output in several batches, of different lengths where there are any.
-    pub(super) fn of(name: &str, shapes: &[(usize, &[usize])], channels: usize) -> Self {
+    pub(super) fn of(name: &str, shapes: &[(usize, Vec<usize>)], channels: usize) -> Self {
         let lengths_differ = shapes.iter().any(|(length, _)| *length != shapes[0].0);
         let over_tokens = shapes.iter().all(|(length, shape)| shape.get(1) == Some(length));
         let last = shapes[0].1.last().copied().unwrap_or(1);
@@ -54,8 +54,16 @@ impl Kind {
 pub(super) struct Head {
     pub(super) name: String,
     pub(super) kind: Kind,
+    /// Elements of a row.
+    pub(super) columns: usize,
     /// The teacher's variance.
     pub(super) variance: f64,
+}
+
+impl Head {
+    fn takes_labels(&self) -> bool {
+        self.kind == Kind::Classes || (self.kind == Kind::Values && self.columns == 1)
+    }
 }
 
 /// The parts of the loss, each a mean over the step; those that do not apply are 0.
@@ -85,10 +93,14 @@ pub(super) struct Weights {
 impl Losses {
     /// What is brought down.
     pub(super) fn total(&self, weights: &Weights) -> f64 {
-        weights.alpha * self.outputs
-            + (1.0 - weights.alpha) * self.labels
-            + weights.hidden * self.hidden
-            + weights.attention * self.attention
+        let parts = [
+            (weights.alpha, self.outputs),
+            (1.0 - weights.alpha, self.labels),
+            (weights.hidden, self.hidden),
+            (weights.attention, self.attention),
+        ];
+        // A part that does not count may well be infinite.
+        parts.into_iter().filter(|(weight, _)| *weight > 0.0).map(|(weight, part)| weight * part).sum()
     }
 
     pub(super) fn add(&mut self, other: &Self) {
@@ -137,9 +149,52 @@ pub(super) struct Criterion {
     /// Of each norm, the teacher's variance.
     pub(super) variances: Vec<f64>,
     pub(super) weights: Weights,
+    /// The head that labels are for, where they count.
+    pub(super) labelled: Option<usize>,
 }
 
 impl Criterion {
+    /// Finds the head that labels are for.
+    ///
+    /// # Errors
+    /// Labels count, but there is none; or nothing counts at all.
+    pub(super) fn choose_labelled(&mut self) -> Result<()> {
+        if self.weights.alpha < 1.0 {
+            self.labelled = self.heads.iter().position(|head| head.takes_labels());
+            if self.labelled.is_none() {
+                return Err(Error::option(
+                    "no output is of classes or one value a text: labels cannot be used (--alpha 1)",
+                ));
+            }
+        }
+        if self.heads.is_empty() && self.weights.hidden == 0.0 && self.weights.attention == 0.0 {
+            return Err(Error::option(
+                "nothing is left to compare: the model has no head, and hidden states count nothing",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The label of a sequence, where labels count and it has one.
+    pub(super) fn label(&self, sequence: &Sequence) -> Option<f64> {
+        self.labelled?;
+        sequence.label.as_ref()?.parse().ok()
+    }
+
+    /// Refuses a label that the head does not know.
+    pub(super) fn check_label(&self, sequence: &Sequence) -> Result<()> {
+        let (Some(label), Some(at)) = (self.label(sequence), self.labelled) else { return Ok(()) };
+        let head = &self.heads[at];
+        let known = head.kind != Kind::Classes || (label >= 0.0 && label.fract() == 0.0 && label < head.columns as f64);
+        if known {
+            return Ok(());
+        }
+        Err(Error::Gradient(format!(
+            "line {} of the data: label {label} is none of the {} classes of output `{}`, which start at 0",
+            sequence.line, head.columns, head.name
+        )))
+    }
+
     /// The loss of a piece, and its parts; sums over the pieces of a step are the step's.
     pub(super) fn of(&self, compared: &Compared<'_>, totals: &Totals) -> Result<(Real, Losses)> {
         let weights = &self.weights;
@@ -163,8 +218,7 @@ impl Criterion {
             let share = 1.0 / ((totals.pairs * heads * compared.attention.len()).max(1) as f64);
             losses.attention += take(pair_squares(student, teacher, compared.batch)?, share, weights.attention)?;
         }
-        let mut labelled = weights.alpha < 1.0;
-        for ((student, teacher), head) in compared.outputs.iter().zip(&self.heads) {
+        for (at, ((student, teacher), head)) in compared.outputs.iter().zip(&self.heads).enumerate() {
             let rows = if head.kind.by_token() { totals.tokens } else { totals.texts };
             let share = 1.0 / (rows.max(1) * self.heads.len()) as f64;
             let of_rows = row_weights(compared.batch, head.kind.by_token())?;
@@ -174,7 +228,7 @@ impl Criterion {
                 (squares(student, teacher, &of_rows)? / head.variance)?
             };
             losses.outputs += take(part, share, weights.alpha)?;
-            if std::mem::take(&mut labelled) {
+            if self.labelled == Some(at) {
                 let part = against_labels(head, student, compared.labels)?;
                 losses.labels += take(part, 1.0 / totals.labels.max(1) as f64, 1.0 - weights.alpha)?;
             }
@@ -244,32 +298,18 @@ fn log_softmax(value: &Real) -> Result<Real> {
 fn against_labels(head: &Head, student: &Real, labels: &[Option<f64>]) -> Result<Real> {
     let count = student.dim(0)?;
     let of_row = |row: usize| labels.get(row).copied().flatten();
-    let columns = student.elem_count() / count.max(1);
-    match head.kind {
-        Kind::Classes => {
-            let mut wanted = vec![0f32; count * columns];
-            for (row, label) in (0..count).filter_map(|row| Some((row, of_row(row)?))) {
-                let class = label as usize;
-                if label < 0.0 || label.fract() != 0.0 || class >= columns {
-                    let reason = format!("label {label} is none of the {columns} classes of output `{}`", head.name);
-                    return Err(Error::Gradient(reason));
-                }
-                wanted[row * columns + class] = -1.0;
-            }
-            let wanted = Real::from_vec(wanted, (count, columns), &Device::Cpu)?;
-            Ok((log_softmax(&rows(student, count)?)? * wanted)?.sum_all()?)
+    if head.kind == Kind::Classes {
+        let mut wanted = vec![0f32; count * head.columns];
+        for (row, label) in (0..count).filter_map(|row| Some((row, of_row(row)?))) {
+            wanted[row * head.columns + label as usize] = -1.0;
         }
-        Kind::Values if columns == 1 => {
-            let values = (0..count).map(|row| of_row(row).unwrap_or_default() as f32).collect();
-            let weights = (0..count).map(|row| if of_row(row).is_some() { 1f32 } else { 0.0 }).collect();
-            let column = |values: Vec<f32>| Real::from_vec(values, (count, 1), &Device::Cpu);
-            Ok((squares(student, &column(values)?, &column(weights)?)? / head.variance)?)
-        }
-        _ => Err(Error::Gradient(format!(
-            "output `{}` is neither classes nor one value a text: labels cannot be used (--alpha 1)",
-            head.name
-        ))),
+        let wanted = Real::from_vec(wanted, (count, head.columns), &Device::Cpu)?;
+        return Ok((log_softmax(&rows(student, count)?)? * wanted)?.sum_all()?);
     }
+    let values = (0..count).map(|row| of_row(row).unwrap_or_default() as f32).collect();
+    let weights = (0..count).map(|row| if of_row(row).is_some() { 1f32 } else { 0.0 }).collect();
+    let column = |values: Vec<f32>| Real::from_vec(values, (count, 1), &Device::Cpu);
+    Ok((squares(student, &column(values)?, &column(weights)?)? / head.variance)?)
 }
 
 /// Adds up the variance of a value over what it is given, around the mean of each column.
@@ -285,6 +325,9 @@ impl Variance {
     pub(super) fn add(&mut self, value: &Tensor, batch: &Batch, by_token: bool) {
         let value = value.to_f32();
         let count = if by_token { batch.size() * batch.length } else { batch.size() };
+        if !value.len().is_multiple_of(count.max(1)) {
+            return; // It has no row for each.
+        }
         let columns = value.len() / count.max(1);
         self.sum.resize(columns, 0.0);
         let elements: Vec<f32> = value.iter().copied().collect();
@@ -314,18 +357,10 @@ impl Variance {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{BatchShape, Sequence, batches};
+    use crate::data::{BatchShape, batches};
 
     fn batch(lengths: &[usize]) -> Batch {
-        let sequence = |&length: &usize| Sequence {
-            ids: vec![1; length],
-            types: vec![0; length],
-            label: None,
-            line: 1,
-            truncated: false,
-            made_up: false,
-        };
-        let all: Vec<Sequence> = lengths.iter().map(sequence).collect();
+        let all: Vec<Sequence> = lengths.iter().map(|&length| Sequence::of_length(length)).collect();
         batches(&all, 1000, 100, BatchShape::default()).remove(0)
     }
 
@@ -335,11 +370,15 @@ mod tests {
 
     fn loss(kind: Kind, student: &Real, teacher: &Real, labels: &[Option<f64>], weights: Weights) -> Losses {
         let batch = batch(&[2, 3]);
-        let criterion = Criterion {
-            heads: vec![Head { name: "out".to_owned(), kind, variance: 2.0 }],
+        let mut criterion = Criterion {
+            heads: vec![Head { name: "out".to_owned(), kind, columns: *student.dims().last().unwrap(), variance: 2.0 }],
             variances: Vec::new(),
             weights,
+            labelled: None,
         };
+        if weights.alpha < 1.0 {
+            criterion.choose_labelled().unwrap();
+        }
         let mut totals = Totals { labels: labels.iter().flatten().count(), ..Totals::default() };
         totals.add(&batch);
         let outputs = vec![(student.clone(), teacher.clone())];
@@ -405,7 +444,7 @@ mod tests {
 
     #[test]
     fn kinds_are_told_by_shapes() {
-        let of = |name: &str, a: &[usize], b: &[usize]| Kind::of(name, &[(5, a), (7, b)], 16);
+        let of = |name: &str, a: &[usize], b: &[usize]| Kind::of(name, &[(5, a.to_vec()), (7, b.to_vec())], 16);
         assert_eq!(of("logits", &[2, 3], &[2, 3]), Kind::Classes);
         assert_eq!(of("score", &[2, 1], &[2, 1]), Kind::Values);
         assert_eq!(of("pooler_output", &[2, 16], &[2, 16]), Kind::Values);
@@ -413,8 +452,8 @@ mod tests {
         assert_eq!(of("logits", &[2, 5, 9], &[2, 7, 9]), Kind::TokenClasses);
         assert_eq!(of("start_logits", &[2, 5], &[2, 7]), Kind::Positions);
         // Where all are as long, its name has to tell.
-        assert_eq!(Kind::of("end_logits", &[(5, &[2, 5])], 16), Kind::Positions);
-        assert_eq!(Kind::of("logits", &[(5, &[2, 5])], 16), Kind::Classes);
+        assert_eq!(Kind::of("end_logits", &[(5, vec![2, 5])], 16), Kind::Positions);
+        assert_eq!(Kind::of("logits", &[(5, vec![2, 5])], 16), Kind::Classes);
     }
 
     #[test]

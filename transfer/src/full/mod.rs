@@ -1,7 +1,7 @@
 //! The full stage: gradient steps on all parameters of the encoder and the head at once, from tokens to outputs.
 //!
 //! The loss is the distance of the outputs from the teacher's, with the hidden states at every norm to guide the layers
-//! (Neo et al. 2023, section 3.4), and labels where they are wanted. Nothing normalises the student's activations, so
+//! (Neo et al. 2023), and labels where they are wanted. Nothing normalises the student's activations, so
 //! the rates are small, gradients are clipped, and steps that are not finite are left out.
 
 mod checkpoint;
@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use mabert_graph::{Boundary, ElementType, Model, Tensor};
-use mabert_passes::pipeline::{Pass, Rewriting, Student};
+use mabert_passes::pipeline::{Rewriting, Student};
 use mabert_passes::rewrite::{MASK, norm_parameters};
+use mabert_passes::sites::NormSite;
 use mabert_runtime::TensorType;
 use rand::seq::SliceRandom as _;
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -69,7 +70,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The paper's distillation (Neo et al. 2023, section 4): temperature 15, 0.9 of the loss of the outputs from the
+    /// The paper's distillation (Neo et al. 2023): temperature 15, 0.9 of the loss of the outputs from the
     /// teacher and the rest from labels, hidden states once, attention a hundred times.
     pub fn paper() -> Self {
         Self { temperature: 15.0, alpha: 0.9, attention_weight: 100.0, ..Self::default() }
@@ -107,24 +108,39 @@ pub struct Report {
 const PIECE: usize = 512;
 /// Batches between two shuffles by length: sequences of a step are of like lengths, steps of all.
 const WINDOW: usize = 32;
-/// One sequence in so many is kept apart, up to a number, to measure what was gained.
-const APART: usize = 20;
-const MOST_APART: usize = 256;
-/// Batches that tell the shapes and variances of the teacher's values.
-const TOLD_BY: usize = 8;
+/// Of what the teacher gives: before it come the student's inputs.
+const FIRST_COMPARED: usize = 2;
+/// More sequences are not needed to judge what was gained.
+const MOST_JUDGES: usize = 256;
+/// Sequences that tell the shapes and variances of the teacher's values.
+const TOLD_BY: usize = 256;
 /// Gradients are scaled down to this norm.
 const CLIP: f32 = 1.0;
 /// The share of the steps over which the rate rises.
 const WARM_UP: f32 = 0.1;
 
-/// What the student is trained on.
+/// What the student is trained on. Labels are read where [`Options::alpha`] is below 1.
 pub struct Data<'d> {
     /// The sequences.
     pub sequences: &'d [Sequence],
-    /// The label of each that has one; may be empty where [`Options::alpha`] is 1.
-    pub labels: &'d [Option<f64>],
+    /// Others that tell whether anything was gained. Where there are none, the sequences tell themselves.
+    pub judges: &'d [Sequence],
     /// The sizes that the teacher's inputs fix.
     pub shape: BatchShape,
+}
+
+/// Whether [`train`] can do its work, told by running it on a few sequences: asked before the long stages that come first.
+///
+/// # Errors
+/// As [`train`].
+pub fn rehearse(rewriting: &Rewriting, student: &Student, data: &Data<'_>, options: &Options) -> Result<()> {
+    let few = &data.sequences[..data.sequences.len().min(4)];
+    let pair = Pair::new(rewriting, student, &Data { sequences: few, ..*data }, options)?;
+    data.sequences.iter().chain(data.judges).try_for_each(|s| pair.criterion.check_label(s))?;
+    // Not calibrated yet, it may overflow: only that everything can be computed and differentiated counts.
+    let pieces = pair.pieces(few, few.len());
+    let buffers = Buffers::default();
+    pair.gradient(&buffers, &pieces[..1], &pair.totals(&pieces[..1])).map(drop)
 }
 
 /// Trains `student`, whose parameters were found before and which is not yet finished.
@@ -142,14 +158,14 @@ pub fn train(
 ) -> Result<Report> {
     let start = Instant::now();
     // One token alone attends to itself, with nothing to learn.
-    let usable: Vec<usize> = (0..data.sequences.len()).filter(|&at| data.sequences[at].ids.len() > 1).collect();
-    let (training, apart) = split(usable, data.sequences, options.seed);
+    let training: Vec<usize> = (0..data.sequences.len()).filter(|&at| data.sequences[at].ids.len() > 1).collect();
     if training.is_empty() {
         return Err(Error::Gradient("there are no texts of two tokens or more to train on".to_owned()));
     }
-    let pair = Pair::new(rewriting, student, data, &training, options)?;
+    let pair = Pair::new(rewriting, student, data, options)?;
     let mut adam = pair.optimizer(student, options)?;
-    let judges = pair.pieces(&apart, usize::MAX);
+    let judges = if data.judges.is_empty() { data.sequences } else { data.judges };
+    let judges = pair.pieces(&judges[..judges.len().min(MOST_JUDGES)], usize::MAX);
     let before = pair.losses(&judges)?;
     let plan = plan(&training, data.sequences, options);
     let first = match checkpoint {
@@ -163,7 +179,8 @@ pub fn train(
     let begin = Instant::now();
     let speed = |tokens: usize| tokens as f64 / begin.elapsed().as_secs_f64();
     for (step, sequences) in plan.iter().enumerate().skip(first) {
-        let pieces = pair.pieces(sequences, sequences.len().div_ceil(threads));
+        let chosen: Vec<Sequence> = sequences.iter().map(|&at| data.sequences[at].clone()).collect();
+        let pieces = pair.pieces(&chosen, chosen.len().div_ceil(threads));
         let totals = pair.totals(&pieces);
         let (gradient, losses) = pair.gradient(&buffers, &pieces, &totals)?;
         adam.step(&gradient, rate(step, plan.len()))?;
@@ -180,7 +197,8 @@ pub fn train(
     let tokens_per_second = speed(tokens);
     let after = pair.losses(&judges)?;
     let total = |losses: &Losses| losses.total(&pair.criterion.weights);
-    let kept = total(&after) < total(&before);
+    // A start that overflows is no better than anything.
+    let kept = total(&after).is_finite() && !(total(&before) <= total(&after));
     if kept {
         for (name, variable) in pair.graph.variables() {
             student.model.set_constant(name, &from_candle(variable)?);
@@ -199,20 +217,6 @@ pub fn train(
         tokens_per_second,
         seconds: start.elapsed().as_secs_f64(),
     })
-}
-
-/// Those to train on, and those to judge by: texts, where there are any.
-fn split(mut all: Vec<usize>, sequences: &[Sequence], seed: u64) -> (Vec<usize>, Vec<usize>) {
-    all.shuffle(&mut StdRng::seed_from_u64(seed ^ 0xa9a7));
-    let texts = all.iter().filter(|&&at| !sequences[at].made_up).count();
-    let judges: Vec<usize> = all.iter().copied().filter(|&at| texts == 0 || !sequences[at].made_up).collect();
-    let apart = &judges[..(judges.len() / APART).min(MOST_APART)];
-    if apart.is_empty() {
-        // Too few to keep some apart: then the gain is measured where it was made.
-        return (all, judges);
-    }
-    all.retain(|at| !apart.contains(at));
-    (all, apart.to_vec())
 }
 
 /// The sequences of every step: each as often as any other, those of a step of like lengths.
@@ -247,8 +251,8 @@ struct Piece {
 }
 
 /// Teacher and student, from tokens to all that is compared.
-struct Pair<'p> {
-    data: &'p Data<'p>,
+struct Pair {
+    shape: BatchShape,
     /// Where the student starts: the sum of the embeddings, which is the teacher's too and is not trained.
     entry: String,
     teacher: Prefix,
@@ -260,27 +264,24 @@ struct Pair<'p> {
     criterion: Criterion,
 }
 
-impl<'p> Pair<'p> {
-    fn new(
-        rewriting: &Rewriting,
-        student: &Student,
-        data: &'p Data<'p>,
-        training: &[usize],
-        options: &Options,
-    ) -> Result<Self> {
+impl Pair {
+    fn new(rewriting: &Rewriting, student: &Student, data: &Data<'_>, options: &Options) -> Result<Self> {
         let encoder = &rewriting.encoder;
         let entry = encoder.embedding_norm.input.clone();
         let norms: Vec<&str> = encoder.norms().into_iter().map(|(_, site)| site.output.as_str()).collect();
-        let compares = options.attention_weight > 0.0 && student.ran(Pass::Softmax);
-        let attentions: Vec<&str> = match compares {
+        let attentions: Vec<&str> = match options.attention_weight > 0.0 {
             true => encoder.layers.iter().map(|l| l.attention.probabilities.as_str()).collect(),
             false => Vec::new(),
         };
         let outputs = student.model.outputs();
         // An output that is a norm's value is compared there.
-        let outputs: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).filter(|o| !norms.contains(o)).collect();
+        let of_floats = outputs
+            .iter()
+            .filter(|o| !matches!(o.element, Some(ElementType::I64 | ElementType::I32 | ElementType::Bool)));
+        let outputs: Vec<&str> = of_floats.map(|o| o.name.as_str()).filter(|o| !norms.contains(o)).collect();
         let compared: Vec<&str> = norms.iter().chain(&attentions).chain(&outputs).copied().collect();
-        let wanted: Vec<&str> = std::iter::once(entry.as_str()).chain(compared.iter().copied()).collect();
+        // A model without a mask attends to padding too: its mask is what it makes of its inputs, whatever that is.
+        let wanted: Vec<&str> = [entry.as_str(), MASK].into_iter().chain(compared.iter().copied()).collect();
         let teacher = Prefix::new(&rewriting.teacher, &wanted)?;
 
         let boundary = |name: &str, dims: &[&str]| Boundary::symbolic(name, ElementType::F32, dims);
@@ -289,12 +290,12 @@ impl<'p> Pair<'p> {
         let part = student.model.extract_from_inputs(&cuts, &compared)?;
         let inputs = part.inputs();
         let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
-        let mut there = parameters(student)?;
+        let mut there = parameters(&rewriting.teacher, student)?;
         there.retain(|name| part.initializer(name).is_some());
         let graph = Graph::new(&part, &names, &compared, &there)?;
 
         let mut pair = Self {
-            data,
+            shape: data.shape,
             entry,
             teacher,
             graph,
@@ -303,6 +304,7 @@ impl<'p> Pair<'p> {
             criterion: Criterion {
                 heads: Vec::new(),
                 variances: Vec::new(),
+                labelled: None,
                 weights: Weights {
                     alpha: options.alpha,
                     hidden: options.hidden_weight,
@@ -311,36 +313,44 @@ impl<'p> Pair<'p> {
                 },
             },
         };
-        pair.look_at_teacher(training, &norms, &outputs, encoder.channels, options)?;
+        pair.look_at_teacher(data.sequences, &norms, &outputs, encoder.channels)?;
+        pair.criterion.choose_labelled()?;
         Ok(pair)
     }
 
     /// The kinds of the outputs, and the variances by which errors are measured.
     fn look_at_teacher(
         &mut self,
-        training: &[usize],
+        sequences: &[Sequence],
         norms: &[&str],
         outputs: &[&str],
         channels: usize,
-        options: &Options,
     ) -> Result<()> {
-        let some = &training[..training.len().min(TOLD_BY * options.batch)];
-        let pieces = self.pieces(some, options.batch);
-        let values: Vec<Vec<Tensor>> = pieces.par_iter().map(|p| self.teacher.run(&p.batch)).collect::<Result<_>>()?;
-        let variance = |at: usize, by_token: bool| {
-            let mut sum = Variance::default();
-            pieces.iter().zip(&values).for_each(|(p, v)| sum.add(&v[at], &p.batch, by_token));
-            sum.value()
+        let first = FIRST_COMPARED + norms.len() + self.attentions;
+        let mut shapes: Vec<Vec<(usize, Vec<usize>)>> = vec![Vec::new(); outputs.len()];
+        // Of texts and of tokens: which of them an output has is not known yet.
+        let mut variances = vec![[Variance::default(), Variance::default()]; norms.len() + outputs.len()];
+        // One piece after the other: all values of a few are much, those of many too much.
+        for piece in self.pieces(&sequences[..sequences.len().min(TOLD_BY)], usize::MAX) {
+            let values = self.teacher.run(&piece.batch)?;
+            let (of_norms, of_outputs) = (&values[FIRST_COMPARED..][..norms.len()], &values[first..]);
+            for (variance, value) in variances.iter_mut().zip(of_norms.iter().chain(of_outputs)) {
+                variance[0].add(value, &piece.batch, false);
+                variance[1].add(value, &piece.batch, true);
+            }
+            for (shapes, value) in shapes.iter_mut().zip(of_outputs) {
+                shapes.push((piece.batch.length, value.shape().to_vec()));
+            }
+        }
+        let of_outputs = variances.split_off(norms.len());
+        self.criterion.variances = variances.iter().map(|[_, of_tokens]| of_tokens.value()).collect();
+        let head = |((name, shapes), [of_texts, of_tokens]): ((&&str, &Vec<_>), &[Variance; 2])| {
+            let kind = Kind::of(name, shapes, channels);
+            let variance = if kind.by_token() { of_tokens } else { of_texts };
+            let columns = shapes[0].1.get(1..).map_or(1, |dims| dims.iter().product());
+            Head { name: (*name).to_owned(), kind, columns, variance: variance.value() }
         };
-        let first = 1 + norms.len() + self.attentions;
-        self.criterion.variances = (1..=norms.len()).map(|at| variance(at, true)).collect();
-        let head = |(at, name): (usize, &&str)| {
-            let shapes: Vec<(usize, &[usize])> =
-                pieces.iter().zip(&values).map(|(p, v)| (p.batch.length, v[first + at].shape())).collect();
-            let kind = Kind::of(name, &shapes, channels);
-            Head { name: (*name).to_owned(), kind, variance: variance(first + at, kind.by_token()) }
-        };
-        self.criterion.heads = outputs.iter().enumerate().map(head).collect();
+        self.criterion.heads = outputs.iter().zip(&shapes).zip(&of_outputs).map(head).collect();
         Ok(())
     }
 
@@ -359,11 +369,10 @@ impl<'p> Pair<'p> {
     }
 
     /// Sequences cut into pieces of at most `rows`.
-    fn pieces(&self, sequences: &[usize], rows: usize) -> Vec<Piece> {
-        let chosen: Vec<Sequence> = sequences.iter().map(|&at| self.data.sequences[at].clone()).collect();
-        let label = |row: &usize| self.data.labels.get(sequences[*row]).copied().flatten();
+    fn pieces(&self, sequences: &[Sequence], rows: usize) -> Vec<Piece> {
+        let label = |row: &usize| self.criterion.label(&sequences[*row]);
         let piece = |batch: Batch| Piece { labels: batch.rows.iter().map(label).collect(), batch };
-        batches(&chosen, PIECE, rows, self.data.shape).into_iter().map(piece).collect()
+        batches(sequences, PIECE, rows, self.shape).into_iter().map(piece).collect()
     }
 
     fn totals(&self, pieces: &[Piece]) -> Totals {
@@ -384,9 +393,9 @@ impl<'p> Pair<'p> {
     ) -> Result<(candle_core::Tensor, Losses)> {
         let batch = &piece.batch;
         let mut of_teacher = self.teacher.run(batch)?.into_iter();
-        let stream = of_teacher.next().expect("the entry comes first");
+        let [stream, mask] = [of_teacher.next(), of_teacher.next()].map(|value| value.expect("they come first"));
         let input = |input: &TensorType| match input.name.as_str() {
-            MASK => Ok(Value::Real(to_candle(&batch.mask())?)),
+            MASK => Ok(Value::Real(to_candle(&mask)?)),
             name if name == self.entry => Ok(Value::Real(to_candle(&stream)?)),
             _ => to_value(&batch.inputs(std::slice::from_ref(input))?.remove(0).1),
         };
@@ -428,7 +437,7 @@ fn summed(parts: &[Losses]) -> Losses {
 }
 
 /// The parameters of a student: the encoder's approximators, affine maps and linear maps, and the head's weights.
-fn parameters(student: &Student) -> Result<Vec<String>> {
+fn parameters(teacher: &Model, student: &Student) -> Result<Vec<String>> {
     let encoder = &student.encoder;
     let mut names: Vec<String> = Vec::new();
     for of in &student.approximators {
@@ -443,16 +452,21 @@ fn parameters(student: &Student) -> Result<Vec<String>> {
         .flat_map(|l| [&l.query, &l.key, &l.value, &l.attention_output, &l.intermediate, &l.output])
         .chain(&encoder.embedding_projection);
     names.extend(maps.flat_map(|m| [Some(m.weight.clone()), m.bias_name.clone()]).flatten());
-    if let Some(last) = encoder.layers.last() {
-        let hidden = last.output_norm.output.as_str();
-        let cut = Boundary::symbolic(hidden, ElementType::F32, &["batch", "n", &encoder.channels.to_string()]);
-        let outputs = student.model.outputs();
-        let outputs: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).filter(|o| *o != hidden).collect();
-        let head = (!outputs.is_empty()).then(|| student.model.extract_from_inputs(&[cut], &outputs)).transpose()?;
-        for weight in head.iter().flat_map(|head| &head.graph().initializer) {
+    // What lies behind the norms. Outputs before the last, as all hidden states are, must not draw in the encoder.
+    let norms = encoder.norms();
+    let cut = |site: &NormSite| {
+        Boundary::symbolic(&site.output, ElementType::F32, &["batch", "n", &site.gamma.len().to_string()])
+    };
+    let cuts: Vec<Boundary> = norms.iter().map(|(_, site)| cut(site)).collect();
+    let outputs = student.model.outputs();
+    let outputs: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).collect();
+    let outputs: Vec<&str> = outputs.into_iter().filter(|o| cuts.iter().all(|cut| cut.name != *o)).collect();
+    if !outputs.is_empty() {
+        for weight in &student.model.extract_from_inputs(&cuts, &outputs)?.graph().initializer {
             let elements: i64 = weight.dims.iter().product();
-            // Single numbers are scales and epsilons.
-            if elements > 1 && Tensor::from_proto(weight)?.element_type() == ElementType::F32 {
+            // Single numbers are scales and epsilons; what the teacher does not have are tables of the passes.
+            let own = elements > 1 && teacher.initializer(&weight.name).is_some();
+            if own && Tensor::from_proto(weight)?.element_type() == ElementType::F32 {
                 names.push(weight.name.clone());
             }
         }
@@ -468,8 +482,8 @@ fn parameters(student: &Student) -> Result<Vec<String>> {
 ///
 /// # Errors
 /// `from` lacks a parameter or has another shape of it, or differs in what is no parameter: it has another teacher.
-pub fn adopt(student: &mut Student, from: &Model) -> Result<()> {
-    let parameters = parameters(student)?;
+pub fn adopt(teacher: &Model, student: &mut Student, from: &Model) -> Result<()> {
+    let parameters = parameters(teacher, student)?;
     let fault = |reason: String| Error::Calibration { site: from.origin().to_owned(), reason };
     let mut found = Vec::new();
     for own in &student.model.graph().initializer {

@@ -76,6 +76,24 @@ pub(super) fn run_node(node: &NodeProto, values: &[Option<&Value>]) -> Result<Ve
         "Exp" => unary(Real::exp),
         "Neg" => unary(Real::neg),
         "Reciprocal" => unary(Real::recip),
+        // exp(-x) may be infinite: then 1 / (1 + exp(-x)) is 0, as it should be.
+        "Sigmoid" => real((given.real(0)?.neg()?.exp()? + 1.0)?.recip()?),
+        "Clip" => {
+            let mut x = given.real(0)?;
+            let bound = |at: usize, name: &str| -> Result<Option<f32>> {
+                match given.optional(at) {
+                    Some(_) => Ok(given.real(at)?.flatten_all()?.to_vec1::<f32>()?.first().copied()),
+                    None => Ok(node.attribute.iter().any(|a| a.name == name).then(|| node.float(name, 0.0))),
+                }
+            };
+            if let Some(least) = bound(1, "min")? {
+                x = x.maximum(least)?;
+            }
+            if let Some(most) = bound(2, "max")? {
+                x = x.minimum(most)?;
+            }
+            real(x)
+        }
         "Identity" | "Dropout" => real(given.real(0)?),
         "Gelu" if node.text("approximate").as_deref() == Some("tanh") => unary(Real::gelu),
         "Gelu" => unary(Real::gelu_erf),
@@ -96,13 +114,19 @@ pub(super) fn run_node(node: &NodeProto, values: &[Option<&Value>]) -> Result<Ve
             let exp = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?.exp()?;
             real(exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?)
         }
-        "ReduceMean" => {
+        "ReduceMean" | "ReduceSum" | "ReduceL2" => {
             let mut x = given.real(0)?;
+            if node.op_type == "ReduceL2" {
+                x = x.sqr()?;
+            }
             let axes = given.list(1, "axes")?.unwrap_or_else(|| (0..x.rank() as i64).collect());
             let mut axes: Vec<usize> = axes.into_iter().map(|a| axis(a, x.rank())).collect();
             axes.sort_unstable();
             for &at in &axes {
-                x = x.mean_keepdim(at)?;
+                x = if node.op_type == "ReduceMean" { x.mean_keepdim(at)? } else { x.sum_keepdim(at)? };
+            }
+            if node.op_type == "ReduceL2" {
+                x = x.sqrt()?;
             }
             if node.int("keepdims", 1) == 0 {
                 for &at in axes.iter().rev() {
@@ -255,6 +279,13 @@ fn whole_node(given: &Given<'_>, x: &ArrayD<i64>) -> Result<ArrayD<i64>> {
         "Reshape" => {
             let wanted: Vec<i64> = given.whole(1)?.iter().copied().collect();
             shaped(&reshaped(node, x.shape(), &wanted)?)
+        }
+        "Expand" => {
+            let wanted: Vec<usize> = given.whole(1)?.iter().map(|&d| d as usize).collect();
+            let from = candle_core::Shape::from(x.shape());
+            let shape = from.broadcast_shape_binary_op(&wanted.into(), "expand")?;
+            let wide = x.broadcast(IxDyn(shape.dims())).ok_or_else(|| refused(node, "its shapes do not fit"))?;
+            Ok(wide.to_owned())
         }
         "Unsqueeze" | "Squeeze" => shaped(&resized(given, x.shape())?),
         "Slice" => {

@@ -182,7 +182,7 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     let vocabulary = vocabulary(&original, &encoder)?;
     let checkpoint = job.checkpoint.as_ref().map(|c| full::Checkpoint::new(&c.path, made_by(path, job), c.resume));
     let checkpoint = checkpoint.transpose()?;
-    let Sequences { source, calibration, training, labels, held_out } = Sequences::new(job, &encoder, &vocabulary)?;
+    let Sequences { source, calibration, training, judges, held_out } = Sequences::new(job, &encoder, &vocabulary)?;
     let odd = odd_sequences(&vocabulary, max_seq, job.seed ^ HELD_OUT_SEED);
     let shape = BatchShape::of(runnable.inputs());
     let [calibration, held_out, odd] =
@@ -216,16 +216,22 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
         stages.push(stage);
         Ok::<_, Error>(dev)
     };
+    let data = full::Data { sequences: &training, judges: &judges, shape };
+    let full_options = full::Options { seed: job.seed, ..job.full };
     let calibrates = job.transfer != Transfer::None && student.ran(Pass::Canonical);
+    if job.transfer == Transfer::Full && calibrates {
+        // Before the long work, not after it.
+        full::rehearse(&rewriting, &student, &data, &full_options)?;
+    }
     let resumed = checkpoint.as_ref().map(full::Checkpoint::start).transpose()?.flatten();
     let mut stage_start = Instant::now();
     let mut closed_form = None;
     match (resumed, &given) {
         (Some((start, report)), _) => {
-            full::adopt(&mut student, &start)?;
+            full::adopt(&rewriting.teacher, &mut student, &start)?;
             closed_form = report;
         }
-        (None, Some(given)) => full::adopt(&mut student, &given.model)?,
+        (None, Some(given)) => full::adopt(&rewriting.teacher, &mut student, &given.model)?,
         (None, None) if calibrates => {
             closed_form = Some(calibrate(&rewriting, &mut student, &calibration, job, progress)?);
         }
@@ -234,6 +240,9 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     let mut full = None;
     if job.transfer == Transfer::Full && calibrates {
         if let Some(checkpoint) = checkpoint.as_ref().filter(|c| !c.has_start()) {
+            if job.checkpoint.as_ref().is_some_and(|c| c.resume) {
+                progress.summary("there was no checkpoint to resume: this run starts anew");
+            }
             checkpoint.save_start(&student.model, closed_form.as_ref())?;
         }
         let (prepared, found) = measure(&student.model)?;
@@ -245,9 +254,7 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
         )?;
         drop((prepared, found));
         stage_start = Instant::now();
-        let data = full::Data { sequences: &training, labels: &labels, shape };
-        let options = full::Options { seed: job.seed, ..job.full };
-        full = Some(full::train(&rewriting, &mut student, &data, &options, checkpoint.as_ref(), progress)?);
+        full = Some(full::train(&rewriting, &mut student, &data, &full_options, checkpoint.as_ref(), progress)?);
     }
 
     progress.begin("finish", 3);
@@ -359,8 +366,11 @@ impl DevSet {
     }
 
     fn measure(&self, student: &mabert_runtime::Model) -> Result<DevReport> {
-        let found = evaluate::predictions(self.metric, &evaluate::logits(student, &self.sequences, Spread::Batches)?)?;
+        let logits = evaluate::logits(student, &self.sequences, Spread::Batches)?;
+        // A text without an answer is answered wrongly; it does not stop the work.
+        let (found, overflow) = evaluate::predictions_with_overflow(self.metric, &logits)?;
         Ok(DevReport {
+            overflow,
             file: self.file.clone(),
             examples: self.sequences.len(),
             metric: self.metric,
@@ -371,9 +381,31 @@ impl DevSet {
     }
 }
 
+/// A number that tells a file's contents from others; `None` where it cannot be read.
+fn contents(path: &Path) -> Option<u64> {
+    use std::hash::Hasher as _;
+    use std::io::Read as _;
+    let mut file = std::fs::File::open(path).ok()?;
+    let mut hasher = std::hash::DefaultHasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).ok()? {
+            0 => return Some(hasher.finish()),
+            read => hasher.write(&buffer[..read]),
+        }
+    }
+}
+
+/// Where a model's external data lies, as this program writes it.
+fn with_data(model: &Path) -> PathBuf {
+    let mut data = model.as_os_str().to_owned();
+    data.push(".data");
+    data.into()
+}
+
 /// All that the state of the full stage depends on.
 fn made_by(model: &Path, job: &Job) -> serde_json::Value {
-    let file = |path: &Path| (path.display().to_string(), std::fs::metadata(path).map_or(0, |m| m.len()));
+    let file = |path: &Path| (path.display().to_string(), contents(path), contents(&with_data(path)));
     let optional = |path: &Option<PathBuf>| path.as_deref().map(file);
     serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -387,6 +419,7 @@ fn made_by(model: &Path, job: &Job) -> serde_json::Value {
         "softmax": job.sharing,
         "length-tables": job.length_tables,
         "keep": job.keep,
+        "until": job.until,
         "partial": job.partial,
         "calibration-tokens": job.calibration_tokens,
         "training": job.full,

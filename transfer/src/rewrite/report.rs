@@ -74,6 +74,9 @@ impl Stage {
         }
         if let Some(dev) = dev {
             let metric = dev.metric.name();
+            if dev.overflow > 0 {
+                line += &format!("; {} dev texts overflow", dev.overflow);
+            }
             line += &format!(
                 "; dev {metric} {:.4} (teacher {:.4}, agreement {:.4})",
                 dev.student, dev.teacher, dev.agreement
@@ -98,6 +101,8 @@ pub struct DevReport {
     pub student: f64,
     /// The share of classes, or the correlation of values, that both give.
     pub agreement: f64,
+    /// Texts whose logits are not finite; they count as wrong.
+    pub overflow: usize,
 }
 
 /// What was done, and how far the student is from its teacher.

@@ -7,7 +7,9 @@ use mabert_passes::recording::token_rows;
 use serde::Serialize;
 
 use super::{Job, Transfer};
-use crate::data::{Columns, Sequence, TextEncoder, Vocabulary, Wanted, draw_sample, made_up_sequences, odd_sequences};
+use crate::data::{
+    Columns, Sample, Sequence, TextEncoder, Vocabulary, Wanted, draw_sample, made_up_sequences, odd_sequences,
+};
 use crate::{Error, Result, evaluate};
 
 /// Tokens that go through the student where no number is asked for: of text, and made up.
@@ -17,6 +19,8 @@ const HELD_OUT: usize = 256;
 /// Where sequences are made up, those kept apart are drawn with another seed.
 pub(super) const HELD_OUT_SEED: u64 = 0x5eed;
 const TRAINING_SEED: u64 = 0x7ea1;
+/// Tokens that are made up to train on, at most.
+const MOST_MADE_UP: usize = 1 << 22;
 /// One in so many sequences of the full stage is no text: what text has next to nothing of must stay finite.
 const ODD: usize = 20;
 
@@ -42,9 +46,9 @@ pub(super) struct Sequences {
     pub(super) source: Source,
     /// For the closed form and blockwise.
     pub(super) calibration: Vec<Sequence>,
-    /// For the full stage, with labels where they are read; empty where there is none.
+    /// For the full stage, and to judge it; empty where there is none.
     pub(super) training: Vec<Sequence>,
-    pub(super) labels: Vec<Option<f64>>,
+    pub(super) judges: Vec<Sequence>,
     /// For measuring.
     pub(super) held_out: Vec<Sequence>,
 }
@@ -57,7 +61,9 @@ impl Sequences {
         let Some(data) = &job.data else {
             let made_up = |tokens, seed| made_up_sequences(vocabulary, max_seq, tokens, seed);
             let mut calibration = made_up(job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.1), job.seed);
-            let training = made_up(wanted * max_seq / 2, job.seed ^ TRAINING_SEED);
+            // Half of the longest length on average; each is seen again where there are fewer than wanted.
+            let mut judges = made_up((wanted * max_seq / 2).min(MOST_MADE_UP), job.seed ^ TRAINING_SEED);
+            let training = judges.split_off(judges.len() / 20);
             calibration.extend(odd);
             let held_out = made_up(32 * max_seq, job.seed ^ HELD_OUT_SEED);
             let source = Source {
@@ -68,16 +74,17 @@ impl Sequences {
                 held_out: held_out.len(),
                 truncated: 0,
             };
-            return Ok(Self { source, calibration, training, labels: Vec::new(), held_out });
+            return Ok(Self { source, calibration, training, judges, held_out });
         };
         let tokens = job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.0);
         let wanted = Wanted { tokens, training: wanted, held_out: HELD_OUT };
         let mut sample = draw_sample(&data.path, &data.columns, encoder, &wanted, false, job.seed)?;
-        let mut labels = Vec::new();
-        if data.columns.label.is_some() {
-            labels = sample.training.iter().map(|s| label(&data.path, s)).collect::<Result<_>>()?;
-        }
-        check_ids(&data.path, vocabulary, [&sample.calibration, &sample.training, &sample.held_out])?;
+        // What was joined and cut of several texts has no label.
+        let labelled: Vec<Sequence> =
+            sample.training.iter().chain(&sample.judges).filter(|s| s.label.is_some()).cloned().collect();
+        evaluate::labels(&data.path, &labelled)?;
+        drop(labelled);
+        check_ids(&data.path, vocabulary, [&sample.calibration, &sample.training, &sample.judges, &sample.held_out])?;
         for (at, file) in job.extra_data.iter().enumerate() {
             let share = |of: usize| of.div_ceil(job.extra_data.len());
             // As much again as there is of the task's own.
@@ -90,14 +97,9 @@ impl Sequences {
         }
         // A file of a few texts leaves none to keep apart: then it is measured on what it was calibrated on.
         let held_out = if sample.held_out.is_empty() { sample.calibration.clone() } else { sample.held_out };
-        let few = odd.iter().step_by((odd.len() * ODD / sample.training.len().max(1)).max(1)).cloned();
-        if job.transfer == Transfer::Full {
-            sample.training.extend(few);
-        }
+        let few = sample.training.len().div_ceil(ODD);
+        sample.training.extend(odd.iter().cycle().take(few).cloned());
         sample.calibration.extend(odd);
-        if !labels.is_empty() {
-            labels.resize(sample.training.len(), None);
-        }
         let source = Source {
             file: Some(data.path.clone()),
             examples: sample.examples,
@@ -106,16 +108,9 @@ impl Sequences {
             held_out: held_out.len(),
             truncated: sample.truncated,
         };
-        Ok(Self { source, calibration: sample.calibration, training: sample.training, labels, held_out })
+        let Sample { calibration, training, judges, .. } = sample;
+        Ok(Self { source, calibration, training, judges, held_out })
     }
-}
-
-/// The label of a text; what was joined and cut of several has none.
-fn label(file: &Path, sequence: &Sequence) -> Result<Option<f64>> {
-    if sequence.label.is_none() {
-        return Ok(None);
-    }
-    Ok(evaluate::labels(file, std::slice::from_ref(sequence))?.pop())
 }
 
 fn check_ids<'s>(file: &Path, vocabulary: &Vocabulary, all: impl IntoIterator<Item = &'s Vec<Sequence>>) -> Result<()> {
