@@ -79,7 +79,8 @@ pub fn draw_sample(
     // No example has fewer than three tokens worth having: enough are drawn whatever their length. What is trained on is
     // drawn apart: it must not change what is calibrated and measured on.
     let mut few = Reservoir::new(wanted.tokens / 3 + wanted.held_out + 1, seed);
-    let mut many = Reservoir::new(wanted.training, seed ^ TRAINING_SEED);
+    let enough = if wanted.training > 0 { wanted.training + wanted.held_out } else { 0 };
+    let mut many = Reservoir::new(enough, seed ^ TRAINING_SEED);
     for example in Reader::open(path, columns)? {
         let example = example?;
         many.offer(&example);
@@ -95,6 +96,8 @@ pub fn draw_sample(
     let rest = drawn.split_off(held);
     let apart: HashSet<usize> = drawn.iter().map(|e| e.line).collect();
     many.drawn.retain(|e| !apart.contains(&e.line));
+    many.drawn.shuffle(&mut rng);
+    many.drawn.truncate(wanted.training);
     let pairs = rest.iter().any(|e| matches!(e.content, Content::Text { pair: Some(_), .. }));
     let encode = |mut example: Example, rng: &mut StdRng| {
         if cut {
@@ -124,7 +127,6 @@ pub fn draw_sample(
     };
     let calibration = with_every_length(calibration, &mut rng);
     let mut judges: Vec<Sequence> = many.drawn.into_iter().map(|e| encode(e, &mut rng)).collect::<Result<_>>()?;
-    judges.shuffle(&mut rng);
     let training = judges.split_off((judges.len() / JUDGES).min(MOST_JUDGES));
     let training = with_every_length(training, &mut rng);
     Ok(Sample { calibration, training, judges, held_out, examples, truncated, pairs })
@@ -209,9 +211,8 @@ mod tests {
         assert!(first.calibration.iter().filter(|s| s.ids.len() == 4).all(|s| !held.contains(&s.line)));
         let trained: Vec<usize> = first.training.iter().filter(|s| s.ids.len() == 4).map(|s| s.line).collect();
         let judging: Vec<usize> = first.judges.iter().map(|s| s.line).collect();
-        // Of 300 that were drawn, those that are held out are left out.
-        assert!((280..=300).contains(&(trained.len() + judging.len())), "{} {}", trained.len(), judging.len());
-        assert!(judging.len() >= 14 && judging.iter().all(|line| !held.contains(line)));
+        assert_eq!((trained.len(), judging.len()), (285, 15));
+        assert!(judging.iter().all(|line| !held.contains(line)));
         assert!(first.training.iter().all(|s| !held.contains(&s.line) || s.ids.len() != 4));
         assert_eq!(sample(1).calibration, first.calibration);
         assert_ne!(sample(2).calibration, first.calibration);

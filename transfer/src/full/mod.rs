@@ -134,6 +134,7 @@ pub struct Data<'d> {
 /// # Errors
 /// As [`train`].
 pub fn rehearse(rewriting: &Rewriting, student: &Student, data: &Data<'_>, options: &Options) -> Result<()> {
+    refuse_nothing(data)?;
     let few = &data.sequences[..data.sequences.len().min(4)];
     let pair = Pair::new(rewriting, student, &Data { sequences: few, ..*data }, options)?;
     data.sequences.iter().chain(data.judges).try_for_each(|s| pair.criterion.check_label(s))?;
@@ -141,6 +142,14 @@ pub fn rehearse(rewriting: &Rewriting, student: &Student, data: &Data<'_>, optio
     let pieces = pair.pieces(few, few.len());
     let buffers = Buffers::default();
     pair.gradient(&buffers, &pieces[..1], &pair.totals(&pieces[..1])).map(drop)
+}
+
+fn refuse_nothing(data: &Data<'_>) -> Result<()> {
+    // One token alone attends to itself, with nothing to learn.
+    match data.sequences.iter().any(|s| s.ids.len() > 1) {
+        true => Ok(()),
+        false => Err(Error::Gradient("there are no texts of two tokens or more to train on".to_owned())),
+    }
 }
 
 /// Trains `student`, whose parameters were found before and which is not yet finished.
@@ -157,11 +166,8 @@ pub fn train(
     progress: &dyn Progress,
 ) -> Result<Report> {
     let start = Instant::now();
-    // One token alone attends to itself, with nothing to learn.
     let training: Vec<usize> = (0..data.sequences.len()).filter(|&at| data.sequences[at].ids.len() > 1).collect();
-    if training.is_empty() {
-        return Err(Error::Gradient("there are no texts of two tokens or more to train on".to_owned()));
-    }
+    refuse_nothing(data)?;
     let pair = Pair::new(rewriting, student, data, options)?;
     let mut adam = pair.optimizer(student, options)?;
     let judges = if data.judges.is_empty() { data.sequences } else { data.judges };
