@@ -204,7 +204,8 @@ pub fn train(
     let after = pair.losses(&judges)?;
     let total = |losses: &Losses| losses.total(&pair.criterion.weights);
     // A start that overflows is no better than anything.
-    let kept = total(&after).is_finite() && !(total(&before) <= total(&after));
+    let (from, to) = (total(&before), total(&after));
+    let kept = to.is_finite() && (from.is_nan() || to < from);
     if kept {
         for (name, variable) in pair.graph.variables() {
             student.model.set_constant(name, &from_candle(variable)?);
