@@ -6,14 +6,14 @@
 
 mod checkpoint;
 mod loss;
+mod parameters;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use mabert_graph::{Boundary, ElementType, Model, Tensor};
+use mabert_graph::{Boundary, ElementType};
 use mabert_passes::pipeline::{Rewriting, Student};
-use mabert_passes::rewrite::{MASK, norm_parameters};
-use mabert_passes::sites::NormSite;
+use mabert_passes::rewrite::MASK;
 use mabert_runtime::TensorType;
 use rand::seq::SliceRandom as _;
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -23,6 +23,7 @@ use serde::Serialize;
 pub use checkpoint::Checkpoint;
 pub use loss::Losses;
 use loss::{Compared, Criterion, Head, Kind, Totals, Variance, Weights};
+pub use parameters::adopt;
 
 use crate::data::{Batch, BatchShape, Sequence, batches};
 use crate::gradient::{Adam, Buffers, Gradient, Graph, Trained, Value, from_candle, to_candle, to_value};
@@ -297,7 +298,7 @@ impl Pair {
         let part = student.model.extract_from_inputs(&cuts, &compared)?;
         let inputs = part.inputs();
         let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
-        let mut there = parameters(&rewriting.teacher, student)?;
+        let mut there = parameters::parameters(&rewriting.teacher, student)?;
         there.retain(|name| part.initializer(name).is_some());
         let graph = Graph::new(&part, &names, &compared, &there)?;
 
@@ -441,77 +442,6 @@ fn summed(parts: &[Losses]) -> Losses {
     let mut sum = Losses::default();
     parts.iter().for_each(|part| sum.add(part));
     sum
-}
-
-/// The parameters of a student: the encoder's approximators, affine maps and linear maps, and the head's weights.
-fn parameters(teacher: &Model, student: &Student) -> Result<Vec<String>> {
-    let encoder = &student.encoder;
-    let mut names: Vec<String> = Vec::new();
-    for of in &student.approximators {
-        names.extend([&of.w1, &of.w2, &of.b1, &of.b2, &of.scale].map(String::clone));
-    }
-    for (norm, _) in encoder.norms() {
-        names.extend(<[String; 2]>::from(norm_parameters(&norm)));
-    }
-    let maps = encoder
-        .layers
-        .iter()
-        .flat_map(|l| [&l.query, &l.key, &l.value, &l.attention_output, &l.intermediate, &l.output])
-        .chain(&encoder.embedding_projection);
-    names.extend(maps.flat_map(|m| [Some(m.weight.clone()), m.bias_name.clone()]).flatten());
-    // What lies behind the norms. Outputs before the last, as all hidden states are, must not draw in the encoder.
-    let norms = encoder.norms();
-    let cut = |site: &NormSite| {
-        Boundary::symbolic(&site.output, ElementType::F32, &["batch", "n", &site.gamma.len().to_string()])
-    };
-    let cuts: Vec<Boundary> = norms.iter().map(|(_, site)| cut(site)).collect();
-    let outputs = student.model.outputs();
-    let outputs: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).collect();
-    let outputs: Vec<&str> = outputs.into_iter().filter(|o| cuts.iter().all(|cut| cut.name != *o)).collect();
-    if !outputs.is_empty() {
-        for weight in &student.model.extract_from_inputs(&cuts, &outputs)?.graph().initializer {
-            let elements: i64 = weight.dims.iter().product();
-            // Single numbers are scales and epsilons; what the teacher does not have are tables of the passes.
-            let own = elements > 1 && teacher.initializer(&weight.name).is_some();
-            if own && Tensor::from_proto(weight)?.element_type() == ElementType::F32 {
-                names.push(weight.name.clone());
-            }
-        }
-    }
-    // Not all are there: no scales without length tables, no affine maps where norms are kept.
-    names.retain(|name| student.model.initializer(name).is_some());
-    names.sort_unstable();
-    names.dedup();
-    Ok(names)
-}
-
-/// Takes up the parameters of a student that was made from the same teacher with the same options, and not folded.
-///
-/// # Errors
-/// `from` lacks a parameter or has another shape of it, or differs in what is no parameter: it has another teacher.
-pub fn adopt(teacher: &Model, student: &mut Student, from: &Model) -> Result<()> {
-    let parameters = parameters(teacher, student)?;
-    let fault = |reason: String| Error::Calibration { site: from.origin().to_owned(), reason };
-    let mut found = Vec::new();
-    for own in &student.model.graph().initializer {
-        let other = from.initializer(&own.name);
-        match (parameters.contains(&own.name), other) {
-            (true, None) => return Err(fault(format!("it lacks `{}`: is it a student of this teacher?", own.name))),
-            (true, Some(other)) => {
-                if own.dims != other.dims {
-                    let reason = format!("`{}` is {:?}, where {:?} was expected", own.name, other.dims, own.dims);
-                    return Err(fault(reason));
-                }
-                found.push((own.name.clone(), Tensor::from_proto(other)?));
-            }
-            (false, Some(other)) if Tensor::from_proto(other)? != Tensor::from_proto(own)? => {
-                return Err(fault(format!("its `{}` is not the teacher's: is it a student of this one?", own.name)));
-            }
-            _ => {}
-        }
-    }
-    found.iter().for_each(|(name, value)| student.model.set_constant(name, value));
-    Ok(())
 }
 
 #[cfg(test)]
