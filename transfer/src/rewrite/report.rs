@@ -22,7 +22,7 @@ use crate::{Error, Result, full};
 const OPTIONS_KEY: &str = "onnx_mabert.options";
 const SITES_KEY: &str = "onnx_mabert.sites";
 
-/// A few random tokens, and one token over and over, see [`odd_sequences`]: no norm bounds a student, and what text
+/// A few random tokens, and one token over and over, see [`odd_sequences`](crate::data::odd_sequences): no norm bounds a student, and what text
 /// does not prepare it for may overflow.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct OddInputs {
