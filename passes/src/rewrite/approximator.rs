@@ -111,18 +111,23 @@ pub(super) struct Shared<'b> {
     pub(super) over_rows: Expr<'b>,
     /// The sequence length `[1]`.
     length: Expr<'b>,
-    /// `[batch, K]`, plain and divided by the number of real tokens; `None` without length tables.
+    /// `[batch, K]`, or `[1, K]` without a mask: plain, and divided by the number of real tokens; `None` without length
+    /// tables.
     features: Option<[Expr<'b>; 2]>,
 }
 
 impl<'b> Shared<'b> {
-    pub(super) fn new(b: &'b Builder, options: &ApproximatorOptions, scope: &str) -> Self {
+    /// Where the model takes no mask (`masked` is false) every token is real, and all rows have the batch's length.
+    pub(super) fn new(b: &'b Builder, options: &ApproximatorOptions, masked: bool, scope: &str) -> Self {
         b.scope(scope);
         let mask = b.value(super::canonical::MASK);
         let length = mask.shape().slice(0, 1, 2);
         let features = options.length_tables.then(|| {
             let ones = b.parameter("ones", &Tensor::new(&[options.max_seq, 1], vec![1f32; options.max_seq]));
-            let real = mask.matmul(ones.slice(0, 0, length)).cast(ElementType::I64).reshape(&[-1]);
+            let ones = ones.slice(0, 0, length);
+            // Without a mask counted too: tract looks nothing up at a size that it knows as a symbol only.
+            let row = if masked { mask } else { ones.reshape(&[1, -1]) };
+            let real = row.matmul(ones).cast(ElementType::I64).reshape(&[-1]);
             let tables = LengthFeatures::new(options).tables();
             let names = ["length_features", "length_features_over_length"];
             [0, 1].map(|i| b.parameter(names[i], &tables[i]).gather(real))

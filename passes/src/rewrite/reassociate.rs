@@ -21,7 +21,7 @@ pub fn reassociate_attention(
 ) -> Result<()> {
     let builder = Builder::new(model.opset(), "reassociate");
     let b = &builder;
-    let shared = Shared::new(b, options, "linear_attention");
+    let shared = Shared::new(b, options, encoder.mask.is_some(), "linear_attention");
     let mut shunts = Vec::new();
     for (layer, approximator) in encoder.layers.iter().zip(approximators) {
         b.scope(&format!("layer.{}/attention/linear", layer.index));

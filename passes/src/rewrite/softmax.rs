@@ -19,7 +19,7 @@ pub fn approximate_softmax(
     let groups = if options.sharing == Sharing::PerHead { encoder.heads() } else { 1 };
     let builder = Builder::new(model.opset(), "softmax");
     let b = &builder;
-    let shared = Shared::new(b, options, "approximator");
+    let shared = Shared::new(b, options, encoder.mask.is_some(), "approximator");
     let mut approximators: Vec<Approximator> = Vec::new();
     let mut shunts = Vec::new();
     for layer in &encoder.layers {

@@ -19,17 +19,19 @@ pub enum Role {
     Positions,
 }
 
-/// The sizes that a model's inputs fix.
+/// What a model's inputs ask of batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BatchShape {
     /// Sentences in a batch, where the model takes no other number.
     pub batch: Option<usize>,
     /// Tokens in a sentence, likewise.
     pub length: Option<usize>,
+    /// Whether the model takes no mask: it would take padding for text, so only equally long sentences go together.
+    pub unmasked: bool,
 }
 
 impl BatchShape {
-    /// What the inputs of a model fix.
+    /// Of a model with these inputs.
     pub fn of(inputs: &[TensorType]) -> Self {
         let fixed = |axis: usize| {
             inputs.iter().find_map(|i| match i.dims.as_ref()?.get(axis)? {
@@ -37,7 +39,8 @@ impl BatchShape {
                 _ => None,
             })
         };
-        Self { batch: fixed(0), length: fixed(1) }
+        let unmasked = input_roles(inputs).is_ok_and(|roles| !roles.contains(&Role::Mask));
+        Self { batch: fixed(0), length: fixed(1), unmasked }
     }
 }
 
@@ -157,7 +160,9 @@ pub fn batches(sequences: &[Sequence], tokens: usize, largest: usize, shape: Bat
             Some(size) => rows.len() == size,
             None => rows.len() == largest || (rows.len() + 1) * length > tokens,
         };
-        if full && !rows.is_empty() {
+        let differs =
+            shape.unmasked && rows.first().is_some_and(|&r| sequences[r].ids.len() != sequences[row].ids.len());
+        if (full || differs) && !rows.is_empty() {
             batches.push(Batch::new(sequences, &rows, shape));
             rows.clear();
         }
@@ -184,9 +189,16 @@ mod tests {
     }
 
     #[test]
+    fn without_a_mask_nothing_is_padded() {
+        let sequences: Vec<Sequence> = [3, 2, 3, 4, 3].map(Sequence::of_length).to_vec();
+        let made = batches(&sequences, 64, 8, BatchShape { unmasked: true, ..BatchShape::default() });
+        assert_eq!(made.iter().map(|b| b.lengths.clone()).collect::<Vec<_>>(), [vec![2], vec![3; 3], vec![4]]);
+    }
+
+    #[test]
     fn fixed_sizes_are_filled_up() {
         let sequences: Vec<Sequence> = [3, 2, 4].map(Sequence::of_length).to_vec();
-        let made = batches(&sequences, 64, 8, BatchShape { batch: Some(2), length: Some(6) });
+        let made = batches(&sequences, 64, 8, BatchShape { batch: Some(2), length: Some(6), unmasked: false });
         assert_eq!(made.iter().map(|b| (b.size(), b.length)).collect::<Vec<_>>(), [(2, 6), (2, 6)]);
         assert_eq!(made[1].lengths, [4, 0]);
         assert_eq!(made[1].tokens(), 4);
