@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mabert_graph::proto::ValueInfoProto;
-use mabert_graph::{Builder, Model, Tensor, attribute};
-use mabert_passes::pipeline::{Options as PassOptions, Order, Rewriting};
+use mabert_graph::{Boundary, Builder, Dim, ElementType, Model, Tensor, attribute};
+use mabert_passes::pipeline::{Keep, Options as PassOptions, Order, Rewriting};
 use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
 use mabert_tests::fixture;
 use mabert_transfer::data::Columns;
@@ -82,7 +82,7 @@ fn with_head(folder: &Path, outputs: &[(&str, &[usize])]) -> PathBuf {
     let options = PassOptions {
         approximator,
         order: Order::Linear,
-        keep: Default::default(),
+        keep: Keep::default(),
         fold: true,
         until: None,
         partial: false,
@@ -152,6 +152,49 @@ fn every_kind_of_head_is_trained() {
         assert!(!has_head || after.outputs < before.outputs, "{outputs:?}: {before:?} {after:?}");
         assert_eq!(student.outputs().len(), outputs.len());
     }
+}
+
+/// The fixture without its mask, or with sizes that are fixed.
+fn with_inputs(folder: &Path, mask: bool, dims: &[&str]) -> PathBuf {
+    let mut model = Model::load(teacher()).unwrap();
+    let mut inputs = vec!["input_ids", "token_type_ids"];
+    if mask {
+        inputs.push("attention_mask");
+    } else {
+        let b = Builder::new(model.opset(), "mask");
+        let ids = b.value("input_ids");
+        b.op("Expand", &[b.ints(&[1]), ids.shape()], vec![]).named("attention_mask");
+        model.graph_mut().input.retain(|input| input.name != "attention_mask");
+        b.patch().apply(&mut model).unwrap();
+    }
+    let boundary = |name: &&str| Boundary::symbolic(name, ElementType::I64, dims);
+    let path = folder.join(format!("{mask}-{}.onnx", dims.join("-")));
+    model.extract(&inputs.iter().map(boundary).collect::<Vec<_>>(), &["logits"]).unwrap().save(&path).unwrap();
+    path
+}
+
+#[test]
+fn other_inputs_and_what_is_kept_or_shared_are_trained() {
+    let folder = tempfile::tempdir().unwrap();
+    let gains = |path: &Path, job: Job| {
+        let (student, report) = rewrite(path, &job, &Silent).unwrap();
+        let (before, after) = losses(&report);
+        let both = |of: &Losses| of.hidden + of.outputs;
+        assert!(both(&after) < both(&before) && report.full.as_ref().unwrap().kept, "{before:?} {after:?}");
+        (student, report)
+    };
+    let usual = || job(some_steps(100));
+    let (fixed, _) = gains(&with_inputs(folder.path(), true, &["2", "16"]), usual());
+    assert_eq!(fixed.inputs()[0].dims, Some(vec![Dim::Fixed(2), Dim::Fixed(16)]));
+    let (unmasked, _) = gains(&with_inputs(folder.path(), false, &["batch", "n"]), usual());
+    assert_eq!(unmasked.inputs().len(), 2);
+    gains(&teacher(), Job { sharing: Sharing::Shared, length_tables: false, ..usual() });
+    let softmax = Keep { softmax: true, ..Keep::default() };
+    let (_, report) = gains(&teacher(), Job { keep: softmax, ..usual() });
+    assert!(report.operators_after.contains_key("Softmax"));
+    let norms = Keep { norm: true, ..Keep::default() };
+    let (_, report) = gains(&teacher(), Job { keep: norms, ..usual() });
+    assert!(report.operators_after.contains_key("LayerNormalization"));
 }
 
 #[test]

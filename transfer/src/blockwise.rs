@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::data::Batch;
-use crate::gradient::{Adam, Buffers, Gradient, Graph, Trained, Value, from_candle, to_candle};
+use crate::gradient::{Adam, Buffers, Gradient, Graph, Trained, Value, from_candle, squared_distance, to_candle};
+use crate::stored::Stored;
 
 /// How the stage works.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -55,8 +56,9 @@ const PIECE: usize = 256;
 const PIECES_A_STEP: usize = 4;
 /// Every piece is seen this often at most.
 const ROUNDS: usize = 10;
-/// One piece in so many is kept apart, to measure what was gained.
+/// One piece in so many, up to a number, is kept apart, to measure what was gained.
 const APART: usize = 10;
+const MOST_APART: usize = 128;
 /// Gradients are scaled down to this norm.
 const CLIP: f32 = 1.0;
 
@@ -74,14 +76,14 @@ pub(crate) struct Block<'b> {
     pub(crate) others: Vec<String>,
     /// The batches.
     pub(crate) batches: &'b [Batch],
-    /// `[batch, n, channels]` each.
-    pub(crate) streams: &'b [Tensor],
+    /// `[batch, n, channels]`.
+    pub(crate) streams: &'b Stored,
     /// `[batch, n]` each.
     pub(crate) masks: &'b [Tensor],
     /// What each token counts, `[batch, n, 1]` each; 0 for padding.
     pub(crate) weights: &'b [Tensor],
-    /// `[batch, n, channels]` each.
-    pub(crate) targets: Vec<&'b Tensor>,
+    /// `[batch, n, channels]`.
+    pub(crate) targets: &'b Stored,
 }
 
 /// Some rows of one batch.
@@ -114,22 +116,22 @@ pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &Options) -> 
         pieces.extend(starts.map(|start| Piece { batch, start, rows: rows.min(of.size() - start) }));
     }
     let rows = |values: &Tensor, piece: &Piece| {
-        let values = values.as_f32().expect("streams, masks and weights are f32");
+        let values = values.as_f32().expect("masks and weights are f32");
         values.slice_axis(Axis(0), Slice::from(piece.start..piece.start + piece.rows)).to_owned()
     };
     let cut = |values: &Tensor, piece: &Piece| to_candle(&Tensor::from(rows(values, piece)));
+    let read = |values: &Stored, p: &Piece| to_candle(&values.rows(p.batch, p.start..p.start + p.rows)?);
     let total = |piece: &Piece| -> f64 { rows(&block.weights[piece.batch], piece).iter().map(|&w| f64::from(w)).sum() };
     // The weighted sum of squared errors, over channels' mean.
     let missed = |piece: &Piece, gradient: Option<&Arc<Gradient>>| -> Result<Real> {
-        let [stream, mask] = [&block.streams, &block.masks].map(|of| cut(&of[piece.batch], piece));
-        let found = graph.run(&[Value::Real(stream?), Value::Real(mask?)], gradient)?.remove(0);
-        let error = (found - cut(block.targets[piece.batch], piece)?)?.sqr()?.mean_keepdim(2)?;
-        Ok((error * cut(&block.weights[piece.batch], piece)?)?.sum_all()?)
+        let (stream, mask) = (read(block.streams, piece)?, cut(&block.masks[piece.batch], piece)?);
+        let found = graph.run(&[Value::Real(stream), Value::Real(mask)], gradient)?.remove(0);
+        Ok(squared_distance(&found, &read(block.targets, piece)?, &cut(&block.weights[piece.batch], piece)?)?)
     };
     let mut rng = StdRng::seed_from_u64(options.seed);
     pieces.shuffle(&mut rng);
     // Too few to keep some apart: then the gain is measured where it was made.
-    let apart = pieces.len() / APART;
+    let apart = (pieces.len() / APART).min(MOST_APART);
     let judges: Vec<Piece> = if apart == 0 { pieces.clone() } else { pieces.split_off(pieces.len() - apart) };
     let everything: f64 = judges.iter().map(&total).sum();
     let measure = || -> Result<f64> {

@@ -51,6 +51,9 @@ pub enum Error {
     /// A part of the student cannot be differentiated, or not trained.
     #[error("{0}")]
     Gradient(String),
+    /// What the layers give is kept in temporary files while a student is calibrated.
+    #[error("a temporary file cannot be used: {0}; set TMPDIR to a folder that has room")]
+    Temporary(#[source] std::io::Error),
     /// A check of the result does not hold.
     #[error("{0}; the model was not written")]
     Check(String),

@@ -20,5 +20,6 @@ mod gradient;
 mod part;
 pub mod progress;
 pub mod rewrite;
+mod stored;
 
 pub use error::{Error, Result};

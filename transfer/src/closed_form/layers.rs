@@ -18,6 +18,7 @@ use crate::blockwise::{self, Block, Fitted};
 use crate::compare::RelativeError;
 use crate::data::Batch;
 use crate::part::{Part, Prefix};
+use crate::stored::Stored;
 use crate::{Error, Result};
 
 /// Batches that are run before their statistics are added up: enough for every thread, few enough to hold.
@@ -26,7 +27,8 @@ const AT_ONCE: usize = 8;
 /// An approximator that serves several heads is fitted to this many times the rows.
 const POOLED: usize = 4;
 
-/// Every sentence is represented by this many rows, or by all that it has.
+/// Every sentence is represented by this many rows, or by all that it has; by fewer where these would be more than
+/// twice the rows drawn evenly.
 const ROWS_A_SENTENCE: f64 = 4.0;
 
 /// Where the head reads first tokens alone, they have this share of the weight in the last layer. The others keep some:
@@ -45,9 +47,9 @@ pub(super) struct Work<'w> {
     at: String,
     /// Whether the head reads the first token alone, so that it is favoured in the last layer.
     first_token_only: bool,
-    /// That value for each batch, `[batch, n, channels]`.
-    teacher_at: Vec<Tensor>,
-    student_at: Vec<Tensor>,
+    /// That value, `[batch, n, channels]`.
+    teacher_at: Stored,
+    student_at: Stored,
     pub(super) sites: Vec<SiteError>,
     pub(super) blocks: Vec<Fitted>,
     pub(super) fit_seconds: f64,
@@ -73,11 +75,15 @@ impl<'w> Work<'w> {
             encoder: &rewriting.encoder,
             student,
             batches,
-            masks: batches.iter().map(Batch::mask).collect(),
+            // A model that takes no mask takes padding for text, where a fixed length forces some upon it.
+            masks: match rewriting.encoder.mask {
+                Some(_) => batches.iter().map(Batch::mask).collect(),
+                None => batches.iter().map(|b| ones(&[b.size(), b.length])).collect(),
+            },
             options,
             at: String::new(),
-            teacher_at: Vec::new(),
-            student_at: Vec::new(),
+            teacher_at: Stored::none(),
+            student_at: Stored::none(),
             first_token_only,
             sites: Vec::new(),
             blocks: Vec::new(),
@@ -92,24 +98,25 @@ impl<'w> Work<'w> {
         let name = "embeddings/norm";
         let channels = site.gamma.len();
         let prefix = Prefix::new(self.teacher, &[&site.input])?;
-        let inputs = self.each(|i| prefix.run_first(&self.batches[i]))?;
+        let inputs = self.store(|i| prefix.run_first(&self.batches[i]))?;
         let norm = |model: &Model| Part::new(model, &[(&site.input, Some(channels))], &[&site.output]);
         let part = norm(self.teacher)?;
-        let targets = self.each(|i| Ok(part.run(&[&inputs[i]])?.remove(0)))?;
+        let targets = self.store(|i| Ok(part.run(&[&inputs.get(i)?])?.remove(0)))?;
         if self.student.ran(Pass::Norm) {
             let mut sums = Regression::new(0, channels);
-            for ((batch, x), y) in self.batches.iter().zip(&inputs).zip(&targets) {
-                let x = real(batch, x);
-                sums.add(Array2::zeros((x.nrows(), 0)).view(), x.view(), real(batch, y).view(), None);
+            for (i, batch) in self.batches.iter().enumerate() {
+                let [x, y] = [real(batch, &inputs.get(i)?), real(batch, &targets.get(i)?)];
+                sums.add(Array2::zeros((x.nrows(), 0)).view(), x.view(), y.view(), None);
             }
             let found = sums.solve(Unknowns::Affine).ok_or_else(|| not_finite(name))?;
             self.set_norm(name, &found);
         }
         let part = norm(&self.student.model)?;
-        self.student_at = self.each(|i| Ok(part.run(&[&inputs[i]])?.remove(0)))?;
+        self.student_at = self.store(|i| Ok(part.run(&[&inputs.get(i)?])?.remove(0)))?;
         self.teacher_at = targets;
         self.at.clone_from(&site.output);
-        self.measure(name);
+        let error = self.relative_error(&self.student_at, &self.teacher_at)?;
+        self.note(name.to_owned(), error);
         Ok(())
     }
 
@@ -146,49 +153,49 @@ impl<'w> Work<'w> {
         }
         let (attention, output) = (&layer.attention_norm, &layer.output_norm);
         // What the student's maps aim at: the teacher's normalised values, or the norms' inputs where norms are kept.
-        let mut wanted = vec![attention.output.as_str(), output.output.as_str()];
-        if !self.student.ran(Pass::Norm) {
-            wanted.splice(0..0, [attention.input.as_str(), output.input.as_str()]);
-        }
-        let outputs = [wanted.len() - 2, wanted.len() - 1];
-        let part = self.attention_part(self.teacher, layer, &wanted)?;
-        let targets = self.each(|i| part.run(&[&self.teacher_at[i], &self.masks[i]]))?;
+        let goals = [&attention.output, &output.output];
+        let aims = if self.student.ran(Pass::Norm) { goals } else { [&attention.input, &output.input] };
+        let part =
+            self.attention_part(self.teacher, layer, &[aims[0], aims[1], goals[0], goals[1]].map(String::as_str))?;
+        let targets = Stored::each(self.batches.len(), |i| {
+            let values = part.run(&[&self.teacher_at.get(i)?, &self.masks[i]])?;
+            Ok(<[Tensor; 4]>::try_from(values).expect("four values were asked for"))
+        })?;
         let norm = format!("{name}/attention/norm");
         let mut contexts = self.contexts(layer)?;
-        let of_attention = |i: usize| &targets[i][0];
-        self.solve(layer, &norm, &layer.attention_output, &contexts, &attention.input, &of_attention)?;
+        self.solve(layer, &norm, &layer.attention_output, &contexts, &attention.input, &targets[0])?;
         if let Some(options) = self.options.blockwise {
-            let aims = targets.iter().map(|t| &t[outputs[0]]).collect();
-            self.blockwise(index, aims, options)?;
+            self.blockwise(index, &targets[2], options)?;
             contexts = self.contexts(layer)?;
-            self.solve(layer, &norm, &layer.attention_output, &contexts, &attention.input, &of_attention)?;
+            self.solve(layer, &norm, &layer.attention_output, &contexts, &attention.input, &targets[0])?;
         }
-        self.solve(layer, &format!("{name}/output/norm"), &layer.output, &contexts, &output.input, &|i| {
-            &targets[i][1]
-        })?;
+        let norm = format!("{name}/output/norm");
+        self.solve(layer, &norm, &layer.output, &contexts, &output.input, &targets[1])?;
         let part = self.residual_part(layer, &[&attention.output, &output.output])?;
-        let reached = self.each(|i| part.run(&[&self.student_at[i], &contexts[i]]))?;
-        for (at, norm) in ["attention/norm", "output/norm"].into_iter().enumerate() {
-            let mut error = RelativeError::default();
-            for (i, batch) in self.batches.iter().enumerate() {
-                error.add(real(batch, &reached[i][at]).view(), real(batch, &targets[i][outputs[at]]).view());
-            }
-            self.note(format!("{name}/{norm}"), error.value());
+        let reached = Stored::each(self.batches.len(), |i| {
+            let values = part.run(&[&self.student_at.get(i)?, &contexts.get(i)?])?;
+            Ok(<[Tensor; 2]>::try_from(values).expect("two values were asked for"))
+        })?;
+        let [_, _, of_attention, of_output] = targets;
+        let [attention, output] = reached;
+        let errors = [self.relative_error(&attention, &of_attention)?, self.relative_error(&output, &of_output)?];
+        for (norm, error) in ["attention/norm", "output/norm"].into_iter().zip(errors) {
+            self.note(format!("{name}/{norm}"), error);
         }
-        self.student_at = reached.into_iter().map(|mut r| r.remove(1)).collect();
-        self.teacher_at = targets.into_iter().map(|mut t| t.remove(outputs[1])).collect();
-        self.at.clone_from(&output.output);
+        self.student_at = output;
+        self.teacher_at = of_output;
+        self.at.clone_from(&layer.output_norm.output);
         Ok(())
     }
 
     /// The student's contexts, `[batch, n, heads * d]`.
-    fn contexts(&self, layer: &Layer) -> Result<Vec<Tensor>> {
+    fn contexts(&self, layer: &Layer) -> Result<Stored> {
         let part = self.attention_part(&self.student.model, layer, &[&layer.attention_output.input])?;
-        self.each(|i| Ok(part.run(&[&self.student_at[i], &self.masks[i]])?.remove(0)))
+        self.store(|i| Ok(part.run(&[&self.student_at.get(i)?, &self.masks[i]])?.remove(0)))
     }
 
     /// Trains the attention block towards the teacher's normalised values.
-    fn blockwise(&mut self, index: usize, targets: Vec<&Tensor>, options: blockwise::Options) -> Result<()> {
+    fn blockwise(&mut self, index: usize, targets: &Stored, options: blockwise::Options) -> Result<()> {
         let start = Instant::now();
         let layer = &self.encoder.layers[index];
         let name = format!("layer.{}/attention", layer.index);
@@ -236,8 +243,8 @@ impl<'w> Work<'w> {
         if self.at != value {
             let [teacher, student] = [self.teacher, &self.student.model].map(|model| Prefix::new(model, &[value]));
             let (teacher, student) = (teacher?, student?);
-            self.teacher_at = self.each(|i| teacher.run_first(&self.batches[i]))?;
-            self.student_at = self.each(|i| student.run_first(&self.batches[i]))?;
+            self.teacher_at = self.store(|i| teacher.run_first(&self.batches[i]))?;
+            self.student_at = self.store(|i| student.run_first(&self.batches[i]))?;
             value.clone_into(&mut self.at);
         }
         Ok(())
@@ -252,8 +259,8 @@ impl<'w> Work<'w> {
         let groups = approximator.groups;
         let budget = self.options.fit_rows * if groups == 1 { POOLED } else { 1 };
         let rows = self.sample(groups, budget, layer, |i| {
-            let scores = scores.run(&[&self.student_at[i], &self.masks[i]])?.remove(0);
-            Ok((scores, probabilities.run(&[&self.teacher_at[i], &self.masks[i]])?.remove(0)))
+            let scores = scores.run(&[&self.student_at.get(i)?, &self.masks[i]])?.remove(0);
+            Ok((scores, probabilities.run(&[&self.teacher_at.get(i)?, &self.masks[i]])?.remove(0)))
         })?;
         self.fit(format!("layer.{}/attention", layer.index), &approximator, &rows, layer.index);
         Ok(())
@@ -270,7 +277,11 @@ impl<'w> Work<'w> {
         let heads = layer.attention.heads;
         let first_token_only = self.first_token_only && self.is_last(layer);
         let queries: usize = self.batches.iter().map(Batch::tokens).sum();
-        let share = budget as f64 / (queries * heads / groups).max(1) as f64;
+        let sentences: usize = self.batches.iter().map(|b| b.lengths.iter().filter(|l| **l > 0).count()).sum();
+        let of_group = |count: usize| (count * heads / groups).max(1) as f64;
+        let share = budget as f64 / of_group(queries);
+        let first_share = budget as f64 / of_group(sentences);
+        let least = ROWS_A_SENTENCE.min(2.0 * budget as f64 / sentences.max(1) as f64);
         let of_batches = self.each(|i| {
             let (scores, probabilities) = values(i)?;
             let [scores, probabilities] = [scores, probabilities].map(array4);
@@ -278,14 +289,11 @@ impl<'w> Work<'w> {
             let mut rows = vec![Rows::default(); groups];
             for (sentence, &length) in self.batches[i].lengths.iter().enumerate() {
                 // However few its tokens, a sentence has a say: its length may be a rare one.
-                let share = share.max(ROWS_A_SENTENCE / (length * heads / groups).max(1) as f64);
+                let share = share.max(least / of_group(length));
                 for head in 0..heads {
                     for query in 0..length {
-                        let share = if first_token_only && query == 0 && !self.batches[i].made_up[sentence] {
-                            1.0
-                        } else {
-                            share
-                        };
+                        let first = first_token_only && query == 0 && !self.batches[i].made_up[sentence];
+                        let share = if first { first_share } else { share };
                         if rng.random_bool(share.min(1.0)) {
                             let row = |of: &ndarray::Array4<f32>| {
                                 of.slice(ndarray::s![sentence, head, query, ..length]).to_vec()
@@ -322,14 +330,14 @@ impl<'w> Work<'w> {
 
     /// Solves for what lies between `linear`'s input and the norm: least squares of the teacher's values on the
     /// student's. `sum` is the norm's input.
-    fn solve<'t>(
+    fn solve(
         &mut self,
         layer: &Layer,
         norm: &str,
         linear: &LinearSite,
-        contexts: &[Tensor],
+        contexts: &Stored,
         sum: &str,
-        target: &(dyn Fn(usize) -> &'t Tensor + Sync),
+        target: &Stored,
     ) -> Result<()> {
         let affine = self.student.ran(Pass::Norm);
         let first_token_only = self.first_token_only && self.is_last(layer);
@@ -344,9 +352,10 @@ impl<'w> Work<'w> {
                 .par_iter()
                 .map(|&i| {
                     let batch = &self.batches[i];
-                    let values = part.run(&[&self.student_at[i], &contexts[i]])?;
-                    let features = values.get(1).unwrap_or(&contexts[i]);
-                    Ok([features, &values[0], target(i)].map(|value| real(batch, value)))
+                    let context = contexts.get(i)?;
+                    let values = part.run(&[&self.student_at.get(i)?, &context])?;
+                    let features = values.get(1).unwrap_or(&context);
+                    Ok([features, &values[0], &target.get(i)?].map(|value| real(batch, value)))
                 })
                 .collect::<Result<_>>()?;
             let [z, r, y] = [0, 1, 2].map(|of| {
@@ -416,12 +425,19 @@ impl<'w> Work<'w> {
         (0..self.batches.len()).into_par_iter().map(run).collect()
     }
 
-    fn measure(&mut self, site: &str) {
+    /// `run` on every batch, in parallel, with the values that it returns kept.
+    fn store(&self, run: impl Fn(usize) -> Result<Tensor> + Sync) -> Result<Stored> {
+        let [stored] = Stored::each(self.batches.len(), |i| Ok([run(i)?]))?;
+        Ok(stored)
+    }
+
+    /// How far the student's values are from the teacher's, as in [`SiteError`].
+    fn relative_error(&self, student: &Stored, teacher: &Stored) -> Result<f64> {
         let mut error = RelativeError::default();
-        for (batch, (s, t)) in self.batches.iter().zip(self.student_at.iter().zip(&self.teacher_at)) {
-            error.add(real(batch, s).view(), real(batch, t).view());
+        for (i, batch) in self.batches.iter().enumerate() {
+            error.add(real(batch, &student.get(i)?).view(), real(batch, &teacher.get(i)?).view());
         }
-        self.note(site.to_owned(), error.value());
+        Ok(error.value())
     }
 
     fn note(&mut self, site: String, relative_error: f64) {
@@ -432,6 +448,10 @@ impl<'w> Work<'w> {
 fn not_finite(site: &str) -> Error {
     let reason = "its statistics are not finite; the model's activations overflow on this data".to_owned();
     Error::Calibration { site: site.to_owned(), reason }
+}
+
+fn ones(shape: &[usize]) -> Tensor {
+    Tensor::new(shape, vec![1f32; shape.iter().product()])
 }
 
 /// Sequences of a batch that are text.

@@ -51,6 +51,15 @@ pub struct Example {
     pub line: usize,
 }
 
+impl Example {
+    /// A pair of texts the other way round, without its label, which may not hold then; `None` for anything else.
+    pub(super) fn turned(&self) -> Option<Self> {
+        let Content::Text { text, pair: Some(pair) } = &self.content else { return None };
+        let content = Content::Text { text: pair.clone(), pair: Some(text.clone()) };
+        Some(Self { content, label: None, line: self.line })
+    }
+}
+
 const TEXT_COLUMNS: [&str; 3] = ["text", "sentence", "sentence1"];
 
 /// The examples of a file, read as they are asked for.

@@ -3,21 +3,23 @@
 //! A folder holds the student as the stage found it (`start.onnx`, with `start.json` to say how it was made), and the
 //! state of the optimizer after some step (`state.safetensors`). Each file is whole or not there.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use mabert_graph::{Model, write_atomically};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+use safetensors::tensor::{Dtype, SafeTensors, View, serialize_to_file};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::closed_form;
-use crate::gradient::{Adam, Moments};
+use crate::gradient::Adam;
 use crate::{Error, Result};
 
 const START: &str = "start.onnx";
 const STARTED: &str = "start.json";
 const STATE: &str = "state.safetensors";
+const UNFINISHED: &str = "state.unfinished";
 /// A state is written each time so many steps were taken.
 const EVERY: usize = 50;
 const STEP: &str = "step";
@@ -118,20 +120,18 @@ impl Checkpoint {
         let numbers = [(STEP, step), (UPDATES, updates), (SKIPPED, adam.skipped)];
         let metadata: HashMap<String, String> =
             numbers.into_iter().map(|(name, value)| (name.to_owned(), value.to_string())).collect();
-        let bytes: Vec<(String, Vec<u8>)> = moments
-            .iter()
-            .enumerate()
-            .flat_map(|(at, m)| [("value", m.value), ("first", m.first), ("second", m.second)].map(|v| (at, v)))
-            .map(|(at, (name, v))| (format!("{at}/{name}"), v.iter().flat_map(|x| x.to_le_bytes()).collect()))
-            .collect();
-        let views = bytes.iter().map(|(name, bytes)| {
-            let view = TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes).expect("four bytes an element");
-            (name, view)
+        let views = moments.iter().enumerate().flat_map(|(at, m)| {
+            let of = [("value", m.value), ("first", m.first), ("second", m.second)];
+            of.map(|(name, values)| (format!("{at}/{name}"), Floats { shape: [values.len()], values }))
         });
-        let path = self.file(STATE);
-        let whole = serialize(views, Some(metadata)).map_err(|e| Error::data(&path, format!("cannot be made: {e}")))?;
-        write_atomically(&path, |file| std::io::Write::write_all(file, &whole))?;
-        Ok(())
+        let (path, unfinished) = (self.file(STATE), self.file(UNFINISHED));
+        let fault = |reason: String| Error::data(&path, format!("cannot be written: {reason}"));
+        serialize_to_file(views, Some(metadata), &unfinished).map_err(|e| fault(e.to_string()))?;
+        let finish = || {
+            std::fs::File::open(&unfinished)?.sync_all()?;
+            std::fs::rename(&unfinished, &path)
+        };
+        finish().map_err(|e| fault(e.to_string()))
     }
 
     /// Takes up the state that was written last; returns how many steps it had taken.
@@ -153,17 +153,36 @@ impl Checkpoint {
             let of = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
             Ok(tensor.data().chunks_exact(4).map(of).collect())
         };
-        let count = adam.state().0.len();
-        let all: Vec<[Vec<f32>; 3]> = (0..count)
-            .map(|at| {
-                let [value, first, second] = ["value", "first", "second"].map(|name| values(format!("{at}/{name}")));
-                Ok([value?, first?, second?])
-            })
-            .collect::<Result<_>>()?;
-        let moments: Vec<Moments<'_>> =
-            all.iter().map(|[value, first, second]| Moments { value, first, second }).collect();
-        adam.restore(&moments, number(UPDATES)?, number(SKIPPED)?)?.then_some(()).ok_or_else(broken)?;
+        let of = |at: usize| -> Result<[Vec<f32>; 3]> {
+            let [value, first, second] = ["value", "first", "second"].map(|name| values(format!("{at}/{name}")));
+            Ok([value?, first?, second?])
+        };
+        adam.restore(of, number(UPDATES)?, number(SKIPPED)?)?.then_some(()).ok_or_else(broken)?;
         number(STEP)
+    }
+}
+
+/// Numbers as a file holds them, made when they are written.
+struct Floats<'m> {
+    shape: [usize; 1],
+    values: &'m [f32],
+}
+
+impl View for Floats<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.values)
     }
 }
 

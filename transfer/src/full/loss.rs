@@ -1,10 +1,11 @@
 //! What the end-to-end stage brings down: the student's distance from its teacher on one piece of a step.
 
-use candle_core::{D, Device, Tensor as Real};
+use candle_core::{D, Tensor as Real};
 use mabert_runtime::Tensor;
 use serde::Serialize;
 
 use crate::data::{Batch, Sequence};
+use crate::gradient::{device, squared_distance};
 use crate::{Error, Result};
 
 /// How an output is compared.
@@ -199,7 +200,7 @@ impl Criterion {
     pub(super) fn of(&self, compared: &Compared<'_>, totals: &Totals) -> Result<(Real, Losses)> {
         let weights = &self.weights;
         let mut losses = Losses::default();
-        let mut sum = Real::zeros((), candle_core::DType::F32, &Device::Cpu)?;
+        let mut sum = Real::zeros((), candle_core::DType::F32, device())?;
         let mut take = |part: Real, share: f64, weight: f64| -> Result<f64> {
             let part = (part * share)?;
             let value = f64::from(part.to_scalar::<f32>()?);
@@ -211,7 +212,7 @@ impl Criterion {
         let tokens = row_weights(compared.batch, true)?;
         for ((student, teacher), variance) in compared.hidden.iter().zip(&self.variances) {
             let share = 1.0 / (totals.tokens as f64 * variance * self.variances.len() as f64);
-            losses.hidden += take(squares(student, teacher, &tokens)?, share, weights.hidden)?;
+            losses.hidden += take(squared_distance(student, teacher, &tokens)?, share, weights.hidden)?;
         }
         for (student, teacher) in &compared.attention {
             let heads = student.dim(1)?;
@@ -225,7 +226,7 @@ impl Criterion {
             let part = if head.kind.is_of_logits() {
                 divergence(head.kind, student, teacher, compared.batch, &of_rows, weights.temperature)?
             } else {
-                (squares(student, teacher, &of_rows)? / head.variance)?
+                (squared_distance(student, teacher, &of_rows)? / head.variance)?
             };
             losses.outputs += take(part, share, weights.alpha)?;
             if self.labelled == Some(at) {
@@ -242,7 +243,7 @@ fn row_weights(batch: &Batch, by_token: bool) -> Result<Real> {
     let texts = batch.lengths.iter().map(|&l| if l > 0 { 1f32 } else { 0.0 });
     let weights: Vec<f32> = if by_token { batch.mask().to_f32().iter().copied().collect() } else { texts.collect() };
     let rows = weights.len();
-    Ok(Real::from_vec(weights, (rows, 1), &Device::Cpu)?)
+    Ok(Real::from_vec(weights, (rows, 1), device())?)
 }
 
 /// A value as rows, `[rows, width]`.
@@ -250,15 +251,7 @@ fn rows(value: &Real, count: usize) -> Result<Real> {
     Ok(value.reshape((count, value.elem_count() / count.max(1)))?)
 }
 
-/// The summed squared error of the rows that count, a mean over columns.
-fn squares(student: &Real, teacher: &Real, weights: &Real) -> Result<Real> {
-    let count = weights.dim(0)?;
-    let difference = (rows(student, count)? - rows(teacher, count)?)?.broadcast_mul(weights)?;
-    let columns = difference.dim(1)?;
-    Ok((difference.sqr()?.sum_all()? / columns as f64)?)
-}
-
-/// The same of probabilities `[batch, heads, n, n]`, a sum over real queries: keys that are padding are 0 in both models.
+/// The squared error of probabilities `[batch, heads, n, n]`, a sum over real queries: keys that are padding are 0 in both models.
 fn pair_squares(student: &Real, teacher: &Real, batch: &Batch) -> Result<Real> {
     let queries = row_weights(batch, true)?.reshape((batch.size(), 1, batch.length, 1))?;
     Ok((student - teacher)?.broadcast_mul(&queries)?.sqr()?.sum_all()?)
@@ -303,13 +296,13 @@ fn against_labels(head: &Head, student: &Real, labels: &[Option<f64>]) -> Result
         for (row, label) in (0..count).filter_map(|row| Some((row, of_row(row)?))) {
             wanted[row * head.columns + label as usize] = -1.0;
         }
-        let wanted = Real::from_vec(wanted, (count, head.columns), &Device::Cpu)?;
+        let wanted = Real::from_vec(wanted, (count, head.columns), device())?;
         return Ok((log_softmax(&rows(student, count)?)? * wanted)?.sum_all()?);
     }
     let values = (0..count).map(|row| of_row(row).unwrap_or_default() as f32).collect();
     let weights = (0..count).map(|row| if of_row(row).is_some() { 1f32 } else { 0.0 }).collect();
-    let column = |values: Vec<f32>| Real::from_vec(values, (count, 1), &Device::Cpu);
-    Ok((squares(student, &column(values)?, &column(weights)?)? / head.variance)?)
+    let column = |values: Vec<f32>| Real::from_vec(values, (count, 1), device());
+    Ok((squared_distance(student, &column(values)?, &column(weights)?)? / head.variance)?)
 }
 
 /// Adds up the variance of a value over what it is given, around the mean of each column.
@@ -356,6 +349,8 @@ impl Variance {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
     use crate::data::{BatchShape, batches};
 

@@ -26,7 +26,7 @@ use loss::{Compared, Criterion, Head, Kind, Totals, Variance, Weights};
 pub use parameters::adopt;
 
 use crate::data::{Batch, BatchShape, Sequence, batches};
-use crate::gradient::{Adam, Buffers, Gradient, Graph, Trained, Value, from_candle, to_candle, to_value};
+use crate::gradient::{Adam, Buffers, Gradient, Graph, Trained, Value, device_name, from_candle, to_candle, to_value};
 use crate::part::Prefix;
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -83,6 +83,8 @@ impl Options {
 pub struct Report {
     /// How.
     pub options: Options,
+    /// Where gradients were computed: `cpu` or `cuda`.
+    pub device: &'static str,
     /// Sequences to draw from.
     pub sequences: usize,
     /// Parameters that were trained, in elements.
@@ -105,7 +107,7 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// Positions of one piece of a step: more would only take memory.
+/// Positions of one piece of a step, about: more would only take memory.
 const PIECE: usize = 512;
 /// Batches between two shuffles by length: sequences of a step are of like lengths, steps of all.
 const WINDOW: usize = 32;
@@ -140,7 +142,7 @@ pub fn rehearse(rewriting: &Rewriting, student: &Student, data: &Data<'_>, optio
     let pair = Pair::new(rewriting, student, &Data { sequences: few, ..*data }, options)?;
     data.sequences.iter().chain(data.judges).try_for_each(|s| pair.criterion.check_label(s))?;
     // Not calibrated yet, it may overflow: only that everything can be computed and differentiated counts.
-    let pieces = pair.pieces(few, few.len());
+    let pieces = pair.pieces(few, PIECE, few.len());
     let buffers = Buffers::default();
     pair.gradient(&buffers, &pieces[..1], &pair.totals(&pieces[..1])).map(drop)
 }
@@ -172,7 +174,7 @@ pub fn train(
     let pair = Pair::new(rewriting, student, data, options)?;
     let mut adam = pair.optimizer(student, options)?;
     let judges = if data.judges.is_empty() { data.sequences } else { data.judges };
-    let judges = pair.pieces(&judges[..judges.len().min(MOST_JUDGES)], usize::MAX);
+    let judges = pair.pieces(&judges[..judges.len().min(MOST_JUDGES)], PIECE, usize::MAX);
     let before = pair.losses(&judges)?;
     let plan = plan(&training, data.sequences, options);
     let first = match checkpoint {
@@ -187,7 +189,7 @@ pub fn train(
     let speed = |tokens: usize| tokens as f64 / begin.elapsed().as_secs_f64();
     for (step, sequences) in plan.iter().enumerate().skip(first) {
         let chosen: Vec<Sequence> = sequences.iter().map(|&at| data.sequences[at].clone()).collect();
-        let pieces = pair.pieces(&chosen, chosen.len().div_ceil(threads));
+        let pieces = pair.even_pieces(&chosen, threads);
         let totals = pair.totals(&pieces);
         let (gradient, losses) = pair.gradient(&buffers, &pieces, &totals)?;
         adam.step(&gradient, rate(step, plan.len()))?;
@@ -214,6 +216,7 @@ pub fn train(
     }
     Ok(Report {
         options: *options,
+        device: device_name(),
         sequences: training.len(),
         trained: pair.graph.variables().map(|(_, v)| v.elem_count()).sum(),
         tokens,
@@ -339,7 +342,7 @@ impl Pair {
         // Of texts and of tokens: which of them an output has is not known yet.
         let mut variances = vec![[Variance::default(), Variance::default()]; norms.len() + outputs.len()];
         // One piece after the other: all values of a few are much, those of many too much.
-        for piece in self.pieces(&sequences[..sequences.len().min(TOLD_BY)], usize::MAX) {
+        for piece in self.pieces(&sequences[..sequences.len().min(TOLD_BY)], PIECE, usize::MAX) {
             let values = self.teacher.run(&piece.batch)?;
             let (of_norms, of_outputs) = (&values[FIRST_COMPARED..][..norms.len()], &values[first..]);
             for (variance, value) in variances.iter_mut().zip(of_norms.iter().chain(of_outputs)) {
@@ -376,11 +379,18 @@ impl Pair {
         Adam::new(trained, CLIP)
     }
 
-    /// Sequences cut into pieces of at most `rows`.
-    fn pieces(&self, sequences: &[Sequence], rows: usize) -> Vec<Piece> {
+    /// Sequences cut into pieces of at most so many positions or rows.
+    fn pieces(&self, sequences: &[Sequence], positions: usize, rows: usize) -> Vec<Piece> {
         let label = |row: &usize| self.criterion.label(&sequences[*row]);
         let piece = |batch: Batch| Piece { labels: batch.rows.iter().map(label).collect(), batch };
-        batches(sequences, PIECE, rows, self.shape).into_iter().map(piece).collect()
+        batches(sequences, positions, rows, self.shape).into_iter().map(piece).collect()
+    }
+
+    /// Sequences of like lengths cut into pieces of as many rows, as many pieces a thread.
+    fn even_pieces(&self, sequences: &[Sequence], threads: usize) -> Vec<Piece> {
+        let longest = sequences.iter().map(|s| s.ids.len()).max().unwrap_or(1);
+        let count = (sequences.len() * longest).div_ceil(PIECE).next_multiple_of(threads);
+        self.pieces(sequences, usize::MAX, sequences.len().div_ceil(count))
     }
 
     fn totals(&self, pieces: &[Piece]) -> Totals {

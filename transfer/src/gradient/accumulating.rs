@@ -72,8 +72,11 @@ struct Accumulating {
     gradient: Option<(Arc<Gradient>, usize)>,
 }
 
-/// Whether `kind` takes these shapes.
+/// Whether `kind` takes these shapes, on the CPU. On a GPU candle's own operators do.
 pub(super) fn fits(kind: Kind, x: &Real, variable: &Real) -> bool {
+    if !x.device().is_cpu() {
+        return false;
+    }
     let width = x.dims().last();
     match kind {
         Kind::Product => x.rank() >= 2 && variable.rank() == 2 && width == variable.dims().first(),
@@ -169,7 +172,8 @@ fn by_row(x: &[f32], v: &[f32], f: impl Fn(f32, f32) -> f32) -> Vec<f32> {
     made
 }
 
-fn elements<'s>(storage: &'s CpuStorage, layout: &Layout) -> Result<&'s [f32]> {
+/// The elements of a contiguous tensor.
+pub(super) fn elements<'s>(storage: &'s CpuStorage, layout: &Layout) -> Result<&'s [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
         _ => candle_core::bail!("contiguous f32 was expected"),
@@ -177,7 +181,10 @@ fn elements<'s>(storage: &'s CpuStorage, layout: &Layout) -> Result<&'s [f32]> {
 }
 
 /// Runs `f` on the elements of contiguous tensors.
-fn with_elements<const N: usize, T>(tensors: &[&Real; N], f: impl FnOnce([&[f32]; N]) -> Result<T>) -> Result<T> {
+pub(super) fn with_elements<const N: usize, T>(
+    tensors: &[&Real; N],
+    f: impl FnOnce([&[f32]; N]) -> Result<T>,
+) -> Result<T> {
     let held = tensors.map(|t| t.storage_and_layout());
     let mut slices: [&[f32]; N] = [&[]; N];
     for (slice, (storage, layout)) in slices.iter_mut().zip(&held) {

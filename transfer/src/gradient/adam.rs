@@ -111,18 +111,20 @@ impl Adam {
         (state.collect(), self.steps as usize)
     }
 
-    /// Takes up a state; returns whether it fits the variables.
-    pub(crate) fn restore(&mut self, state: &[Moments<'_>], steps: usize, skipped: usize) -> Result<bool> {
-        let fits = |(p, m): (&Parameter, &Moments<'_>)| {
-            [m.value, m.first, m.second].iter().all(|values| values.len() == p.value.len())
-        };
-        if state.len() != self.parameters.len() || !self.parameters.iter().zip(state).all(fits) {
-            return Ok(false);
-        }
-        for (p, m) in self.parameters.iter_mut().zip(state) {
-            p.value.copy_from_slice(m.value);
-            p.first.copy_from_slice(m.first);
-            p.second.copy_from_slice(m.second);
+    /// Takes up a state: value and moments of each variable, by its number. Returns whether it fits the variables; where
+    /// it does not, nothing should be made of them.
+    pub(crate) fn restore(
+        &mut self,
+        of: impl Fn(usize) -> Result<[Vec<f32>; 3]>,
+        steps: usize,
+        skipped: usize,
+    ) -> Result<bool> {
+        for (at, p) in self.parameters.iter_mut().enumerate() {
+            let state = of(at)?;
+            if state.iter().any(|values| values.len() != p.value.len()) {
+                return Ok(false);
+            }
+            [p.value, p.first, p.second] = state;
             p.variable.set(&Real::from_slice(&p.value, p.variable.dims(), p.variable.device())?)?;
         }
         self.steps = steps as i32;

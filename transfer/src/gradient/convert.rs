@@ -1,17 +1,17 @@
 //! Between the project's tensors and candle's.
 
-use candle_core::{Device, Tensor as Real};
+use candle_core::Tensor as Real;
 use mabert_graph::Tensor;
 
 use super::graph::Value;
 use crate::{Error, Result};
 
-/// Floats as candle has them, on the CPU.
+/// Floats as candle has them, on the device of the gradients.
 pub(crate) fn to_candle(value: &Tensor) -> Result<Real> {
     let array = value.to_f32();
     let shape = array.shape().to_vec();
     let elements: Vec<f32> = array.iter().copied().collect();
-    Ok(Real::from_vec(elements, shape, &Device::Cpu)?)
+    Ok(Real::from_vec(elements, shape, super::device())?)
 }
 
 /// Floats or integers.

@@ -155,7 +155,6 @@ impl Graph {
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use candle_core::Device;
     use mabert_graph::{Boundary, ElementType};
     use mabert_passes::pipeline::{Keep, Options, Order, Rewriting, Student};
     use mabert_passes::rewrite::{ApproximatorOptions, MASK, Sharing};
@@ -256,7 +255,7 @@ mod tests {
             let moved = |by: f32| {
                 let mut value = value.clone();
                 value[at] += by;
-                variable.set(&Real::from_vec(value, variable.dims(), &Device::Cpu).unwrap()).unwrap();
+                variable.set(&Real::from_vec(value, variable.dims(), variable.device()).unwrap()).unwrap();
                 f64::from(loss(None).to_scalar::<f32>().unwrap())
             };
             let step = 4e-3;

@@ -6,20 +6,38 @@
 mod accumulating;
 mod adam;
 mod convert;
+mod fused;
 mod graph;
 mod operators;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
-use candle_core::Tensor as Real;
+use candle_core::{Device, Tensor as Real};
 use rayon::prelude::*;
 
 pub(crate) use accumulating::Gradient;
-pub(crate) use adam::{Adam, Moments, Trained};
+pub(crate) use adam::{Adam, Trained};
 pub(crate) use convert::{from_candle, to_candle, to_value};
+pub(crate) use fused::squared_distance;
 pub(crate) use graph::{Graph, Value};
 
 use crate::Result;
+
+/// Where gradients are computed: in builds with the feature `cuda` on the first GPU, if there is one; else on the CPU.
+pub(crate) fn device() -> &'static Device {
+    static DEVICE: LazyLock<Device> = LazyLock::new(|| {
+        Device::cuda_if_available(0).unwrap_or_else(|error| {
+            tracing::warn!("the GPU cannot be used: {error}");
+            Device::Cpu
+        })
+    });
+    &DEVICE
+}
+
+/// Its name, for reports.
+pub(crate) fn device_name() -> &'static str {
+    if device().is_cuda() { "cuda" } else { "cpu" }
+}
 
 /// Memory for gradients, kept from step to step.
 #[derive(Default)]
@@ -28,37 +46,35 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    /// The gradient of a loss that is summed over independent pieces, for every variable of `graph` in its order: pieces
-    /// run in parallel, and are added up in their order.
+    /// The gradient of a loss that is summed over independent pieces, for every variable of `graph` in its order. Each
+    /// thread takes every so many-th piece: those of a step should be of like sizes. The order of all sums depends on the
+    /// number of threads alone.
     pub(crate) fn gradients<P: Sync>(
         &self,
         graph: &Graph,
         pieces: &[P],
         loss: impl Fn(&P, &Arc<Gradient>) -> Result<Real> + Sync,
     ) -> Result<Vec<Vec<f32>>> {
-        let of_piece = |piece: &P| -> Result<Vec<Vec<f32>>> {
+        let threads = rayon::current_num_threads().min(pieces.len()).max(1);
+        let of_thread = |thread: usize| -> Result<Vec<Vec<f32>>> {
             let buffers = self.lock().pop().unwrap_or_default();
             let gradient = Arc::new(Gradient::new(graph.variables().map(|(_, v)| v.elem_count()), buffers));
-            let store = loss(piece, &gradient)?.backward()?;
-            for (at, (_, variable)) in graph.variables().enumerate() {
-                if let Some(found) = store.get(variable) {
-                    gradient.add(at, &found.flatten_all()?.to_vec1::<f32>()?);
+            for piece in pieces.iter().skip(thread).step_by(threads) {
+                let store = loss(piece, &gradient)?.backward()?;
+                for (at, (_, variable)) in graph.variables().enumerate() {
+                    if let Some(found) = store.get(variable) {
+                        gradient.add(at, &found.flatten_all()?.to_vec1::<f32>()?);
+                    }
                 }
             }
             Ok(gradient.take())
         };
-        let mut sums: Vec<Vec<f32>> = Vec::new();
-        // As many at once as there are threads: gradients are as large as the model.
-        for some in pieces.chunks(rayon::current_num_threads()) {
-            for gradient in some.par_iter().map(of_piece).collect::<Result<Vec<_>>>()? {
-                if sums.is_empty() {
-                    sums = gradient;
-                    continue;
-                }
-                let pairs = sums.par_iter_mut().zip(&gradient);
-                pairs.for_each(|(sum, g)| sum.iter_mut().zip(g).for_each(|(a, b)| *a += b));
-                self.keep(gradient);
-            }
+        let mut of_threads = (0..threads).into_par_iter().map(of_thread).collect::<Result<Vec<_>>>()?.into_iter();
+        let mut sums = of_threads.next().unwrap_or_default();
+        for gradient in of_threads {
+            let pairs = sums.par_iter_mut().zip(&gradient);
+            pairs.for_each(|(sum, g)| sum.iter_mut().zip(g).for_each(|(a, b)| *a += b));
+            self.keep(gradient);
         }
         Ok(sums)
     }

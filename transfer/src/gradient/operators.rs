@@ -1,10 +1,11 @@
 //! What each ONNX operator does to candle's tensors, or to integers.
 
-use candle_core::{D, Device, Tensor as Real};
+use candle_core::{D, Tensor as Real};
 use mabert_graph::NodeExt as _;
 use mabert_graph::proto::NodeProto;
 use ndarray::{ArrayD, Axis, IxDyn, Slice};
 
+use super::fused::relu;
 use super::graph::Value;
 use crate::{Error, Result};
 
@@ -69,7 +70,7 @@ pub(super) fn run_node(node: &NodeProto, values: &[Option<&Value>]) -> Result<Ve
         "Sub" => binary(Real::broadcast_sub),
         "Mul" => binary(Real::broadcast_mul),
         "Div" => binary(Real::broadcast_div),
-        "Relu" => unary(Real::relu),
+        "Relu" => unary(relu),
         "Tanh" => unary(Real::tanh),
         "Erf" => unary(Real::erf),
         "Sqrt" => unary(Real::sqrt),
@@ -224,7 +225,7 @@ pub(super) fn run_node(node: &NodeProto, values: &[Option<&Value>]) -> Result<Ve
             let count = flat.len();
             let mut shape = x.dims().to_vec();
             shape.splice(at..=at, indices.shape().iter().copied());
-            real(x.index_select(&Real::from_vec(flat, count, &Device::Cpu)?, at)?.reshape(shape)?)
+            real(x.index_select(&Real::from_vec(flat, count, x.device())?, at)?.reshape(shape)?)
         }
         "Shape" => {
             let dims: Vec<i64> = match given.value(0)? {
@@ -247,7 +248,7 @@ pub(super) fn run_node(node: &NodeProto, values: &[Option<&Value>]) -> Result<Ve
                 }
                 (Value::Whole(x), true) => {
                     let floats: Vec<f32> = x.iter().map(|&v| v as f32).collect();
-                    Value::Real(Real::from_vec(floats, x.shape(), &Device::Cpu)?)
+                    Value::Real(Real::from_vec(floats, x.shape(), super::device())?)
                 }
             }])
         }

@@ -1,0 +1,123 @@
+//! Operators for which candle would go over memory several times, there and back.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor as Real};
+
+use super::accumulating::{elements, with_elements};
+
+/// What is negative becomes 0.
+pub(super) fn relu(x: &Real) -> Result<Real> {
+    if x.device().is_cpu() { x.contiguous()?.apply_op1(Relu) } else { x.relu() }
+}
+
+/// Of rows `[rows, columns]`, the sum of each row's weight times the mean of its squared differences; a scalar. What is
+/// in rows of no weight does not matter. `constant` gets no gradient.
+pub(crate) fn squared_distance(x: &Real, constant: &Real, weights: &Real) -> Result<Real> {
+    let weights = weights.flatten_all()?;
+    let rows = weights.elem_count();
+    let of_rows = |value: &Real| value.reshape((rows, value.elem_count() / rows.max(1)))?.contiguous();
+    let (x, constant) = (of_rows(x)?, of_rows(constant)?);
+    if x.device().is_cpu() {
+        return x.apply_op2(&constant, SquaredDistance { weights: weights.to_vec1()? });
+    }
+    let columns = x.dim(1)?;
+    let squares = (x - constant)?.sqr()?.broadcast_mul(&weights.unsqueeze(1)?)?;
+    squares.sum_all()? / columns as f64
+}
+
+struct Relu;
+
+impl CustomOp1 for Relu {
+    fn name(&self) -> &'static str {
+        "relu"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, at: &Layout) -> Result<(CpuStorage, Shape)> {
+        let made = elements(x, at)?.iter().map(|v| v.max(0.0)).collect();
+        Ok((CpuStorage::F32(made), at.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Real, y: &Real, g: &Real) -> Result<Option<Real>> {
+        let g = g.contiguous()?;
+        let dx = with_elements(&[y, &g], |[y, g]| {
+            Ok(y.iter().zip(g).map(|(y, g)| if *y > 0.0 { *g } else { 0.0 }).collect::<Vec<f32>>())
+        })?;
+        Ok(Some(Real::from_vec(dx, x.dims(), x.device())?))
+    }
+}
+
+struct SquaredDistance {
+    weights: Vec<f32>,
+}
+
+impl SquaredDistance {
+    /// Rows that count, with their weights.
+    fn rows<'v>(&self, x: &'v [f32], y: &'v [f32]) -> impl Iterator<Item = (usize, f32, &'v [f32], &'v [f32])> {
+        let columns = x.len() / self.weights.len().max(1);
+        let rows = x.chunks_exact(columns.max(1)).zip(y.chunks_exact(columns.max(1)));
+        let weighted = self.weights.iter().zip(rows).enumerate();
+        weighted.filter(|(_, (w, _))| **w != 0.0).map(|(row, (w, (x, y)))| (row, *w, x, y))
+    }
+}
+
+impl CustomOp2 for SquaredDistance {
+    fn name(&self) -> &'static str {
+        "squared distance"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, at: &Layout, y: &CpuStorage, of: &Layout) -> Result<(CpuStorage, Shape)> {
+        let sum: f64 = self
+            .rows(elements(x, at)?, elements(y, of)?)
+            .map(|(_, w, x, y)| {
+                let square: f32 = x.iter().zip(y).map(|(x, y)| (x - y) * (x - y)).sum();
+                f64::from(w) * f64::from(square) / x.len() as f64
+            })
+            .sum();
+        Ok((CpuStorage::F32(vec![sum as f32]), Shape::from(())))
+    }
+
+    fn bwd(&self, x: &Real, y: &Real, _: &Real, g: &Real) -> Result<(Option<Real>, Option<Real>)> {
+        let g = g.to_scalar::<f32>()?;
+        let dx = with_elements(&[x, y], |[x_values, y_values]| {
+            let mut dx = vec![0f32; x_values.len()];
+            for (row, w, x, y) in self.rows(x_values, y_values) {
+                let scale = 2.0 * w * g / x.len() as f32;
+                let dx = &mut dx[row * x.len()..][..x.len()];
+                dx.iter_mut().zip(x.iter().zip(y)).for_each(|(dx, (x, y))| *dx = scale * (x - y));
+            }
+            Ok(dx)
+        })?;
+        Ok((Some(Real::from_vec(dx, x.dims(), x.device())?), None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    /// Values and gradients are those of candle's own operators.
+    #[test]
+    fn they_do_what_candles_operators_do() {
+        let values: Vec<f32> = (0..24).map(|i| ((i * 7) % 11) as f32 / 5.0 - 1.1).collect();
+        let var = || Var::from_slice(&values, (2, 3, 4), &Device::Cpu).unwrap();
+        let (ours, theirs) = (var(), var());
+        let constant = Real::arange(0f32, 24.0, &Device::Cpu).unwrap().reshape((2, 3, 4)).unwrap();
+        let weights = Real::from_slice(&[1f32, 0.0, 2.0, 1.0, 1.0, 0.0], (6, 1), &Device::Cpu).unwrap();
+        // Turned around, so that it is not contiguous.
+        let turned = |x: &Real| x.permute((0, 2, 1)).unwrap().permute((0, 2, 1)).unwrap();
+        let found = squared_distance(&relu(&turned(&ours)).unwrap(), &constant, &weights).unwrap();
+        let differences = (theirs.relu().unwrap() - &constant).unwrap().reshape((6, 4)).unwrap();
+        let squares = differences.sqr().unwrap().broadcast_mul(&weights).unwrap();
+        let expected = (squares.sum_all().unwrap() / 4.0).unwrap();
+        let value = |x: &Real| x.to_scalar::<f32>().unwrap();
+        approx::assert_relative_eq!(value(&found), value(&expected), max_relative = 1e-6);
+        let gradient = |loss: &Real, of: &Var| {
+            let store = loss.backward().unwrap();
+            store.get(of).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let (a, b) = (gradient(&found, &ours), gradient(&expected, &theirs));
+        assert!(a.iter().any(|g| *g != 0.0));
+        a.iter().zip(&b).for_each(|(a, b)| approx::assert_relative_eq!(*a, *b, max_relative = 1e-5));
+    }
+}
