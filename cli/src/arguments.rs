@@ -145,25 +145,25 @@ pub(crate) struct FullArguments {
     /// attention weight 100; needs --label-column)
     #[arg(long, value_enum, default_value_t = Recipe::Default)]
     pub(crate) recipe: Recipe,
-    /// Gradient steps
+    /// Gradient steps [default: 900, or as many as 750,000 tokens go through, but at least 200]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) steps: Option<u32>,
-    /// Sequences a step
+    /// Sequences a step [default: 32]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) batch: Option<u16>,
-    /// Learning rate, once warm
+    /// Learning rate, once warm [default: 4e-5]
     #[arg(long, value_name = "X", value_parser = positive)]
     pub(crate) lr: Option<f64>,
-    /// Logits are divided by it before they are compared
+    /// Logits are divided by it before they are compared [default: 2]
     #[arg(long, value_name = "T", value_parser = positive)]
     pub(crate) temperature: Option<f64>,
-    /// The teacher's share in the loss of the outputs; labels have the rest
+    /// The teacher's share in the loss of the outputs; labels have the rest [default: 1]
     #[arg(long, value_name = "X", value_parser = share)]
     pub(crate) alpha: Option<f64>,
-    /// What hidden states count
+    /// What hidden states count [default: 1]
     #[arg(long, value_name = "X", value_parser = weight)]
     pub(crate) hidden_weight: Option<f64>,
-    /// What attention's probabilities count
+    /// What attention's probabilities count [default: 0]
     #[arg(long, value_name = "X", value_parser = weight)]
     pub(crate) attention_weight: Option<f64>,
     /// Keep the state of the stage in this folder

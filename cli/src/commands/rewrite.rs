@@ -135,7 +135,7 @@ impl FullArguments {
             Recipe::Paper => full::Options::paper(),
         };
         let full = full::Options {
-            steps: self.steps.map_or(recipe.steps, |n| n as usize),
+            steps: self.steps.map(|n| n as usize).or(recipe.steps),
             batch: self.batch.map_or(recipe.batch, usize::from),
             rate: self.lr.map_or(recipe.rate, |rate| rate as f32),
             temperature: self.temperature.unwrap_or(recipe.temperature),
@@ -213,7 +213,7 @@ fn print_report(full: &FullReport<'_>) {
         };
         println!(
             "End to end, {} steps of {} sequences at {:.0} tokens a second, loss on sequences kept apart: {} -> {}{}{}",
-            full.options.steps,
+            full.steps,
             full.options.batch,
             full.tokens_per_second,
             loss(&full.before),

@@ -34,8 +34,9 @@ use crate::{Error, Result};
 /// How the stage works.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Options {
-    /// Gradient steps.
-    pub steps: usize,
+    /// Gradient steps. Without a number, [`MOST_STEPS`], or as many as [`ENOUGH_TOKENS`] go through, but not below
+    /// [`LEAST_STEPS`]: where texts are long, fewer steps do.
+    pub steps: Option<usize>,
     /// Sequences a step.
     pub batch: usize,
     /// Learning rate once warm; it rises over the first tenth of the steps and falls to nothing over the others.
@@ -57,9 +58,9 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            steps: 900,
+            steps: None,
             batch: 32,
-            rate: 3e-5,
+            rate: 4e-5,
             weight_decay: 0.01,
             temperature: 2.0,
             alpha: 1.0,
@@ -70,7 +71,19 @@ impl Default for Options {
     }
 }
 
+/// Gradient steps where no number is asked for, at most.
+pub const MOST_STEPS: usize = 900;
+/// And at least.
+pub const LEAST_STEPS: usize = 200;
+/// Real tokens after which steps end where no number is asked for.
+pub const ENOUGH_TOKENS: usize = 750_000;
+
 impl Options {
+    /// Steps at most.
+    pub(crate) fn most_steps(&self) -> usize {
+        self.steps.unwrap_or(MOST_STEPS)
+    }
+
     /// The paper's distillation (Neo et al. 2023): temperature 15, 0.9 of the loss of the outputs from the
     /// teacher and the rest from labels, hidden states once, attention a hundred times.
     pub fn paper() -> Self {
@@ -83,6 +96,8 @@ impl Options {
 pub struct Report {
     /// How.
     pub options: Options,
+    /// Gradient steps.
+    pub steps: usize,
     /// Where gradients were computed: `cpu` or `cuda`.
     pub device: &'static str,
     /// Sequences to draw from.
@@ -216,6 +231,7 @@ pub fn train(
     }
     Ok(Report {
         options: *options,
+        steps: plan.len(),
         device: device_name(),
         sequences: training.len(),
         trained: pair.graph.variables().map(|(_, v)| v.elem_count()).sum(),
@@ -234,7 +250,8 @@ pub fn train(
 fn plan(training: &[usize], sequences: &[Sequence], options: &Options) -> Vec<Vec<usize>> {
     let mut steps: Vec<Vec<usize>> = Vec::new();
     let mut rng = StdRng::seed_from_u64(options.seed);
-    while steps.len() < options.steps {
+    let most = options.most_steps();
+    while steps.len() < most {
         let mut round = training.to_vec();
         round.shuffle(&mut rng);
         for window in round.chunks_mut(WINDOW * options.batch) {
@@ -244,7 +261,15 @@ fn plan(training: &[usize], sequences: &[Sequence], options: &Options) -> Vec<Ve
             steps.append(&mut of_window);
         }
     }
-    steps.truncate(options.steps);
+    steps.truncate(most);
+    if options.steps.is_none() {
+        let mut tokens = 0;
+        let enough = steps.iter().position(|step| {
+            tokens += step.iter().map(|&at| sequences[at].ids.len()).sum::<usize>();
+            tokens >= ENOUGH_TOKENS
+        });
+        steps.truncate(enough.map_or(most, |last| last + 1).max(LEAST_STEPS));
+    }
     steps
 }
 

@@ -9,7 +9,7 @@ fn every_sequence_is_seen_as_often_and_steps_have_like_lengths() {
     let lengths: Vec<usize> = (0..40).map(|at| 2 + at * 7 % 31).collect();
     let all = sequences(&lengths);
     let training: Vec<usize> = (0..40).collect();
-    let options = Options { steps: 20, batch: 4, seed: 5, ..Options::default() };
+    let options = Options { steps: Some(20), batch: 4, seed: 5, ..Options::default() };
     let made = plan(&training, &all, &options);
     assert_eq!(made.len(), 20);
     let mut seen = vec![0; 40];
@@ -22,6 +22,18 @@ fn every_sequence_is_seen_as_often_and_steps_have_like_lengths() {
     assert!(made.iter().all(|step| spread(step) <= 6));
     assert_eq!(plan(&training, &all, &options), made);
     assert_ne!(plan(&training, &all, &Options { seed: 6, ..options }), made);
+}
+
+#[test]
+fn long_texts_take_fewer_steps() {
+    let of_length = |length: usize, steps: Option<usize>| {
+        let all = sequences(&vec![length; 64]);
+        plan(&(0..64).collect::<Vec<_>>(), &all, &Options { steps, ..Options::default() }).len()
+    };
+    assert_eq!(of_length(10, None), MOST_STEPS);
+    assert_eq!(of_length(50, None), ENOUGH_TOKENS.div_ceil(32 * 50));
+    assert_eq!(of_length(500, None), LEAST_STEPS);
+    assert_eq!(of_length(500, Some(700)), 700);
 }
 
 #[test]
