@@ -10,7 +10,7 @@ use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
 use mabert_tests::fixture;
 use mabert_transfer::data::Columns;
 use mabert_transfer::evaluate::Metric;
-use mabert_transfer::full::{Losses, Options};
+use mabert_transfer::full::{Losses, Options, SiteChange};
 use mabert_transfer::progress::{Progress, Silent};
 use mabert_transfer::rewrite::{CheckpointFolder, Data, Dev, Job, Report, Transfer, rewrite};
 
@@ -41,7 +41,11 @@ fn some_steps(steps: usize) -> Options {
 fn losses(report: &Report) -> (Losses, Losses) {
     let full = report.full.as_ref().unwrap();
     assert!(full.skipped == 0, "{full:?}");
-    (full.before, full.after)
+    let squares = |of: fn(&SiteChange) -> f64| full.sites.iter().map(|s| of(s).powi(2)).sum::<f64>() / 7.0;
+    approx::assert_relative_eq!(squares(|s| s.before), full.before.hidden, max_relative = 1e-5);
+    approx::assert_relative_eq!(squares(|s| s.after), full.after.hidden, max_relative = 1e-5);
+    assert_eq!((full.sites.len(), full.sites[6].site.as_str()), (7, "layer.2/output/norm"));
+    (full.before.clone(), full.after.clone())
 }
 
 #[test]
@@ -184,6 +188,7 @@ fn other_inputs_and_what_is_kept_or_shared_are_trained() {
         (student, report)
     };
     let usual = || job(some_steps(100));
+    gains(&with_inputs(folder.path(), false, &["batch", "16"]), usual());
     let (fixed, _) = gains(&with_inputs(folder.path(), true, &["2", "16"]), usual());
     assert_eq!(fixed.inputs()[0].dims, Some(vec![Dim::Fixed(2), Dim::Fixed(16)]));
     let (unmasked, _) = gains(&with_inputs(folder.path(), false, &["batch", "n"]), usual());

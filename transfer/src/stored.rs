@@ -24,28 +24,41 @@ pub(crate) struct Stored {
 impl Stored {
     /// Of no batches.
     pub(crate) fn none() -> Self {
-        Self { file: Mutex::new(tempfile::spooled_tempfile(IN_MEMORY)), places: Vec::new() }
+        Self::empty(IN_MEMORY)
     }
 
-    /// Runs `run` on every batch in parallel, and keeps the `N` values that it returns.
-    pub(crate) fn each<const N: usize>(
+    fn empty(in_memory: usize) -> Self {
+        Self { file: Mutex::new(tempfile::spooled_tempfile(in_memory)), places: Vec::new() }
+    }
+
+    /// Runs `run` on every batch in parallel, and keeps the values that it returns, as many each time.
+    pub(crate) fn each(
         batches: usize,
-        run: impl Fn(usize) -> Result<[Tensor; N]> + Sync,
-    ) -> Result<[Self; N]> {
-        let mut all: [Self; N] = std::array::from_fn(|_| Self::none());
-        let places: Vec<[(u64, Vec<usize>); N]> = (0..batches)
+        values: usize,
+        run: impl Fn(usize) -> Result<Vec<Tensor>> + Sync,
+    ) -> Result<Vec<Self>> {
+        Self::each_beyond(IN_MEMORY, batches, values, run)
+    }
+
+    fn each_beyond(
+        in_memory: usize,
+        batches: usize,
+        values: usize,
+        run: impl Fn(usize) -> Result<Vec<Tensor>> + Sync,
+    ) -> Result<Vec<Self>> {
+        let mut all: Vec<Self> = (0..values).map(|_| Self::empty(in_memory)).collect();
+        let keep = |of: &Self, value: &Tensor| -> std::io::Result<(u64, Vec<usize>)> {
+            let bytes = to_bytes(value.as_f32().expect("streams are f32"));
+            let mut file = lock(&of.file);
+            let end = file.seek(SeekFrom::End(0))?;
+            file.write_all(&bytes)?;
+            Ok((end, value.shape().to_vec()))
+        };
+        let places: Vec<Vec<_>> = (0..batches)
             .into_par_iter()
             .map(|batch| {
-                let values = run(batch)?;
-                let mut places: [(u64, Vec<usize>); N] = std::array::from_fn(|_| (0, Vec::new()));
-                for ((place, value), of) in places.iter_mut().zip(&values).zip(&all) {
-                    let bytes: Vec<u8> = elements(value).iter().flat_map(|v| v.to_le_bytes()).collect();
-                    let mut file = lock(&of.file);
-                    let end = file.seek(SeekFrom::End(0)).map_err(Error::Temporary)?;
-                    file.write_all(&bytes).map_err(Error::Temporary)?;
-                    *place = (end, value.shape().to_vec());
-                }
-                Ok(places)
+                let kept = all.iter().zip(run(batch)?).map(|(of, value)| keep(of, &value));
+                kept.collect::<std::io::Result<_>>().map_err(Error::Temporary)
             })
             .collect::<Result<_>>()?;
         for of_batch in places {
@@ -66,19 +79,24 @@ impl Stored {
         let width: usize = shape[1..].iter().product();
         shape[0] = rows.len();
         let mut bytes = vec![0u8; rows.len() * width * ELEMENT];
-        {
+        let read = |bytes: &mut [u8]| {
             let mut file = lock(&self.file);
-            let from = start + (rows.start * width * ELEMENT) as u64;
-            file.seek(SeekFrom::Start(from)).map_err(Error::Temporary)?;
-            file.read_exact(&mut bytes).map_err(Error::Temporary)?;
-        }
-        let of = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        Ok(Tensor::new(&shape, bytes.chunks_exact(ELEMENT).map(of).collect()))
+            file.seek(SeekFrom::Start(start + (rows.start * width * ELEMENT) as u64))?;
+            file.read_exact(bytes)
+        };
+        read(&mut bytes).map_err(Error::Temporary)?;
+        Ok(Tensor::new(&shape, from_bytes(&bytes)))
     }
 }
 
-fn elements(value: &Tensor) -> Vec<f32> {
-    value.as_f32().expect("streams are f32").iter().copied().collect()
+/// Floats as files have them, the lowest byte first.
+pub(crate) fn to_bytes<'v>(values: impl IntoIterator<Item = &'v f32>) -> Vec<u8> {
+    values.into_iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// And back.
+pub(crate) fn from_bytes(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(ELEMENT).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
 fn lock(file: &Mutex<SpooledTempFile>) -> MutexGuard<'_, SpooledTempFile> {
@@ -92,21 +110,26 @@ mod tests {
     /// Beyond what stays in memory too, in any order.
     #[test]
     fn what_is_kept_comes_back() {
-        let count = 40;
-        let size = IN_MEMORY / ELEMENT / 32;
         let value = |batch: usize, of: usize| {
             let rows = 2 + batch % 3;
-            let elements = (0..rows * size).map(|i| (i * 7 + batch * 13 + of) as f32).collect();
-            Tensor::new(&[rows, size], elements)
+            Tensor::new(&[rows, 5], (0..rows * 5).map(|i| (i * 7 + batch * 13 + of) as f32).collect())
         };
-        let [first, second] = Stored::each(count, |i| Ok([value(i, 0), value(i, 1)])).unwrap();
-        for batch in (0..count).rev().step_by(7) {
-            assert_eq!(first.get(batch).unwrap(), value(batch, 0));
-            assert_eq!(second.get(batch).unwrap(), value(batch, 1));
+        for (limit, rolled) in [(64, true), (IN_MEMORY, false)] {
+            let all = Stored::each_beyond(limit, 40, 2, |i| Ok(vec![value(i, 0), value(i, 1)])).unwrap();
+            assert_eq!(all.len(), 2);
+            for batch in (0..40).rev().step_by(7) {
+                (0..2).for_each(|of| assert_eq!(all[of].get(batch).unwrap(), value(batch, of)));
+            }
+            assert_eq!(lock(&all[0].file).is_rolled(), rolled);
+            let row = all[1].rows(5, 1..2).unwrap();
+            assert_eq!(row.shape(), [1, 5]);
+            assert_eq!(
+                row.as_f32().unwrap().iter().collect::<Vec<_>>(),
+                value(5, 1).as_f32().unwrap().iter().skip(5).take(5).collect::<Vec<_>>()
+            );
         }
-        assert!(lock(&first.file).is_rolled());
-        let row = second.rows(5, 1..2).unwrap();
-        assert_eq!(row.shape(), [1, size]);
-        assert_eq!(elements(&row), elements(&value(5, 1))[size..2 * size]);
+        assert!(Stored::each(0, 1, |_| panic!("no batch")).unwrap()[0].places.is_empty());
+        let failed = Stored::each(3, 1, |i| if i == 1 { Err(Error::option("no")) } else { Ok(vec![value(i, 0)]) });
+        assert!(failed.is_err());
     }
 }

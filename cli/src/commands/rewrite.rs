@@ -212,10 +212,11 @@ fn print_report(full: &FullReport<'_>) {
             some.map(|(name, value)| format!("{name} {}", print::number(*value))).collect::<Vec<_>>().join(", ")
         };
         println!(
-            "End to end, {} steps of {} sequences at {:.0} tokens a second, loss on sequences kept apart: {} -> {}{}{}",
+            "End to end, {} steps of {} sequences at {:.0} tokens a second on the {}, loss on sequences kept apart: {} -> {}{}{}",
             full.steps,
             full.options.batch,
             full.tokens_per_second,
+            full.device,
             loss(&full.before),
             loss(&full.after),
             if full.skipped > 0 {

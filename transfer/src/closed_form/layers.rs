@@ -153,37 +153,34 @@ impl<'w> Work<'w> {
         }
         let (attention, output) = (&layer.attention_norm, &layer.output_norm);
         // What the student's maps aim at: the teacher's normalised values, or the norms' inputs where norms are kept.
-        let goals = [&attention.output, &output.output];
-        let aims = if self.student.ran(Pass::Norm) { goals } else { [&attention.input, &output.input] };
-        let part =
-            self.attention_part(self.teacher, layer, &[aims[0], aims[1], goals[0], goals[1]].map(String::as_str))?;
-        let targets = Stored::each(self.batches.len(), |i| {
-            let values = part.run(&[&self.teacher_at.get(i)?, &self.masks[i]])?;
-            Ok(<[Tensor; 4]>::try_from(values).expect("four values were asked for"))
-        })?;
+        let goals = [attention.output.as_str(), output.output.as_str()];
+        let mut wanted = goals.to_vec();
+        if !self.student.ran(Pass::Norm) {
+            wanted.splice(0..0, [attention.input.as_str(), output.input.as_str()]);
+        }
+        let part = self.attention_part(self.teacher, layer, &wanted)?;
+        let run = |i: usize| part.run(&[&self.teacher_at.get(i)?, &self.masks[i]]);
+        let mut targets = Stored::each(self.batches.len(), wanted.len(), run)?;
+        let of_goals = targets.len() - goals.len();
         let norm = format!("{name}/attention/norm");
         let mut contexts = self.contexts(layer)?;
         self.solve(layer, &norm, &layer.attention_output, &contexts, &attention.input, &targets[0])?;
         if let Some(options) = self.options.blockwise {
-            self.blockwise(index, &targets[2], options)?;
+            self.blockwise(index, &targets[of_goals], options)?;
             contexts = self.contexts(layer)?;
             self.solve(layer, &norm, &layer.attention_output, &contexts, &attention.input, &targets[0])?;
         }
         let norm = format!("{name}/output/norm");
         self.solve(layer, &norm, &layer.output, &contexts, &output.input, &targets[1])?;
         let part = self.residual_part(layer, &[&attention.output, &output.output])?;
-        let reached = Stored::each(self.batches.len(), |i| {
-            let values = part.run(&[&self.student_at.get(i)?, &contexts.get(i)?])?;
-            Ok(<[Tensor; 2]>::try_from(values).expect("two values were asked for"))
-        })?;
-        let [_, _, of_attention, of_output] = targets;
-        let [attention, output] = reached;
-        let errors = [self.relative_error(&attention, &of_attention)?, self.relative_error(&output, &of_output)?];
-        for (norm, error) in ["attention/norm", "output/norm"].into_iter().zip(errors) {
+        let run = |i: usize| part.run(&[&self.student_at.get(i)?, &contexts.get(i)?]);
+        let mut reached = Stored::each(self.batches.len(), goals.len(), run)?;
+        targets.drain(..of_goals);
+        for ((norm, student), teacher) in ["attention/norm", "output/norm"].into_iter().zip(&reached).zip(&targets) {
+            let error = self.relative_error(student, teacher)?;
             self.note(format!("{name}/{norm}"), error);
         }
-        self.student_at = output;
-        self.teacher_at = of_output;
+        (self.student_at, self.teacher_at) = (reached.remove(1), targets.remove(1));
         self.at.clone_from(&layer.output_norm.output);
         Ok(())
     }
@@ -288,6 +285,8 @@ impl<'w> Work<'w> {
             let mut rng = StdRng::seed_from_u64(self.options.seed ^ ((layer.index as u64) << 32) ^ i as u64);
             let mut rows = vec![Rows::default(); groups];
             for (sentence, &length) in self.batches[i].lengths.iter().enumerate() {
+                // Without a mask all keys count, padding that a fixed length forces upon the model too.
+                let keys = if self.encoder.mask.is_some() { length } else { self.batches[i].length };
                 // However few its tokens, a sentence has a say: its length may be a rare one.
                 let share = share.max(least / of_group(length));
                 for head in 0..heads {
@@ -296,7 +295,7 @@ impl<'w> Work<'w> {
                         let share = if first { first_share } else { share };
                         if rng.random_bool(share.min(1.0)) {
                             let row = |of: &ndarray::Array4<f32>| {
-                                of.slice(ndarray::s![sentence, head, query, ..length]).to_vec()
+                                of.slice(ndarray::s![sentence, head, query, ..keys]).to_vec()
                             };
                             rows[head % groups].push(&row(&scores), &row(&probabilities));
                         }
@@ -427,8 +426,7 @@ impl<'w> Work<'w> {
 
     /// `run` on every batch, in parallel, with the values that it returns kept.
     fn store(&self, run: impl Fn(usize) -> Result<Tensor> + Sync) -> Result<Stored> {
-        let [stored] = Stored::each(self.batches.len(), |i| Ok([run(i)?]))?;
-        Ok(stored)
+        Ok(Stored::each(self.batches.len(), 1, |i| Ok(vec![run(i)?]))?.remove(0))
     }
 
     /// How far the student's values are from the teacher's, as in [`SiteError`].

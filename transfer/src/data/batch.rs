@@ -161,7 +161,7 @@ pub fn batches(sequences: &[Sequence], tokens: usize, largest: usize, shape: Bat
             None => rows.len() == largest || (rows.len() + 1) * length > tokens,
         };
         let differs =
-            shape.unmasked && rows.first().is_some_and(|&r| sequences[r].ids.len() != sequences[row].ids.len());
+            shape.unmasked && shape.length.is_none() && rows.last().is_some_and(|&r| sequences[r].ids.len() < length);
         if (full || differs) && !rows.is_empty() {
             batches.push(Batch::new(sequences, &rows, shape));
             rows.clear();

@@ -27,7 +27,8 @@ pub struct Wanted {
 pub struct Sample {
     /// For statistics.
     pub calibration: Vec<Sequence>,
-    /// To train on; some of them are among those for statistics.
+    /// To train on; some of them are among those for statistics. Where they are fewer than wanted, pairs of texts are among
+    /// them the other way round too, without their labels.
     pub training: Vec<Sequence>,
     /// To judge training by: none of them is among those to train on.
     pub judges: Vec<Sequence>,
@@ -131,7 +132,8 @@ pub fn draw_sample(
     let mut training = judges.split_off((judges.len() / JUDGES).min(MOST_JUDGES));
     if fewer {
         // Before a pair is seen again, it is seen the other way round.
-        let turned: Vec<Example> = training.iter().filter_map(Example::turned).collect();
+        let left = wanted.training - training.len();
+        let turned: Vec<Example> = training.iter().filter_map(Example::turned).take(left).collect();
         training.extend(turned);
     }
     let encode_all = |examples: Vec<Example>, rng: &mut StdRng| -> Result<Vec<Sequence>> {

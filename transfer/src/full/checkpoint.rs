@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::closed_form;
 use crate::gradient::Adam;
+use crate::stored::{from_bytes, to_bytes};
 use crate::{Error, Result};
 
 const START: &str = "start.onnx";
@@ -23,6 +24,7 @@ const UNFINISHED: &str = "state.unfinished";
 /// A state is written each time so many steps were taken.
 const EVERY: usize = 50;
 const STEP: &str = "step";
+const STEPS: &str = "steps";
 const UPDATES: &str = "updates";
 const SKIPPED: &str = "skipped";
 
@@ -117,7 +119,7 @@ impl Checkpoint {
             return Ok(());
         }
         let (moments, updates) = adam.state();
-        let numbers = [(STEP, step), (UPDATES, updates), (SKIPPED, adam.skipped)];
+        let numbers = [(STEP, step), (STEPS, steps), (UPDATES, updates), (SKIPPED, adam.skipped)];
         let metadata: HashMap<String, String> =
             numbers.into_iter().map(|(name, value)| (name.to_owned(), value.to_string())).collect();
         let views = moments.iter().enumerate().flat_map(|(at, m)| {
@@ -128,14 +130,16 @@ impl Checkpoint {
         let fault = |reason: String| Error::data(&path, format!("cannot be written: {reason}"));
         serialize_to_file(views, Some(metadata), &unfinished).map_err(|e| fault(e.to_string()))?;
         let finish = || {
-            std::fs::File::open(&unfinished)?.sync_all()?;
+            // As readable as the rest: temporary files are private.
+            std::fs::set_permissions(&unfinished, std::fs::metadata(self.file(START))?.permissions())?;
+            std::fs::OpenOptions::new().write(true).open(&unfinished)?.sync_all()?;
             std::fs::rename(&unfinished, &path)
         };
         finish().map_err(|e| fault(e.to_string()))
     }
 
-    /// Takes up the state that was written last; returns how many steps it had taken.
-    pub(super) fn restore(&self, adam: &mut Adam) -> Result<usize> {
+    /// Takes up the state that was written last; returns how many of the `steps` it had taken.
+    pub(super) fn restore(&self, adam: &mut Adam, steps: usize) -> Result<usize> {
         let path = self.file(STATE);
         if !path.exists() {
             return Ok(0);
@@ -150,15 +154,16 @@ impl Checkpoint {
         };
         let values = |name: String| -> Result<Vec<f32>> {
             let tensor = tensors.tensor(&name).map_err(|_| broken())?;
-            let of = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-            Ok(tensor.data().chunks_exact(4).map(of).collect())
+            Ok(from_bytes(tensor.data()))
         };
         let of = |at: usize| -> Result<[Vec<f32>; 3]> {
             let [value, first, second] = ["value", "first", "second"].map(|name| values(format!("{at}/{name}")));
             Ok([value?, first?, second?])
         };
         adam.restore(of, number(UPDATES)?, number(SKIPPED)?)?.then_some(()).ok_or_else(broken)?;
-        number(STEP)
+        let step = number(STEP)?;
+        // Another build may plan other steps where no number was asked for.
+        (number(STEPS)? == steps && step <= steps).then_some(step).ok_or_else(broken)
     }
 }
 
@@ -178,7 +183,7 @@ impl View for Floats<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        self.values.iter().flat_map(|v| v.to_le_bytes()).collect()
+        to_bytes(self.values).into()
     }
 
     fn data_len(&self) -> usize {

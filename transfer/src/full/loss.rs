@@ -68,7 +68,7 @@ impl Head {
 }
 
 /// The parts of the loss, each a mean over the step; those that do not apply are 0.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Losses {
     /// Outputs against the teacher's: squared temperature times Kullback-Leibler divergence of logits, or the squared
     /// error of values relative to the teacher's variance; a mean over outputs.
@@ -79,6 +79,9 @@ pub struct Losses {
     pub hidden: f64,
     /// Squared error of attention's probabilities; a mean over layers.
     pub attention: f64,
+    /// What `hidden` is the mean of: a value a norm.
+    #[serde(skip)]
+    pub(super) norms: Vec<f64>,
 }
 
 /// How much each part counts.
@@ -109,6 +112,8 @@ impl Losses {
         self.labels += other.labels;
         self.hidden += other.hidden;
         self.attention += other.attention;
+        self.norms.resize(other.norms.len().max(self.norms.len()), 0.0);
+        self.norms.iter_mut().zip(&other.norms).for_each(|(sum, other)| *sum += other);
     }
 }
 
@@ -211,8 +216,11 @@ impl Criterion {
         };
         let tokens = row_weights(compared.batch, true)?;
         for ((student, teacher), variance) in compared.hidden.iter().zip(&self.variances) {
-            let share = 1.0 / (totals.tokens as f64 * variance * self.variances.len() as f64);
-            losses.hidden += take(squared_distance(student, teacher, &tokens)?, share, weights.hidden)?;
+            let norms = self.variances.len() as f64;
+            let share = 1.0 / (totals.tokens as f64 * variance * norms);
+            let part = take(squared_distance(student, teacher, &tokens)?, share, weights.hidden)?;
+            losses.hidden += part;
+            losses.norms.push(part * norms);
         }
         for (student, teacher) in &compared.attention {
             let heads = student.dim(1)?;
@@ -349,8 +357,6 @@ impl Variance {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
     use crate::data::{BatchShape, batches};
 
@@ -360,7 +366,7 @@ mod tests {
     }
 
     fn real(shape: &[usize], values: &[f32]) -> Real {
-        Real::from_slice(values, shape, &Device::Cpu).unwrap()
+        Real::from_slice(values, shape, device()).unwrap()
     }
 
     fn loss(kind: Kind, student: &Real, teacher: &Real, labels: &[Option<f64>], weights: Weights) -> Losses {

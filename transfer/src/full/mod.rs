@@ -14,6 +14,7 @@ use std::time::Instant;
 use mabert_graph::{Boundary, ElementType};
 use mabert_passes::pipeline::{Rewriting, Student};
 use mabert_passes::rewrite::MASK;
+use mabert_passes::sites::{Encoder, NormSite};
 use mabert_runtime::TensorType;
 use rand::seq::SliceRandom as _;
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -98,7 +99,7 @@ pub struct Report {
     pub options: Options,
     /// Gradient steps.
     pub steps: usize,
-    /// Where gradients were computed: `cpu` or `cuda`.
+    /// Where gradients were computed: `CPU` or `GPU`.
     pub device: &'static str,
     /// Sequences to draw from.
     pub sequences: usize,
@@ -106,6 +107,8 @@ pub struct Report {
     pub trained: usize,
     /// Real tokens that went through the student.
     pub tokens: usize,
+    /// Every norm, in order, on sequences kept apart.
+    pub sites: Vec<SiteChange>,
     /// Losses before, on sequences kept apart.
     pub before: Losses,
     /// And after.
@@ -120,6 +123,18 @@ pub struct Report {
     pub tokens_per_second: f64,
     /// Seconds in all.
     pub seconds: f64,
+}
+
+/// What the stage did to one norm. Errors are roots of the mean squared difference over the teacher's variance on the texts
+/// that are trained on.
+#[derive(Clone, Debug, Serialize)]
+pub struct SiteChange {
+    /// Its name, as in `layer.0/attention/norm`.
+    pub site: String,
+    /// Relative error before.
+    pub before: f64,
+    /// And after the last step, whether or not the result was kept.
+    pub after: f64,
 }
 
 /// Positions of one piece of a step, about: more would only take memory.
@@ -193,7 +208,7 @@ pub fn train(
     let before = pair.losses(&judges)?;
     let plan = plan(&training, data.sequences, options);
     let first = match checkpoint {
-        Some(checkpoint) => checkpoint.restore(&mut adam)?,
+        Some(checkpoint) => checkpoint.restore(&mut adam, plan.len())?,
         None => 0,
     };
     let threads = rayon::current_num_threads();
@@ -232,6 +247,7 @@ pub fn train(
     Ok(Report {
         options: *options,
         steps: plan.len(),
+        sites: changes(&rewriting.encoder, &before, &after),
         device: device_name(),
         sequences: training.len(),
         trained: pair.graph.variables().map(|(_, v)| v.elem_count()).sum(),
@@ -411,9 +427,10 @@ impl Pair {
         batches(sequences, positions, rows, self.shape).into_iter().map(piece).collect()
     }
 
-    /// Sequences of like lengths cut into pieces of as many rows, as many pieces a thread.
+    /// Sequences of like lengths cut into pieces of as many rows, about as many pieces a thread.
     fn even_pieces(&self, sequences: &[Sequence], threads: usize) -> Vec<Piece> {
         let longest = sequences.iter().map(|s| s.ids.len()).max().unwrap_or(1);
+        let longest = self.shape.length.unwrap_or(longest);
         let count = (sequences.len() * longest).div_ceil(PIECE).next_multiple_of(threads);
         self.pieces(sequences, usize::MAX, sequences.len().div_ceil(count))
     }
@@ -471,6 +488,17 @@ impl Pair {
             pieces.par_iter().map(|p| Ok(self.loss(p, &totals, None)?.1)).collect::<Result<_>>()?;
         Ok(summed(&parts))
     }
+}
+
+/// The relative error of each norm.
+fn changes(encoder: &Encoder, before: &Losses, after: &Losses) -> Vec<SiteChange> {
+    let errors = before.norms.iter().zip(&after.norms);
+    let change = |((site, _), (before, after)): ((String, &NormSite), (&f64, &f64))| SiteChange {
+        site,
+        before: before.sqrt(),
+        after: after.sqrt(),
+    };
+    encoder.norms().into_iter().zip(errors).map(change).collect()
 }
 
 fn summed(parts: &[Losses]) -> Losses {

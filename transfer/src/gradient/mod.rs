@@ -36,7 +36,7 @@ pub(crate) fn device() -> &'static Device {
 
 /// Its name, for reports.
 pub(crate) fn device_name() -> &'static str {
-    if device().is_cuda() { "cuda" } else { "cpu" }
+    if device().is_cuda() { "GPU" } else { "CPU" }
 }
 
 /// Memory for gradients, kept from step to step.
