@@ -75,12 +75,15 @@ pub(crate) struct DataArguments {
     /// The model's tokenizer.json; needed where the data is text
     #[arg(long, value_name = "FILE")]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// The column of the text [default: text, sentence or sentence1]
+    /// The column of the text [default: text or sentence, or the first of a pair as the usual data sets call it]
     #[arg(long, value_name = "NAME", requires = "data")]
     pub(crate) text_column: Option<String>,
-    /// The column of the second text of a pair [default: sentence2 beside sentence1]
+    /// The column of the second text of a pair [default: sentence2 beside sentence1, hypothesis beside premise...]
     #[arg(long, value_name = "NAME", requires = "data")]
     pub(crate) pair_column: Option<String>,
+    /// Labels that are words, in the order of the model's classes, as in `entailment,not_entailment`
+    #[arg(long, value_name = "WORDS", value_delimiter = ',', requires = "data")]
+    pub(crate) classes: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -111,8 +114,8 @@ pub(crate) struct Rewrite {
     #[arg(long, value_enum)]
     pub(crate) transfer: Option<TransferStage>,
     /// Tokens that go through the student to calibrate it [default: 40000 of text, 12000 made up]
-    #[arg(long, value_name = "N")]
-    pub(crate) calibration_tokens: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(100..))]
+    pub(crate) calibration_tokens: Option<u64>,
     /// More text to calibrate and train on, not to measure on; half of all sequences come from it
     #[arg(long, value_name = "FILE", requires = "data")]
     pub(crate) extra_data: Vec<PathBuf>,
@@ -184,7 +187,7 @@ pub(crate) struct DevArguments {
     #[arg(long, value_name = "FILE", requires = "label_column")]
     pub(crate) dev: Option<PathBuf>,
     /// The metric on it
-    #[arg(long, value_enum, default_value_t = MetricName::Accuracy)]
+    #[arg(long, value_enum, default_value_t = MetricName::Accuracy, requires = "dev")]
     pub(crate) metric: MetricName,
 }
 

@@ -1,12 +1,13 @@
 //! How well a model does its task: outputs for labelled sequences, and the metrics of GLUE.
 
 use mabert_runtime::{Engine, Named, Tensor};
-use ndarray::{Array2, ArrayD, Axis, Ix2, IxDyn, Slice};
+use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice};
 use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::compare::largest;
 use crate::data::{Batch, BatchShape, Sequence, batches};
+use crate::full::Kind;
 use crate::{Error, Result};
 
 /// Positions of one batch, and rows at most.
@@ -122,9 +123,51 @@ pub fn labels(file: &std::path::Path, sequences: &[Sequence]) -> Result<Vec<f64>
     let label = |s: &Sequence| {
         let text = s.label.as_deref().unwrap_or_default();
         let number = text.parse::<f64>().ok().filter(|v| v.is_finite());
-        number.ok_or_else(|| Error::line(file, s.line, format!("label `{text}` is not a number")))
+        number.ok_or_else(|| {
+            let reason =
+                format!("label `{text}` is not a number: name the classes in the model's order with --classes");
+            Error::line(file, s.line, reason)
+        })
     };
     sequences.iter().map(label).collect()
+}
+
+/// Whether labels are such as `metric` compares with what a model of so many `columns` predicts.
+///
+/// # Errors
+/// A metric of classes, but the model gives one value a text, or a label is none of its classes; or a metric of values,
+/// but the model gives several.
+pub fn check_labels(
+    metric: Metric,
+    columns: usize,
+    file: &std::path::Path,
+    sequences: &[Sequence],
+    labels: &[f64],
+) -> Result<()> {
+    check_columns(metric, columns)?;
+    let is_class = |label: f64| label >= 0.0 && label < columns as f64 && label.fract() == 0.0;
+    match labels.iter().position(|&label| metric.is_of_classes() && !is_class(label)) {
+        None => Ok(()),
+        Some(at) => {
+            let label = labels[at];
+            let reason = format!("label {label} is none of the model's {columns} classes, which start at 0");
+            Err(Error::line(file, sequences[at].line, reason))
+        }
+    }
+}
+
+fn check_columns(metric: Metric, columns: usize) -> Result<()> {
+    let name = metric.name();
+    let reason = match (metric.is_of_classes(), columns) {
+        (true, 0 | 1) => {
+            format!("{name} is a metric of classes, the model gives one value a text: take pearson or spearman")
+        }
+        (true, _) | (false, 1) => return Ok(()),
+        (false, _) => {
+            format!("{name} is a metric of one value a text, the model gives {columns}: take accuracy, f1 or mcc")
+        }
+    };
+    Err(Error::Compare(reason))
 }
 
 /// The logits `[sequences, classes]`: the first output with one row a sequence.
@@ -132,14 +175,22 @@ pub fn labels(file: &std::path::Path, sequences: &[Sequence]) -> Result<Vec<f64>
 /// # Errors
 /// The engine fails, or no output has one row a sequence.
 pub fn logits(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> Result<Array2<f32>> {
-    let outputs = run_sequences(engine, sequences, spread)?;
-    let names = outputs.iter().map(|(n, t)| format!("{n} {:?}", t.shape())).collect::<Vec<_>>().join(", ");
-    let found = outputs.into_iter().find_map(|(_, t)| match t.shape() {
-        [_, _] => t.to_f32().into_dimensionality::<Ix2>().ok(),
-        [rows] => t.to_f32().into_shape_with_order((*rows, 1)).ok(),
-        _ => None,
-    });
-    found.ok_or_else(|| Error::Compare(format!("no output has one row a sequence, as a classifier's logits: {names}")))
+    let parts = run_batches(engine, sequences, spread)?;
+    let Some((_, first)) = parts.first() else { return Err(Error::Compare("there are no sequences".to_owned())) };
+    let of_texts = |at: &usize| {
+        let (name, value) = &first[*at];
+        let shapes: Vec<_> = parts.iter().map(|(b, o)| (b.length, o[*at].1.shape().to_vec())).collect();
+        // An answer's start and end are a row a text too, but of positions.
+        matches!(value.shape().len(), 1 | 2) && matches!(Kind::of(name, &shapes, 0), Kind::Classes | Kind::Values)
+    };
+    let Some(at) = (0..first.len()).find(of_texts) else {
+        let names = first.iter().map(|(n, t)| format!("{n} {:?}", t.shape())).collect::<Vec<_>>().join(", ");
+        let reason = format!("no output has one row of classes, or one value, a text; the model gives {names}");
+        return Err(Error::Compare(reason));
+    };
+    let joined = join(&parts, at, sequences.len()).to_f32();
+    let columns = joined.len() / sequences.len().max(1);
+    Ok(joined.into_shape_with_order((sequences.len(), columns)).expect("a row a sequence"))
 }
 
 /// What a metric looks at in logits: the class, or the value of the only column.
@@ -161,10 +212,7 @@ pub fn predictions(metric: Metric, logits: &Array2<f32>) -> Result<Vec<f64>> {
 /// # Errors
 /// A metric of values, but several columns.
 pub fn predictions_with_overflow(metric: Metric, logits: &Array2<f32>) -> Result<(Vec<f64>, usize)> {
-    if !metric.is_of_classes() && logits.ncols() != 1 {
-        let reason = format!("{metric:?} is a metric of one value a text, the model gives {}", logits.ncols());
-        return Err(Error::Compare(reason));
-    }
+    check_columns(metric, logits.ncols())?;
     let of_row = |row: ndarray::ArrayView1<'_, f32>| match row.iter().all(|v| v.is_finite()) {
         false => f64::NAN,
         true if metric.is_of_classes() => largest(&row.to_vec()) as f64,
@@ -180,6 +228,13 @@ pub fn predictions_with_overflow(metric: Metric, logits: &Array2<f32>) -> Result
 /// # Errors
 /// The engine fails.
 pub fn run_sequences(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> Result<Named> {
+    let parts = run_batches(engine, sequences, spread)?;
+    let Some((_, first)) = parts.first() else { return Ok(Named::new()) };
+    let joined = (0..first.len()).map(|at| (first[at].0.clone(), join(&parts, at, sequences.len())));
+    Ok(joined.collect())
+}
+
+fn run_batches(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> Result<Vec<(Batch, Named)>> {
     let shape = BatchShape::of(engine.inputs());
     let run = |batch: Batch| -> Result<(Batch, Named)> {
         let inputs = batch.inputs(engine.inputs())?;
@@ -188,13 +243,10 @@ pub fn run_sequences(engine: &dyn Engine, sequences: &[Sequence], spread: Spread
         Ok((batch, outputs))
     };
     let all = batches(sequences, BATCH_TOKENS, BATCH_ROWS, shape);
-    let parts: Vec<(Batch, Named)> = match spread {
-        Spread::Inside => all.into_iter().map(run).collect::<Result<_>>()?,
-        Spread::Batches => all.into_par_iter().map(run).collect::<Result<_>>()?,
-    };
-    let Some((_, first)) = parts.first() else { return Ok(Named::new()) };
-    let joined = (0..first.len()).map(|at| (first[at].0.clone(), join(&parts, at, sequences.len())));
-    Ok(joined.collect())
+    match spread {
+        Spread::Inside => all.into_iter().map(run).collect(),
+        Spread::Batches => all.into_par_iter().map(run).collect(),
+    }
 }
 
 /// One output of all batches, a row a sequence.

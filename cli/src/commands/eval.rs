@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use mabert_graph::Model;
 use mabert_transfer::data::Overlong;
-use mabert_transfer::evaluate::{Metric, Spread, labels, logits, predictions};
+use mabert_transfer::evaluate::{Metric, Spread, check_labels, labels, logits, predictions};
 use serde::Serialize;
 
 use super::longest;
@@ -48,7 +48,10 @@ pub(super) fn eval(arguments: &Eval, global: &Global) -> Result<()> {
     let mut first: Option<Vec<f64>> = None;
     for path in &arguments.models {
         let engine = arguments.engine.load(path, global)?;
-        let found = logits(engine.as_ref(), &sequences, Spread::Inside).and_then(|logits| predictions(metric, &logits));
+        let found = logits(engine.as_ref(), &sequences, Spread::Inside).and_then(|logits| {
+            check_labels(metric, logits.ncols(), data, &sequences, &labels)?;
+            predictions(metric, &logits)
+        });
         let found = found.with_context(|| path.display().to_string())?;
         let reference = first.get_or_insert_with(|| found.clone());
         models.push(Evaluated {

@@ -33,7 +33,12 @@ pub(crate) fn run(command: &Command, global: &Global) -> Result<()> {
 
 impl DataArguments {
     fn columns(&self, label: Option<&str>) -> Columns {
-        Columns { text: self.text_column.clone(), pair: self.pair_column.clone(), label: label.map(str::to_owned) }
+        Columns {
+            text: self.text_column.clone(),
+            pair: self.pair_column.clone(),
+            label: label.map(str::to_owned),
+            classes: self.classes.clone(),
+        }
     }
 
     /// Every sequence of the data file, which must be given.

@@ -100,7 +100,7 @@ fn job(arguments: &Rewrite, global: &Global) -> Result<Job> {
         until: arguments.until,
         partial: arguments.partial,
         transfer,
-        calibration_tokens: arguments.calibration_tokens,
+        calibration_tokens: arguments.calibration_tokens.map(|n| n as usize),
         ..arguments.full.job(&arguments.data, &arguments.dev, &arguments.extra_data, global)?
     })
 }

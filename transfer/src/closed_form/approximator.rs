@@ -191,22 +191,24 @@ impl Net {
         rows.sort_by_key(|(length, ..)| std::cmp::Reverse(*length));
         let mut gram = Mat::<f64>::zeros(width, width);
         let mut cross = Mat::<f64>::zeros(width, n);
-        let mut grams: Vec<(usize, Mat<f64>)> = Vec::new();
         let mut rest = rows.as_slice();
-        for key in (0..n).rev() {
-            let (block, shorter) = rest.split_at(rest.partition_point(|(length, ..)| *length > key));
-            rest = shorter;
-            if !block.is_empty() {
-                let f = Mat::from_fn(block.len(), width, |i, j| f64::from(block[i].1[j]));
-                let r = Mat::from_fn(block.len(), n, |i, j| block[i].2.get(j).map_or(0.0, |v| f64::from(*v)));
-                gram += f.transpose() * &f;
-                cross += f.transpose() * &r;
+        let mut change = Array2::<f64>::zeros((width, n));
+        let keys: Vec<usize> = (0..n).rev().collect();
+        // A Gram matrix a key is held for a few keys only.
+        for some in keys.chunks(2 * rayon::current_num_threads()) {
+            let mut grams: Vec<(usize, Mat<f64>)> = Vec::new();
+            for &key in some {
+                let (block, shorter) = rest.split_at(rest.partition_point(|(length, ..)| *length > key));
+                rest = shorter;
+                if !block.is_empty() {
+                    let f = Mat::from_fn(block.len(), width, |i, j| f64::from(block[i].1[j]));
+                    let r = Mat::from_fn(block.len(), n, |i, j| block[i].2.get(j).map_or(0.0, |v| f64::from(*v)));
+                    gram += f.transpose() * &f;
+                    cross += f.transpose() * &r;
+                }
+                grams.push((key, gram.clone()));
             }
-            grams.push((key, gram.clone()));
-        }
-        let results: Vec<(usize, Option<Mat<f64>>)> = grams
-            .into_par_iter()
-            .map(|(key, mut gram)| {
+            let solve = |(key, mut gram): (usize, Mat<f64>)| {
                 let ridge = RIDGE * (0..width).map(|i| gram[(i, i)]).sum::<f64>() / width as f64;
                 if ridge <= 0.0 || !ridge.is_finite() {
                     return (key, None);
@@ -214,12 +216,12 @@ impl Net {
                 (0..width).for_each(|i| gram[(i, i)] += ridge);
                 let right = Mat::from_fn(width, 1, |i, _| cross[(i, key)]);
                 (key, gram.llt(Side::Lower).ok().map(|factor| factor.solve(&right)))
-            })
-            .collect();
-        let mut change = Array2::<f64>::zeros((width, n));
-        for (key, solution) in results {
-            if let Some(solution) = solution {
-                (0..width).for_each(|i| change[[i, key]] = solution[(i, 0)]);
+            };
+            let results: Vec<(usize, Option<Mat<f64>>)> = grams.into_par_iter().map(solve).collect();
+            for (key, solution) in results {
+                if let Some(solution) = solution {
+                    (0..width).for_each(|i| change[[i, key]] = solution[(i, 0)]);
+                }
             }
         }
         let narrow = change.mapv(|v| v as f32);

@@ -1,7 +1,7 @@
 //! Examples out of data files, one at a time: files may be larger than memory.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use mabert_runtime::{Tensor, npz};
@@ -13,12 +13,55 @@ use crate::{Error, Result};
 /// Which columns of a table (or keys of a JSON object) hold what.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Columns {
-    /// The text. Without it, `text`, `sentence` or `sentence1` is taken where there is one.
+    /// The text. Without it, the first of the [usual pairs](USUAL_PAIRS) that is there, or the first of the
+    /// [usual texts](USUAL_TEXTS).
     pub text: Option<String>,
-    /// The second text of a pair. Without it, `sentence2` is taken where the text is `sentence1`.
+    /// The second text of a pair.
     pub pair: Option<String>,
     /// The label; labels are not read without it.
     pub label: Option<String>,
+    /// Labels that are words, in the order of the model's classes: each is read as its place in this list.
+    pub classes: Vec<String>,
+}
+
+/// Columns of pairs, as the usual data sets call them.
+pub const USUAL_PAIRS: [[&str; 2]; 6] = [
+    ["sentence1", "sentence2"],
+    ["question1", "question2"],
+    ["premise", "hypothesis"],
+    ["question", "sentence"],
+    ["question", "context"],
+    ["text", "text_pair"],
+];
+/// Columns of texts that stand alone.
+pub const USUAL_TEXTS: [&str; 3] = ["text", "sentence", "sentence1"];
+
+impl Columns {
+    /// The columns of the texts among those `there` are.
+    fn texts(&self, there: &dyn Fn(&str) -> bool) -> Option<(String, Option<String>)> {
+        if let Some(text) = &self.text {
+            return Some((text.clone(), self.pair.clone()));
+        }
+        let pair = USUAL_PAIRS.iter().find(|pair| pair.iter().all(|name| there(name)));
+        let text = pair.map(|[text, _]| text).or_else(|| USUAL_TEXTS.iter().find(|name| there(name)))?;
+        let pair = self.pair.clone().or_else(|| pair.map(|[_, second]| (*second).to_owned()));
+        Some(((*text).to_owned(), pair))
+    }
+
+    /// A label as a number, where it is one of the classes' words.
+    fn label(&self, path: &Path, line: usize, text: &str) -> Result<String> {
+        let text = text.trim();
+        if self.classes.is_empty() {
+            return Ok(text.to_owned());
+        }
+        match self.classes.iter().position(|class| class == text) {
+            Some(at) => Ok(at.to_string()),
+            None => {
+                let listed = self.classes.join(", ");
+                Err(Error::line(path, line, format!("label `{text}` is none of the classes {listed}")))
+            }
+        }
+    }
 }
 
 /// What a model is to read.
@@ -60,8 +103,6 @@ impl Example {
     }
 }
 
-const TEXT_COLUMNS: [&str; 3] = ["text", "sentence", "sentence1"];
-
 /// The examples of a file, read as they are asked for.
 pub struct Reader {
     path: PathBuf,
@@ -71,7 +112,7 @@ pub struct Reader {
 
 enum Rows {
     Lines(std::iter::Enumerate<std::io::Lines<BufReader<File>>>),
-    Table { records: csv::StringRecordsIntoIter<File>, at: At },
+    Table { records: csv::StringRecordsIntoIter<Newlines<BufReader<File>>>, at: At },
     Json(std::iter::Enumerate<std::io::Lines<BufReader<File>>>),
     Arrays { ids: Matrix, types: Option<Matrix>, mask: Option<Matrix>, labels: Option<Vec<String>>, next: usize },
 }
@@ -93,7 +134,8 @@ impl std::fmt::Debug for Reader {
 }
 
 impl Reader {
-    /// Opens a `.txt` (one text a line), `.tsv` or `.csv` (with a header), `.jsonl` or `.npz` file.
+    /// Opens a `.txt` (one text a line), `.tsv` or `.csv` (with a header), `.jsonl` (one object a line; `.json` and
+    /// `.ndjson` too) or `.npz` file.
     ///
     /// # Errors
     /// The file cannot be read, is of another kind, or lacks a column that `columns` names.
@@ -104,7 +146,7 @@ impl Reader {
         let lines = || open().map(|f| BufReader::new(f).lines().enumerate());
         let rows = match extension.as_str() {
             "txt" => Rows::Lines(lines()?),
-            "jsonl" => Rows::Json(lines()?),
+            "jsonl" | "json" | "ndjson" => Rows::Json(lines()?),
             "tsv" => table(path, open()?, b'\t', columns)?,
             "csv" => table(path, open()?, b',', columns)?,
             "npz" => arrays(path, columns)?,
@@ -144,7 +186,7 @@ impl Iterator for Reader {
             Rows::Table { records, at } => {
                 let record = records.next()?;
                 Some(match record {
-                    Ok(record) => table_row(path, &record, at),
+                    Ok(record) => table_row(path, &record, at, &self.columns),
                     Err(e) => Err(unreadable(e.position().map_or(0, |p| p.line() as usize), &e)),
                 })
             }
@@ -160,13 +202,12 @@ impl Iterator for Reader {
                 let row = *next;
                 *next += 1;
                 (row < ids.nrows()).then(|| {
-                    let kept = mask.as_ref().map_or(ids.ncols(), |m| {
-                        m.row(row).iter().rposition(|&keep| keep != 0).map_or(0, |last| last + 1)
-                    });
-                    let cut = |m: &Matrix| m.row(row).iter().copied().take(kept).collect::<Vec<i64>>();
-                    let types = types.as_ref().map_or_else(|| vec![0; kept], cut);
-                    let label = labels.as_ref().map(|l| l[row].clone());
-                    Ok(Example { content: Content::Ids { ids: cut(ids), types }, label, line: row + 1 })
+                    let real = |at: usize| mask.as_ref().is_none_or(|m| m[[row, at]] != 0);
+                    let cut = |m: &Matrix| (0..m.ncols()).filter(|&at| real(at)).map(|at| m[[row, at]]).collect();
+                    let ids: Vec<i64> = cut(ids);
+                    let types = types.as_ref().map_or_else(|| vec![0; ids.len()], cut);
+                    let label = labels.as_ref().map(|l| self.columns.label(path, row + 1, &l[row])).transpose()?;
+                    Ok(Example { content: Content::Ids { ids, types }, label, line: row + 1 })
                 })
             }
         }
@@ -178,8 +219,9 @@ fn table(path: &Path, file: File, delimiter: u8, columns: &Columns) -> Result<Ro
         .delimiter(delimiter)
         // GLUE's .tsv files hold bare quotation marks.
         .quoting(delimiter == b',')
+        .terminator(csv::Terminator::Any(b'\n'))
         .flexible(true)
-        .from_reader(file);
+        .from_reader(Newlines::new(BufReader::new(file)));
     let header = reader.headers().map_err(|e| Error::line(path, 1, format!("cannot be read: {e}")))?.clone();
     let names: Vec<&str> = header.iter().map(|h| h.trim_start_matches('\u{feff}')).collect();
     let listed = names.join(", ");
@@ -190,32 +232,24 @@ fn table(path: &Path, file: File, delimiter: u8, columns: &Columns) -> Result<Ro
     let wanted = |name: &String| {
         position(name).ok_or_else(|| Error::line(path, 1, format!("there is no column `{name}`; it has {listed}")))
     };
-    let text = match &columns.text {
-        Some(name) => wanted(name)?,
-        None => TEXT_COLUMNS.iter().find_map(|n| position(n)).ok_or_else(|| {
-            Error::line(path, 1, format!("which column holds the text? Say --text-column; it has {listed}"))
-        })?,
-    };
-    let pair = match &columns.pair {
-        Some(name) => Some(wanted(name)?),
-        None if columns.text.is_none() && names[text] == "sentence1" => position("sentence2"),
-        None => None,
-    };
+    let (text, pair) = columns.texts(&|name| position(name).is_some()).ok_or_else(|| {
+        Error::line(path, 1, format!("which column holds the text? Say --text-column; it has {listed}"))
+    })?;
+    let (text, pair) = (wanted(&text)?, pair.as_ref().map(wanted).transpose()?);
     let label = columns.label.as_ref().map(wanted).transpose()?;
     let at = At { text, pair, label, width: names.len() };
     Ok(Rows::Table { records: reader.into_records(), at })
 }
 
-fn table_row(path: &Path, record: &csv::StringRecord, at: &At) -> Result<Example> {
+fn table_row(path: &Path, record: &csv::StringRecord, at: &At, columns: &Columns) -> Result<Example> {
     let line = record.position().map_or(0, |p| p.line() as usize);
-    let field = |i: usize| {
-        record
-            .get(i)
-            .map(str::to_owned)
-            .ok_or_else(|| Error::line(path, line, format!("it has {} columns, the header {}", record.len(), at.width)))
-    };
-    let content = Content::Text { text: field(at.text)?, pair: at.pair.map(field).transpose()? };
-    Ok(Example { content, label: at.label.map(field).transpose()?.map(|l| l.trim().to_owned()), line })
+    if record.len() != at.width {
+        // A text with a bare separator in it, or a line that was cut: which of its columns is which is not known.
+        return Err(Error::line(path, line, format!("it has {} columns, the header {}", record.len(), at.width)));
+    }
+    let content = Content::Text { text: record[at.text].to_owned(), pair: at.pair.map(|i| record[i].to_owned()) };
+    let label = at.label.map(|i| columns.label(path, line, &record[i])).transpose()?;
+    Ok(Example { content, label, line })
 }
 
 fn json_row(path: &Path, line: usize, text: &str, columns: &Columns) -> Result<Example> {
@@ -231,9 +265,10 @@ fn json_row(path: &Path, line: usize, text: &str, columns: &Columns) -> Result<E
     let label = match &columns.label {
         None => None,
         Some(name) => Some(match object.get(name) {
-            Some(Value::String(s)) => s.clone(),
-            Some(value @ (Value::Number(_) | Value::Bool(_))) => value.to_string(),
-            Some(other) => return Err(fault(format!("label `{name}` is {other}"))),
+            Some(Value::String(s)) => columns.label(path, line, s)?,
+            Some(Value::Number(number)) => number.to_string(),
+            Some(Value::Bool(value)) => u8::from(*value).to_string(),
+            Some(other) => return Err(fault(format!("label `{name}` is {other}, one number or word is needed"))),
             None => return Err(fault(format!("there is no key `{name}`; it has {}", keys()))),
         }),
     };
@@ -245,26 +280,22 @@ fn json_row(path: &Path, line: usize, text: &str, columns: &Columns) -> Result<E
     if columns.text.is_none()
         && let Some(ids) = integers("input_ids")?
     {
-        let types = integers("token_type_ids")?.unwrap_or_else(|| vec![0; ids.len()]);
-        if types.len() != ids.len() {
-            return Err(fault(format!("{} token ids, but {} token types", ids.len(), types.len())));
-        }
-        return Ok(Example { content: Content::Ids { ids, types }, label, line });
+        let other = |name: &str, default: i64| -> Result<Vec<i64>> {
+            let values = integers(name)?.unwrap_or_else(|| vec![default; ids.len()]);
+            match values.len() == ids.len() {
+                true => Ok(values),
+                false => Err(fault(format!("{} in `input_ids`, but {} in `{name}`", ids.len(), values.len()))),
+            }
+        };
+        let (types, mask) = (other("token_type_ids", 0)?, other("attention_mask", 1)?);
+        let real = |values: &[i64]| values.iter().zip(&mask).filter(|(_, keep)| **keep != 0).map(|(v, _)| *v).collect();
+        return Ok(Example { content: Content::Ids { ids: real(&ids), types: real(&types) }, label, line });
     }
-    let name = match &columns.text {
-        Some(name) => name.as_str(),
-        None => TEXT_COLUMNS.into_iter().find(|n| object.contains_key(*n)).ok_or_else(|| {
-            fault(format!("which key holds the text? Say --text-column, or give `input_ids`; it has {}", keys()))
-        })?,
-    };
-    let pair = match &columns.pair {
-        Some(pair) => Some(string(pair)?),
-        None if columns.text.is_none() && name == "sentence1" && object.contains_key("sentence2") => {
-            Some(string("sentence2")?)
-        }
-        None => None,
-    };
-    Ok(Example { content: Content::Text { text: string(name)?, pair }, label, line })
+    let (text, pair) = columns.texts(&|name| object.contains_key(name)).ok_or_else(|| {
+        fault(format!("which key holds the text? Say --text-column, or give `input_ids`; it has {}", keys()))
+    })?;
+    let pair = pair.map(|name| string(&name)).transpose()?;
+    Ok(Example { content: Content::Text { text: string(&text)?, pair }, label, line })
 }
 
 fn arrays(path: &Path, columns: &Columns) -> Result<Rows> {
@@ -300,6 +331,41 @@ fn arrays(path: &Path, columns: &Columns) -> Result<Rows> {
     Ok(Rows::Arrays { ids, types, mask, labels, next: 0 })
 }
 
+/// A reader that ends lines with a lone `\n`: the `csv` crate counts lines by those, one too few where a `\r` comes first.
+struct Newlines<R> {
+    inner: R,
+}
+
+impl<R> Newlines<R> {
+    fn new(inner: R) -> Self {
+        Self { inner }
+    }
+}
+
+impl<R: BufRead> Read for Newlines<R> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        if into.is_empty() {
+            return Ok(0);
+        }
+        let available = self.inner.fill_buf()?;
+        let until = match available.iter().position(|&b| b == b'\r') {
+            Some(0) => {
+                self.inner.consume(1);
+                // What follows it may not be there yet.
+                into[0] = if self.inner.fill_buf()?.first() == Some(&b'\n') { b'\n' } else { b'\r' };
+                self.inner.consume(usize::from(into[0] == b'\n'));
+                return Ok(1);
+            }
+            Some(at) => at,
+            None => available.len(),
+        };
+        let count = until.min(into.len());
+        into[..count].copy_from_slice(&available[..count]);
+        self.inner.consume(count);
+        Ok(count)
+    }
+}
+
 fn label_texts(tensor: &Tensor) -> Vec<String> {
     match tensor.to_i64() {
         Some(integers) => integers.iter().map(i64::to_string).collect(),
@@ -332,6 +398,60 @@ mod tests {
         assert_eq!(rows, [single("x, y", Some("1"), 2)]);
         let pairs = read("a.tsv", "sentence1\tsentence2\na\tb\n", &Columns::default()).unwrap();
         assert_eq!(pairs[0].content, Content::Text { text: "a".to_owned(), pair: Some("b".to_owned()) });
+    }
+
+    #[test]
+    fn the_usual_pairs_are_known() {
+        let pair = |header: &str| {
+            let rows = read("a.tsv", &format!("{header}\na\tb\n"), &Columns::default()).unwrap();
+            matches!(&rows[0].content, Content::Text { pair: Some(pair), .. } if pair == "b")
+        };
+        for [first, second] in USUAL_PAIRS {
+            assert!(pair(&format!("{first}\t{second}")));
+            let json = format!("{{\"{first}\": \"a\", \"{second}\": \"b\"}}\n");
+            let rows = read("a.json", &json, &Columns::default()).unwrap();
+            assert_eq!(rows[0].content, Content::Text { text: "a".to_owned(), pair: Some("b".to_owned()) });
+        }
+        assert!(!pair("sentence\tquestion_id"));
+        let columns = Columns { text: Some("sentence1".to_owned()), ..Columns::default() };
+        let alone = read("a.tsv", "sentence1\tsentence2\na\tb\n", &columns).unwrap();
+        assert_eq!(alone[0].content, Content::Text { text: "a".to_owned(), pair: None });
+    }
+
+    #[test]
+    fn labels_may_be_words_or_truth_values() {
+        let classes = ["no", "yes"].map(str::to_owned).to_vec();
+        let columns = Columns { label: Some("label".to_owned()), classes, ..Columns::default() };
+        let labels = |rows: Vec<Example>| rows.into_iter().map(|e| e.label.unwrap()).collect::<Vec<_>>();
+        assert_eq!(labels(read("a.csv", "text,label\na,yes\nb,no\n", &columns).unwrap()), ["1", "0"]);
+        let json = "{\"text\":\"a\",\"label\":true}\n{\"text\":\"a\",\"label\":\"no\"}\n";
+        assert_eq!(labels(read("a.jsonl", json, &columns).unwrap()), ["1", "0"]);
+        let unknown = read("a.csv", "text,label\na,maybe\n", &columns).unwrap_err().to_string();
+        assert!(unknown.contains("line 2") && unknown.contains("no, yes"), "{unknown}");
+    }
+
+    #[test]
+    fn padding_of_ready_ids_is_left_out() {
+        let line = "{\"input_ids\":[0,2,7,3,0],\"attention_mask\":[0,1,1,1,0],\"token_type_ids\":[9,0,0,1,9]}\n";
+        let rows = read("a.jsonl", line, &Columns::default()).unwrap();
+        assert_eq!(rows[0].content, Content::Ids { ids: vec![2, 7, 3], types: vec![0, 0, 1] });
+        let short = read("a.jsonl", "{\"input_ids\":[1,2],\"attention_mask\":[1]}\n", &Columns::default());
+        assert!(short.unwrap_err().to_string().contains("1 in `attention_mask`"));
+    }
+
+    #[test]
+    fn lines_are_counted_whatever_ends_them() {
+        let columns = Columns { label: Some("label".to_owned()), ..Columns::default() };
+        for end in ["\n", "\r\n"] {
+            let text = ["text,label", "a\rb,1", "\"two", "lines\",0", "c,1", "short", ""].join(end);
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("a.csv");
+            std::fs::write(&path, text).unwrap();
+            let rows: Vec<Result<Example>> = Reader::open(&path, &columns).unwrap().collect();
+            let lines: Vec<usize> = rows.iter().flatten().map(|e| e.line).collect();
+            assert_eq!(lines, [2, 3, 5], "{end:?}");
+            assert!(rows[3].as_ref().unwrap_err().to_string().contains("line 6"), "{end:?}");
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use tokenizers::{EncodeInput, PostProcessor as _, Tokenizer, TruncationParams};
+use tokenizers::utils::truncation::truncate_encodings;
+use tokenizers::{Encoding, PostProcessor as _, Tokenizer, TruncationParams};
 
 use super::reader::{Content, Example};
 use crate::{Error, Result};
@@ -71,9 +72,7 @@ impl TextEncoder {
             let reason = format!("{longest} tokens leave no room for text beside its {special} special tokens");
             return Err(fault(reason));
         }
-        let truncation = TruncationParams { max_length: longest, ..TruncationParams::default() };
-        let truncation = (overlong == Overlong::Truncate).then_some(truncation);
-        tokenizer.with_truncation(truncation).map_err(|e| fault(e.to_string()))?;
+        tokenizer.with_truncation(None).map_err(|e| fault(e.to_string()))?;
         Ok(Self { tokenizer: Some(tokenizer), path: path.to_owned(), longest, overlong })
     }
 
@@ -99,6 +98,34 @@ impl TextEncoder {
         Ok((widen(&encoding.get_ids()[..first]), widen(&encoding.get_ids()[last..])))
     }
 
+    /// The longer text of a pair is cut first. What is cut off is dropped at once: the library would join every window
+    /// that is left of the one text with every window of the other.
+    fn encode_text(
+        &self,
+        tokenizer: &Tokenizer,
+        text: String,
+        pair: Option<String>,
+    ) -> tokenizers::Result<(Encoding, bool)> {
+        let mut first = tokenizer.encode_fast(text, false)?;
+        let mut second = pair.map(|pair| tokenizer.encode_fast(pair, false)).transpose()?;
+        if let Some(second) = &mut second {
+            second.set_type_ids(vec![1; second.len()]);
+        }
+        let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(second.is_some()));
+        let room = self.longest.saturating_sub(special);
+        let tokens = first.len() + second.as_ref().map_or(0, Encoding::len);
+        let truncated = self.overlong == Overlong::Truncate && tokens > room;
+        if truncated {
+            let params = TruncationParams { max_length: room, ..TruncationParams::default() };
+            (first, second) = truncate_encodings(first, second, &params)?;
+            first.set_overflowing(Vec::new());
+            if let Some(second) = &mut second {
+                second.set_overflowing(Vec::new());
+            }
+        }
+        Ok((tokenizer.post_process(first, second, true)?, truncated))
+    }
+
     /// Makes token ids of an example of `file`.
     ///
     /// # Errors
@@ -118,15 +145,10 @@ impl TextEncoder {
                 let Some(tokenizer) = &self.tokenizer else {
                     return Err(Error::data(file, "it holds text: give the model's tokenizer.json with --tokenizer"));
                 };
-                let input: EncodeInput<'_> = match pair {
-                    Some(pair) => (text, pair).into(),
-                    None => text.into(),
-                };
-                let encoding = tokenizer
-                    .encode_fast(input, true)
+                let (encoding, truncated) = self
+                    .encode_text(tokenizer, text, pair)
                     .map_err(|e| Error::Tokenizer { path: self.path.clone(), reason: e.to_string() })?;
                 let widen = |values: &[u32]| values.iter().map(|&v| i64::from(v)).collect::<Vec<i64>>();
-                let truncated = !encoding.get_overflowing().is_empty();
                 (widen(encoding.get_ids()), widen(encoding.get_type_ids()), truncated)
             }
         };
@@ -139,5 +161,39 @@ impl TextEncoder {
             return Err(Error::line(file, line, reason));
         }
         Ok(Sequence { ids, types, label, line, truncated, made_up: false })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokenizer() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/bert-mini-sst2/tokenizer.json")
+    }
+
+    /// Cut or not, ids and types are those of the library's own way.
+    #[test]
+    fn texts_are_cut_as_the_library_cuts_them() {
+        let long = "a film that is as good as it is long ".repeat(4);
+        let texts = [("a good film", None), (&long, None), ("short", Some(&long)), (&long, Some(&long)), (&long, None)];
+        for longest in [8, 17, 64, 500] {
+            let encoder = TextEncoder::new(Some(&tokenizer()), longest, Overlong::Truncate).unwrap();
+            let mut library = Tokenizer::from_file(tokenizer()).unwrap();
+            library.with_padding(None);
+            let params = TruncationParams { max_length: longest, ..TruncationParams::default() };
+            library.with_truncation(Some(params)).unwrap();
+            for (text, pair) in &texts {
+                let content = Content::Text { text: (*text).to_owned(), pair: pair.map(|p| (*p).to_owned()) };
+                let found = encoder.encode(Path::new("x"), Example { content, label: None, line: 1 }).unwrap();
+                let expected = match pair {
+                    Some(pair) => library.encode((*text, pair.as_str()), true).unwrap(),
+                    None => library.encode(*text, true).unwrap(),
+                };
+                let widen = |values: &[u32]| values.iter().map(|&v| i64::from(v)).collect::<Vec<_>>();
+                assert_eq!((found.ids, found.types), (widen(expected.get_ids()), widen(expected.get_type_ids())));
+                assert_eq!(found.truncated, !expected.get_overflowing().is_empty());
+            }
+        }
     }
 }

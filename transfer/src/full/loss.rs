@@ -10,7 +10,7 @@ use crate::{Error, Result};
 
 /// How an output is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// Logits `[batch, classes]`: Kullback-Leibler divergence, a row a text.
     Classes,
     /// Logits `[batch, n, classes]`: the same, a row a token.
@@ -25,7 +25,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Told by the shapes of an output in several batches, of different lengths where there are any.
-    pub(super) fn of(name: &str, shapes: &[(usize, Vec<usize>)], channels: usize) -> Self {
+    pub(crate) fn of(name: &str, shapes: &[(usize, Vec<usize>)], channels: usize) -> Self {
         let lengths_differ = shapes.iter().any(|(length, _)| *length != shapes[0].0);
         let over_tokens = shapes.iter().all(|(length, shape)| shape.get(1) == Some(length));
         let last = shapes[0].1.last().copied().unwrap_or(1);

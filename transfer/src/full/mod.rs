@@ -22,8 +22,9 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 pub use checkpoint::Checkpoint;
+pub(crate) use loss::Kind;
 pub use loss::Losses;
-use loss::{Compared, Criterion, Head, Kind, Totals, Variance, Weights};
+use loss::{Compared, Criterion, Head, Totals, Variance, Weights};
 pub use parameters::adopt;
 
 use crate::data::{Batch, BatchShape, Sequence, batches};

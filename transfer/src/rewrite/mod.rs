@@ -361,7 +361,9 @@ impl DevSet {
     fn new(dev: &Dev, encoder: &TextEncoder, teacher: &mabert_runtime::Model) -> Result<Self> {
         let sequences = read_sequences(&dev.data.path, &dev.data.columns, encoder)?;
         let labels = evaluate::labels(&dev.data.path, &sequences)?;
-        let teacher = evaluate::predictions(dev.metric, &evaluate::logits(teacher, &sequences, Spread::Batches)?)?;
+        let logits = evaluate::logits(teacher, &sequences, Spread::Batches)?;
+        evaluate::check_labels(dev.metric, logits.ncols(), &dev.data.path, &sequences, &labels)?;
+        let teacher = evaluate::predictions(dev.metric, &logits)?;
         Ok(Self { file: dev.data.path.clone(), metric: dev.metric, sequences, labels, teacher })
     }
 

@@ -6,9 +6,9 @@ use mabert_graph::Model;
 use mabert_passes::recording::token_rows;
 use serde::Serialize;
 
-use super::{Job, Transfer};
+use super::{Data, Job, Transfer};
 use crate::data::{
-    Columns, Sample, Sequence, TextEncoder, Vocabulary, Wanted, draw_sample, made_up_sequences, odd_sequences,
+    Columns, Reader, Sample, Sequence, TextEncoder, Vocabulary, Wanted, draw_sample, made_up_sequences, odd_sequences,
 };
 use crate::{Error, Result, evaluate};
 
@@ -90,7 +90,7 @@ impl Sequences {
             // As much again as there is of the task's own.
             let wanted = Wanted { tokens: share(tokens), training: share(sample.training.len()), held_out: 0 };
             let seed = job.seed ^ (at as u64 + 1);
-            let more = draw_sample(file, &Columns::default(), encoder, &wanted, sample.pairs, seed)?;
+            let more = draw_sample(file, &extra_columns(file, data), encoder, &wanted, sample.pairs, seed)?;
             check_ids(file, vocabulary, [&more.calibration, &more.training])?;
             sample.calibration.extend(more.calibration);
             sample.training.extend(more.training);
@@ -111,6 +111,14 @@ impl Sequences {
         let Sample { calibration, training, judges, .. } = sample;
         Ok(Self { source, calibration, training, judges, held_out })
     }
+}
+
+/// The task's columns where a file of the same kind has them too; the usual ones elsewhere.
+fn extra_columns(file: &Path, data: &Data) -> Columns {
+    let columns = Columns { label: None, classes: Vec::new(), ..data.columns.clone() };
+    let alike = file.extension() == data.path.extension();
+    let first = || Reader::open(file, &columns).ok().and_then(|mut reader| reader.next());
+    if alike && matches!(first(), Some(Ok(_))) { columns } else { Columns::default() }
 }
 
 fn check_ids<'s>(file: &Path, vocabulary: &Vocabulary, all: impl IntoIterator<Item = &'s Vec<Sequence>>) -> Result<()> {
