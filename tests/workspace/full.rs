@@ -106,7 +106,17 @@ fn with_head(folder: &Path, outputs: &[(&str, &[usize])]) -> PathBuf {
         let values = (0..elements).map(|at| ((at * 37 + number * 11) % 19) as f32 / 19.0 - 0.45).collect();
         let weight = b.constant(&format!("{name}/weight"), &Tensor::new(shape, values));
         let mut value = b.value(&hidden);
-        if name.starts_with("value") {
+        if *name == "value/mean" {
+            // The mean over real tokens, as sentence embeddings are exported.
+            let ones = b.op("ConstantOfShape", &[b.ints(&[3])], vec![attribute::tensor("value", &Tensor::ints(&[1]))]);
+            let free = b.op("Equal", &[value.shape(), b.op("Mul", &[ones, b.ints(&[-1])], vec![])], vec![]);
+            let size = b.op("Where", &[free, ones, value.shape()], vec![]);
+            let mask = b.op("Expand", &[b.value("attention_mask").reshape(&[0, -1, 1]), size], vec![]);
+            let mask = mask.cast(ElementType::F32);
+            let sum = |of| b.op("ReduceSum", &[of, b.ints(&[1])], vec![attribute::int("keepdims", 0)]);
+            let least = b.constant("value/mean/least", &Tensor::scalar(1e-9f32));
+            value = sum(value * mask) * b.op("Clip", &[sum(mask), least], vec![]).reciprocal();
+        } else if name.starts_with("value") {
             // The mean over tokens, without its axis.
             value = value.transpose(&[0, 2, 1]).mean_last().reshape(&[0, shape[0] as i64]);
         }
@@ -136,9 +146,10 @@ fn with_head(folder: &Path, outputs: &[(&str, &[usize])]) -> PathBuf {
 #[test]
 fn every_kind_of_head_is_trained() {
     let folder = tempfile::tempdir().unwrap();
-    let kinds: [&[(&str, &[usize])]; 7] = [
+    let kinds: [&[(&str, &[usize])]; 8] = [
         &[("inner", &[]), ("tags", &[128, 3])],
         &[("value/pooled", &[128, 5])],
+        &[("value/mean", &[128, 5])],
         &[("start", &[128, 1])],
         &[("tags", &[128, 7])],
         &[("hidden", &[])],

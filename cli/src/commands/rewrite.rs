@@ -329,8 +329,9 @@ fn print_sites(report: &Report) {
         };
     }
     let header = ["Layer", "Attention", "Norm", "Activation", "Norm"];
+    let when = if report.full.is_some() { " before the end-to-end stage" } else { "" };
     println!(
-        "Sites, with their error relative to the teacher's on the calibration data (0 equal, 1 no better than a constant):"
+        "Sites, with their error relative to the teacher's on the calibration data{when} (0 equal, 1 no better than a constant):"
     );
     println!("{}", print::table(&header, 5, rows));
 }

@@ -82,14 +82,14 @@ pub fn calibrate(
     let mut work = layers::Work::new(rewriting, student, batches, options)?;
     work.shared_approximator()?;
     work.embeddings()?;
+    let tokens: usize = batches.iter().map(Batch::tokens).sum();
     for layer in 0..rewriting.encoder.layers.len() {
         work.layer(layer)?;
-        let reached =
-            work.sites.last().map_or_else(String::new, |s| format!("{} off by {:.3}", s.site, s.relative_error));
-        progress.step(&reached);
+        let Some(site) = work.sites.last() else { continue };
+        let speed = (tokens * (layer + 1)) as f64 / start.elapsed().as_secs_f64();
+        progress.step(&format!("{} off by {:.3}, {speed:.0} tokens/s a layer", site.site, site.relative_error));
     }
     progress.end();
     let layers::Work { sites, blocks, fit_seconds, block_seconds, .. } = work;
-    let tokens = batches.iter().map(Batch::tokens).sum();
     Ok(Report { tokens, sites, blocks, fit_seconds, block_seconds, seconds: start.elapsed().as_secs_f64() })
 }

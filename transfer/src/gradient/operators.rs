@@ -1,8 +1,8 @@
 //! What each ONNX operator does to candle's tensors, or to integers.
 
 use candle_core::{D, Tensor as Real};
-use mabert_graph::NodeExt as _;
 use mabert_graph::proto::NodeProto;
+use mabert_graph::{NodeExt as _, Tensor, attribute};
 use ndarray::{ArrayD, Axis, IxDyn, Slice};
 
 use super::fused::relu;
@@ -57,8 +57,10 @@ pub(super) fn run_node(node: &NodeProto, values: &[Option<&Value>]) -> Result<Ve
     if !node.is(&node.op_type) {
         return Err(refused(node, "it is of a domain of its own"));
     }
+    let chooses_reals = node.op_type == "Where" && matches!(given.optional(1), Some(Value::Real(_)));
     if let Some(Value::Whole(first)) = given.optional(0)
         && !matches!(node.op_type.as_str(), "Cast" | "Shape" | "ConstantOfShape")
+        && !chooses_reals
     {
         return Ok(vec![Value::Whole(whole_node(&given, first)?)]);
     }
@@ -76,6 +78,38 @@ pub(super) fn run_node(node: &NodeProto, values: &[Option<&Value>]) -> Result<Ve
         "Sqrt" => unary(Real::sqrt),
         "Exp" => unary(Real::exp),
         "Neg" => unary(Real::neg),
+        "Abs" => unary(Real::abs),
+        "Log" => unary(Real::log),
+        "Max" | "Min" => {
+            let f = if node.op_type == "Max" { Real::broadcast_maximum } else { Real::broadcast_minimum };
+            let mut x = given.real(0)?;
+            for at in 1..values.len() {
+                x = f(&x, &given.real(at)?)?;
+            }
+            real(x)
+        }
+        "Where" => {
+            let chosen = given.whole(0)?;
+            let (x, y) = (given.real(1)?, given.real(2)?);
+            let flags: Vec<u8> = chosen.iter().map(|&c| u8::from(c != 0)).collect();
+            let flags = Real::from_vec(flags, chosen.shape(), x.device())?;
+            let shape = flags.shape().broadcast_shape_binary_op(x.shape(), "where")?;
+            let shape = shape.broadcast_shape_binary_op(y.shape(), "where")?;
+            let wide = |t: &Real| t.broadcast_as(&shape)?.contiguous();
+            real(wide(&flags)?.where_cond(&wide(&x)?, &wide(&y)?)?)
+        }
+        "Equal" | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual" => {
+            let (x, y) = (given.real(0)?, given.real(1)?);
+            let found = match node.op_type.as_str() {
+                "Equal" => x.broadcast_eq(&y),
+                "Greater" => x.broadcast_gt(&y),
+                "GreaterOrEqual" => x.broadcast_ge(&y),
+                "Less" => x.broadcast_lt(&y),
+                _ => x.broadcast_le(&y),
+            }?;
+            let flags = found.flatten_all()?.to_vec1::<u8>()?.into_iter().map(i64::from).collect();
+            Ok(vec![Value::Whole(ArrayD::from_shape_vec(IxDyn(found.dims()), flags).expect("as many elements"))])
+        }
         "Reciprocal" => unary(Real::recip),
         // exp(-x) may be infinite: then 1 / (1 + exp(-x)) is 0, as it should be.
         "Sigmoid" => real((given.real(0)?.neg()?.exp()? + 1.0)?.recip()?),
@@ -227,6 +261,17 @@ pub(super) fn run_node(node: &NodeProto, values: &[Option<&Value>]) -> Result<Ve
             shape.splice(at..=at, indices.shape().iter().copied());
             real(x.index_select(&Real::from_vec(flat, count, x.device())?, at)?.reshape(shape)?)
         }
+        "ConstantOfShape" => {
+            let shape: Vec<usize> = given.whole(0)?.iter().map(|&d| d as usize).collect();
+            let value = attribute::constant(node)?;
+            Ok(vec![match value.as_ref().and_then(Tensor::to_i64) {
+                Some(whole) => Value::Whole(ArrayD::from_elem(IxDyn(&shape), whole.first().copied().unwrap_or(0))),
+                None => {
+                    let fill = value.and_then(|value| value.to_f32().first().copied()).unwrap_or(0.0);
+                    Value::Real(Real::full(fill, shape, super::device())?)
+                }
+            }])
+        }
         "Shape" => {
             let dims: Vec<i64> = match given.value(0)? {
                 Value::Real(x) => x.dims().iter().map(|&d| d as i64).collect(),
@@ -238,12 +283,15 @@ pub(super) fn run_node(node: &NodeProto, values: &[Option<&Value>]) -> Result<Ve
             Ok(vec![Value::Whole(ndarray::Array1::from(dims[start..end.max(start)].to_vec()).into_dyn())])
         }
         "Cast" => {
-            let to_real = matches!(node.int("to", 1), 1 | 10 | 11 | 16);
+            let to = node.int("to", 1);
+            let to_real = matches!(to, 1 | 10 | 11 | 16);
+            let truth = |v: i64| if to == BOOL { i64::from(v != 0) } else { v };
             Ok(vec![match (given.value(0)?, to_real) {
                 (Value::Real(x), true) => Value::Real(x.clone()),
-                (Value::Whole(x), false) => Value::Whole(x.clone()),
+                (Value::Whole(x), false) => Value::Whole(x.mapv(truth)),
                 (Value::Real(x), false) => {
-                    let whole = x.flatten_all()?.to_vec1::<f32>()?.into_iter().map(|v| v as i64).collect();
+                    let whole = |v: f32| if to == BOOL { i64::from(v != 0.0) } else { v as i64 };
+                    let whole = x.flatten_all()?.to_vec1::<f32>()?.into_iter().map(whole).collect();
                     Value::Whole(ArrayD::from_shape_vec(IxDyn(x.dims()), whole).expect("as many elements"))
                 }
                 (Value::Whole(x), true) => {
@@ -256,6 +304,18 @@ pub(super) fn run_node(node: &NodeProto, values: &[Option<&Value>]) -> Result<Ve
     }
 }
 
+/// ONNX's number for truth values.
+const BOOL: i64 = 9;
+
+/// The shape that arrays have together.
+fn together(arrays: &[&ArrayD<i64>]) -> Result<IxDyn> {
+    let mut shape = candle_core::Shape::from(arrays[0].shape());
+    for other in &arrays[1..] {
+        shape = shape.broadcast_shape_binary_op(&other.shape().into(), "broadcast")?;
+    }
+    Ok(IxDyn(shape.dims()))
+}
+
 /// Integers in, integers out.
 fn whole_node(given: &Given<'_>, x: &ArrayD<i64>) -> Result<ArrayD<i64>> {
     let node = given.node;
@@ -265,7 +325,7 @@ fn whole_node(given: &Given<'_>, x: &ArrayD<i64>) -> Result<ArrayD<i64>> {
     };
     let binary = |f: fn(i64, i64) -> i64| {
         let y = given.whole(1)?;
-        let shape = if x.ndim() >= y.ndim() { x.raw_dim() } else { y.raw_dim() };
+        let shape = together(&[x, y])?;
         match (x.broadcast(shape.clone()), y.broadcast(shape)) {
             (Some(x), Some(y)) => Ok(ndarray::Zip::from(x).and(y).map_collect(|&a, &b| f(a, b))),
             _ => Err(refused(node, "its shapes do not fit")),
@@ -277,6 +337,28 @@ fn whole_node(given: &Given<'_>, x: &ArrayD<i64>) -> Result<ArrayD<i64>> {
         "Sub" => binary(|a, b| a - b),
         "Mul" => binary(|a, b| a * b),
         "Div" => binary(|a, b| if b == 0 { 0 } else { a / b }),
+        "Max" => binary(i64::max),
+        "Min" => binary(i64::min),
+        "Equal" => binary(|a, b| i64::from(a == b)),
+        "Greater" => binary(|a, b| i64::from(a > b)),
+        "GreaterOrEqual" => binary(|a, b| i64::from(a >= b)),
+        "Less" => binary(|a, b| i64::from(a < b)),
+        "LessOrEqual" => binary(|a, b| i64::from(a <= b)),
+        "And" => binary(|a, b| i64::from(a != 0 && b != 0)),
+        "Or" => binary(|a, b| i64::from(a != 0 || b != 0)),
+        "Not" => Ok(x.mapv(|v| i64::from(v == 0))),
+        "Neg" => Ok(x.mapv(|v| -v)),
+        "Abs" => Ok(x.mapv(i64::abs)),
+        "Where" => {
+            let (yes, no) = (given.whole(1)?, given.whole(2)?);
+            let shape = together(&[x, yes, no])?;
+            match (x.broadcast(shape.clone()), yes.broadcast(shape.clone()), no.broadcast(shape)) {
+                (Some(x), Some(yes), Some(no)) => {
+                    Ok(ndarray::Zip::from(x).and(yes).and(no).map_collect(|&c, &a, &b| if c != 0 { a } else { b }))
+                }
+                _ => Err(refused(node, "its shapes do not fit")),
+            }
+        }
         "Reshape" => {
             let wanted: Vec<i64> = given.whole(1)?.iter().copied().collect();
             shaped(&reshaped(node, x.shape(), &wanted)?)
