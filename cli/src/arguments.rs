@@ -148,10 +148,10 @@ pub(crate) struct FullArguments {
     /// attention weight 100; needs --label-column)
     #[arg(long, value_enum, default_value_t = Recipe::Default)]
     pub(crate) recipe: Recipe,
-    /// Gradient steps [default: 900, or as many as 750,000 tokens go through, but at least 200]
+    /// Gradient steps [default: 900]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) steps: Option<u32>,
-    /// Sequences a step [default: 32]
+    /// Sequences a step [default: 32, or fewer where they are long: as many as have 840 tokens]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) batch: Option<u16>,
     /// Learning rate, once warm [default: 4e-5]

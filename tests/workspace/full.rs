@@ -35,7 +35,7 @@ fn job(full: Options) -> Job {
 }
 
 fn some_steps(steps: usize) -> Options {
-    Options { steps: Some(steps), batch: 16, ..Options::default() }
+    Options { steps, batch: Some(16), ..Options::default() }
 }
 
 fn losses(report: &Report) -> (Losses, Losses) {
@@ -68,14 +68,14 @@ fn outputs_come_closer_than_blockwise_brings_them() {
 
 #[test]
 fn the_papers_recipe_takes_labels_and_attention_into_the_loss() {
-    let full = Options { steps: Some(200), batch: 16, ..Options::paper() };
+    let full = Options { steps: 200, batch: Some(16), ..Options::paper() };
     assert_eq!((full.temperature, full.alpha, full.attention_weight), (15.0, 0.9, 100.0));
     let (_, report) = rewrite(&teacher(), &job(full), &Silent).unwrap();
     let (before, after) = losses(&report);
     assert!(before.labels > 0.0 && before.attention > 0.0, "{before:?}");
     assert!(after.attention < before.attention && after.outputs < before.outputs, "{before:?} {after:?}");
     // Attention alone.
-    let alone = Options { steps: Some(100), alpha: 1.0, hidden_weight: 0.0, attention_weight: 1e6, ..full };
+    let alone = Options { steps: 100, alpha: 1.0, hidden_weight: 0.0, attention_weight: 1e6, ..full };
     let (before, after) = losses(&rewrite(&teacher(), &job(alone), &Silent).unwrap().1);
     assert!(after.attention < 0.99 * before.attention, "{before:?} {after:?}");
 }

@@ -210,7 +210,7 @@ fn options_that_do_not_fit_are_refused() {
 #[test]
 fn all_exports_are_calibrated_on_made_up_tokens() {
     for folder in mabert_tests::exports() {
-        let full = full::Options { steps: Some(3), batch: 4, ..full::Options::default() };
+        let full = full::Options { steps: 3, batch: Some(4), ..full::Options::default() };
         let job = Job { calibration_tokens: Some(1_500), transfer: Transfer::Full, full, ..job(None) };
         let (student, report) = rewrite(&folder.join("model.onnx"), &job, &Silent).unwrap();
         assert!(report.exact_passes_differ_by < 1e-3, "{}: {}", folder.display(), report.exact_passes_differ_by);

@@ -135,8 +135,8 @@ impl FullArguments {
             Recipe::Paper => full::Options::paper(),
         };
         let full = full::Options {
-            steps: self.steps.map(|n| n as usize).or(recipe.steps),
-            batch: self.batch.map_or(recipe.batch, usize::from),
+            steps: self.steps.map_or(recipe.steps, |n| n as usize),
+            batch: self.batch.map(usize::from).or(recipe.batch),
             rate: self.lr.map_or(recipe.rate, |rate| rate as f32),
             temperature: self.temperature.unwrap_or(recipe.temperature),
             alpha: self.alpha.unwrap_or(recipe.alpha),
@@ -212,9 +212,9 @@ fn print_report(full: &FullReport<'_>) {
             some.map(|(name, value)| format!("{name} {}", print::number(*value))).collect::<Vec<_>>().join(", ")
         };
         println!(
-            "End to end, {} steps of {} sequences at {:.0} tokens a second on the {}, loss on sequences kept apart: {} -> {}{}{}",
-            full.steps,
-            full.options.batch,
+            "End to end, {} steps of {:.1} sequences at {:.0} tokens a second on the {}, loss on sequences kept apart: {} -> {}{}{}",
+            full.options.steps,
+            full.sequences_a_step,
             full.tokens_per_second,
             full.device,
             loss(&full.before),

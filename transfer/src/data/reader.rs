@@ -94,15 +94,6 @@ pub struct Example {
     pub line: usize,
 }
 
-impl Example {
-    /// A pair of texts the other way round, without its label, which may not hold then; `None` for anything else.
-    pub(super) fn turned(&self) -> Option<Self> {
-        let Content::Text { text, pair: Some(pair) } = &self.content else { return None };
-        let content = Content::Text { text: pair.clone(), pair: Some(text.clone()) };
-        Some(Self { content, label: None, line: self.line })
-    }
-}
-
 /// The examples of a file, read as they are asked for.
 pub struct Reader {
     path: PathBuf,

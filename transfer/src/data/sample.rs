@@ -27,8 +27,7 @@ pub struct Wanted {
 pub struct Sample {
     /// For statistics.
     pub calibration: Vec<Sequence>,
-    /// To train on; some of them are among those for statistics. Where they are fewer than wanted, pairs of texts are among
-    /// them the other way round too, without their labels.
+    /// To train on; some of them are among those for statistics.
     pub training: Vec<Sequence>,
     /// To judge training by: none of them is among those to train on.
     pub judges: Vec<Sequence>,
@@ -127,20 +126,8 @@ pub fn draw_sample(
         of
     };
     let calibration = with_every_length(calibration, &mut rng);
-    let mut judges = many.drawn;
-    let fewer = judges.len() < wanted.training;
-    let mut training = judges.split_off((judges.len() / JUDGES).min(MOST_JUDGES));
-    if fewer {
-        // Before a pair is seen again, it is seen the other way round.
-        let left = wanted.training - training.len();
-        let turned: Vec<Example> = training.iter().filter_map(Example::turned).take(left).collect();
-        training.extend(turned);
-    }
-    let encode_all = |examples: Vec<Example>, rng: &mut StdRng| -> Result<Vec<Sequence>> {
-        examples.into_iter().map(|e| encode(e, rng)).collect()
-    };
-    let judges = encode_all(judges, &mut rng)?;
-    let training = encode_all(training, &mut rng)?;
+    let mut judges: Vec<Sequence> = many.drawn.into_iter().map(|e| encode(e, &mut rng)).collect::<Result<_>>()?;
+    let training = judges.split_off((judges.len() / JUDGES).min(MOST_JUDGES));
     let training = with_every_length(training, &mut rng);
     Ok(Sample { calibration, training, judges, held_out, examples, truncated, pairs })
 }
@@ -229,28 +216,6 @@ mod tests {
         assert!(first.training.iter().all(|s| !held.contains(&s.line) || s.ids.len() != 4));
         assert_eq!(sample(1).calibration, first.calibration);
         assert_ne!(sample(2).calibration, first.calibration);
-    }
-
-    #[test]
-    fn few_pairs_are_trained_on_both_ways_round() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("pairs.tsv");
-        std::fs::write(&path, "sentence1\tsentence2\n".to_owned() + &"a\tb c\n".repeat(100)).unwrap();
-        let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/bert-mini-sst2/tokenizer.json");
-        let encoder = TextEncoder::new(Some(&tokenizer), 32, Overlong::Truncate).unwrap();
-        let trained = |training: usize| {
-            let wanted = Wanted { tokens: 100, training, held_out: 10 };
-            draw_sample(&path, &Columns::default(), &encoder, &wanted, false, 3).unwrap().training
-        };
-        // Six tokens, of which the first text has one and the second has two, with what stands around them.
-        let pairs = |of: &[Sequence], first: usize| {
-            let starts = |s: &&Sequence| s.ids.len() == 6 && s.types.iter().filter(|t| **t == 0).count() == first;
-            of.iter().filter(starts).count()
-        };
-        // 10 are held out, and 4 judge.
-        let all = trained(1000);
-        assert!(pairs(&all, 3) >= 86 && pairs(&all, 4) >= 86, "{all:?}");
-        assert_eq!(pairs(&trained(50), 4), 0);
     }
 
     #[test]

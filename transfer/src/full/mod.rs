@@ -36,11 +36,11 @@ use crate::{Error, Result};
 /// How the stage works.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Options {
-    /// Gradient steps. Without a number, [`MOST_STEPS`], or as many as [`ENOUGH_TOKENS`] go through, but not below
-    /// [`LEAST_STEPS`]: where texts are long, fewer steps do.
-    pub steps: Option<usize>,
-    /// Sequences a step.
-    pub batch: usize,
+    /// Gradient steps.
+    pub steps: usize,
+    /// Sequences a step. Without a number, [`DEFAULT_BATCH`], or fewer where they are long: as many as have
+    /// [`DEFAULT_POSITIONS`], so that a step takes as long for any text.
+    pub batch: Option<usize>,
     /// Learning rate once warm; it rises over the first tenth of the steps and falls to nothing over the others.
     pub rate: f32,
     /// What the weights of linear maps lose a step, times the rate.
@@ -60,8 +60,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            steps: None,
-            batch: 32,
+            steps: 900,
+            batch: None,
             rate: 4e-5,
             weight_decay: 0.01,
             temperature: 2.0,
@@ -73,17 +73,15 @@ impl Default for Options {
     }
 }
 
-/// Gradient steps where no number is asked for, at most.
-pub const MOST_STEPS: usize = 900;
-/// And at least.
-pub const LEAST_STEPS: usize = 200;
-/// Real tokens after which steps end where no number is asked for.
-pub const ENOUGH_TOKENS: usize = 750_000;
+/// Sequences a step where no number is asked for, at most.
+pub const DEFAULT_BATCH: usize = 32;
+/// Positions a step where no number of sequences is asked for, padding counted, unless one sequence has more.
+pub const DEFAULT_POSITIONS: usize = 840;
 
 impl Options {
-    /// Steps at most.
-    pub(crate) fn most_steps(&self) -> usize {
-        self.steps.unwrap_or(MOST_STEPS)
+    /// Sequences a step at most.
+    pub(crate) fn most_sequences(&self) -> usize {
+        self.batch.unwrap_or(DEFAULT_BATCH)
     }
 
     /// The paper's distillation (Neo et al. 2023): temperature 15, 0.9 of the loss of the outputs from the
@@ -98,12 +96,12 @@ impl Options {
 pub struct Report {
     /// How.
     pub options: Options,
-    /// Gradient steps.
-    pub steps: usize,
     /// Where gradients were computed: `CPU` or `GPU`.
     pub device: &'static str,
     /// Sequences to draw from.
     pub sequences: usize,
+    /// Sequences a step, on average.
+    pub sequences_a_step: f64,
     /// Parameters that were trained, in elements.
     pub trained: usize,
     /// Real tokens that went through the student.
@@ -247,10 +245,10 @@ pub fn train(
     }
     Ok(Report {
         options: *options,
-        steps: plan.len(),
         sites: changes(&rewriting.encoder, &before, &after),
         device: device_name(),
         sequences: training.len(),
+        sequences_a_step: plan.iter().map(Vec::len).sum::<usize>() as f64 / plan.len().max(1) as f64,
         trained: pair.graph.variables().map(|(_, v)| v.elem_count()).sum(),
         tokens,
         before,
@@ -265,28 +263,30 @@ pub fn train(
 
 /// The sequences of every step: each as often as any other, those of a step of like lengths.
 fn plan(training: &[usize], sequences: &[Sequence], options: &Options) -> Vec<Vec<usize>> {
+    let length = |at: usize| sequences[at].ids.len();
+    let most = options.most_sequences();
+    let positions = if options.batch.is_some() { usize::MAX } else { DEFAULT_POSITIONS };
     let mut steps: Vec<Vec<usize>> = Vec::new();
     let mut rng = StdRng::seed_from_u64(options.seed);
-    let most = options.most_steps();
-    while steps.len() < most {
+    while steps.len() < options.steps {
         let mut round = training.to_vec();
         round.shuffle(&mut rng);
-        for window in round.chunks_mut(WINDOW * options.batch) {
-            window.sort_by_key(|&at| sequences[at].ids.len());
-            let mut of_window: Vec<Vec<usize>> = window.chunks(options.batch).map(<[usize]>::to_vec).collect();
+        for window in round.chunks_mut(WINDOW * most) {
+            window.sort_by_key(|&at| length(at));
+            let mut of_window: Vec<Vec<usize>> = Vec::new();
+            for &at in &*window {
+                match of_window.last_mut() {
+                    Some(step) if step.len() < most && (step.len() + 1).saturating_mul(length(at)) <= positions => {
+                        step.push(at);
+                    }
+                    _ => of_window.push(vec![at]),
+                }
+            }
             of_window.shuffle(&mut rng);
             steps.append(&mut of_window);
         }
     }
-    steps.truncate(most);
-    if options.steps.is_none() {
-        let mut tokens = 0;
-        let enough = steps.iter().position(|step| {
-            tokens += step.iter().map(|&at| sequences[at].ids.len()).sum::<usize>();
-            tokens >= ENOUGH_TOKENS
-        });
-        steps.truncate(enough.map_or(most, |last| last + 1).max(LEAST_STEPS));
-    }
+    steps.truncate(options.steps);
     steps
 }
 

@@ -57,7 +57,7 @@ impl Sequences {
     pub(super) fn new(job: &Job, encoder: &TextEncoder, vocabulary: &Vocabulary) -> Result<Self> {
         let max_seq = encoder.longest();
         let odd = odd_sequences(vocabulary, max_seq, job.seed);
-        let wanted = if job.transfer == Transfer::Full { job.full.most_steps() * job.full.batch } else { 0 };
+        let wanted = if job.transfer == Transfer::Full { job.full.steps * job.full.most_sequences() } else { 0 };
         let Some(data) = &job.data else {
             let made_up = |tokens, seed| made_up_sequences(vocabulary, max_seq, tokens, seed);
             let mut calibration = made_up(job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.1), job.seed);
