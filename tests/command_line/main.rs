@@ -220,7 +220,20 @@ fn a_task_is_measured() {
     fails(&[&labelled[..], &["--min", "0.99"]].concat(), 1, &["below 0.99"]);
     fails(&[&labelled[..], &["--metric", "pearson"]].concat(), 3, &["one value a text"]);
     fails(&[&base[..], &["--label-column", "sentiment"]].concat(), 3, &["no column `sentiment`", "sentence, label"]);
-    fails(&[&base[..], &["--label-column", "sentence"]].concat(), 3, &["line 2", "not a number"]);
+    fails(&[&base[..], &["--label-column", "sentence"]].concat(), 3, &["line 2", "not a number", "--classes"]);
+
+    let folder = tempfile::tempdir().unwrap();
+    let words = folder.path().join("words.tsv").display().to_string();
+    let text = std::fs::read_to_string(&data).unwrap().replace("\t1\n", "\tgood\n").replace("\t0\n", "\tbad\n");
+    std::fs::write(&words, text).unwrap();
+    let of_words = ["eval", &teacher(), "--data", &words, "--tokenizer", &tokenizer(), "--label-column", "label"];
+    let found = json(&[&of_words[..], &["--classes", "bad,good"]].concat());
+    assert_eq!(found["models"][0]["value"].as_f64(), Some(accuracy));
+    fails(&[&of_words[..], &["--classes", "bad"]].concat(), 3, &["label `good` is none of the classes bad"]);
+    let stars = folder.path().join("stars.tsv").display().to_string();
+    std::fs::write(&stars, "sentence\tlabel\na fine film\t1\na fine film\t5\n").unwrap();
+    let of_stars = ["eval", &teacher(), "--data", &stars, "--tokenizer", &tokenizer(), "--label-column", "label"];
+    fails(&of_stars, 3, &["line 3", "label 5 is none of the model's 2 classes"]);
 }
 
 /// Killed with no chance to clean up, wherever it is: what it goes on with gives the same file as an undisturbed run.
@@ -290,8 +303,12 @@ fn a_student_is_trained_further_by_transfer() {
     fails(&[&base[..], &text, &["--alpha", "0.5"]].concat(), 2, &["--label-column"]);
     fails(&[&base[..], &text, &["--dev", &data]].concat(), 2, &["--label-column"]);
     fails(&[&base[..], &text, &["--lr", "0"]].concat(), 2, &["above 0"]);
-    fails(&["transfer", &teacher(), &teacher(), "-o", &trained], 3, &["no student"]);
-    fails(&["transfer", &teacher(), &trained, "-o", &at("again.onnx")], 3, &["--no-fold"]);
-    fails(&["transfer", &teacher(), &unfolded, "-o", &unfolded], 2, &["would be overwritten"]);
+    let refused = |student: &str, output: &str, code: i32, part: &str| {
+        fails(&[&["transfer", &teacher(), student, "-o", output], &text[..]].concat(), code, &[part]);
+    };
+    refused(&teacher(), &trained, 3, "no student");
+    refused(&trained, &at("again.onnx"), 3, "--no-fold");
+    refused(&unfolded, &unfolded, 2, "would be overwritten");
+    fails(&base, 2, &["--data"]);
     fails(&["rewrite", &teacher(), "-o", &trained, "--steps", "5"], 2, &["--steps", "--transfer full"]);
 }
