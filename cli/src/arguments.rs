@@ -151,7 +151,7 @@ pub(crate) struct FullArguments {
     /// Gradient steps [default: 900]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) steps: Option<u32>,
-    /// Sequences a step [default: 32, or fewer where they are long: as many as have 840 tokens]
+    /// Sequences a step [default: as many as have 840 tokens]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) batch: Option<u16>,
     /// Learning rate, once warm [default: 4e-5]

@@ -18,6 +18,8 @@ pub struct Wanted {
     pub tokens: usize,
     /// Sequences to train on; all that the file holds, where it holds fewer.
     pub training: usize,
+    /// No more are taken once they have so many tokens.
+    pub training_tokens: usize,
     /// Sequences for measuring; a tenth of the file at most.
     pub held_out: usize,
 }
@@ -126,7 +128,16 @@ pub fn draw_sample(
         of
     };
     let calibration = with_every_length(calibration, &mut rng);
-    let mut judges: Vec<Sequence> = many.drawn.into_iter().map(|e| encode(e, &mut rng)).collect::<Result<_>>()?;
+    let mut judges: Vec<Sequence> = Vec::new();
+    let mut count = 0;
+    for example in many.drawn {
+        if count >= wanted.training_tokens {
+            break;
+        }
+        let sequence = encode(example, &mut rng)?;
+        count += sequence.ids.len();
+        judges.push(sequence);
+    }
     let training = judges.split_off((judges.len() / JUDGES).min(MOST_JUDGES));
     let training = with_every_length(training, &mut rng);
     Ok(Sample { calibration, training, judges, held_out, examples, truncated, pairs })
@@ -200,9 +211,17 @@ mod tests {
         let line = |i: usize| format!("{{\"input_ids\": [1, {i}, {}, 2]}}\n", i + 1);
         std::fs::write(&path, (0..400).map(line).collect::<String>()).unwrap();
         let encoder = TextEncoder::new(None, 16, Overlong::Truncate).unwrap();
-        let wanted = Wanted { tokens: 800, training: 300, held_out: 20 };
-        let sample = |seed| draw_sample(&path, &Columns::default(), &encoder, &wanted, false, seed).unwrap();
+        let wanted = Wanted { tokens: 800, training: 300, training_tokens: usize::MAX, held_out: 20 };
+        let draw =
+            |wanted: &Wanted, seed| draw_sample(&path, &Columns::default(), &encoder, wanted, false, seed).unwrap();
+        let sample = |seed| draw(&wanted, seed);
         let first = sample(1);
+        let fewer = draw(&Wanted { training_tokens: 400, ..wanted }, 1);
+        assert_eq!(fewer.calibration, first.calibration);
+        assert_eq!(fewer.judges.len(), 5);
+        // 95 sequences of four tokens, and an eighth of all that is joined and cut.
+        let tokens: usize = fewer.training.iter().map(|s| s.ids.len()).sum();
+        assert!((430..=440).contains(&tokens), "{tokens}");
         let held: Vec<usize> = first.held_out.iter().map(|s| s.line).collect();
         assert_eq!((first.examples, first.held_out.len(), first.truncated), (400, 20, 0));
         let tokens: usize = first.calibration.iter().map(|s| s.ids.len()).sum();

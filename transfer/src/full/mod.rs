@@ -38,8 +38,8 @@ use crate::{Error, Result};
 pub struct Options {
     /// Gradient steps.
     pub steps: usize,
-    /// Sequences a step. Without a number, [`DEFAULT_BATCH`], or fewer where they are long: as many as have
-    /// [`DEFAULT_POSITIONS`], so that a step takes as long for any text.
+    /// Sequences a step. Without a number, as many as have [`DEFAULT_POSITIONS`]: a step takes as long for any text, and
+    /// a token counts as much in a short text as in a long one.
     pub batch: Option<usize>,
     /// Learning rate once warm; it rises over the first tenth of the steps and falls to nothing over the others.
     pub rate: f32,
@@ -73,15 +73,15 @@ impl Default for Options {
     }
 }
 
-/// Sequences a step where no number is asked for, at most.
-pub const DEFAULT_BATCH: usize = 32;
 /// Positions a step where no number of sequences is asked for, padding counted, unless one sequence has more.
 pub const DEFAULT_POSITIONS: usize = 840;
 
 impl Options {
-    /// Sequences a step at most.
-    pub(crate) fn most_sequences(&self) -> usize {
-        self.batch.unwrap_or(DEFAULT_BATCH)
+    /// Sequences worth drawing, and tokens: what goes through all steps. Where texts are so short that more sequences
+    /// would, each is seen again.
+    pub(crate) fn worth_drawing(&self) -> (usize, usize) {
+        let tokens = self.steps * DEFAULT_POSITIONS;
+        self.batch.map_or((tokens / SHORT, tokens), |batch| (self.steps * batch, usize::MAX))
     }
 
     /// The paper's distillation (Neo et al. 2023): temperature 15, 0.9 of the loss of the outputs from the
@@ -138,8 +138,10 @@ pub struct SiteChange {
 
 /// Positions of one piece of a step, about: more would only take memory.
 const PIECE: usize = 512;
-/// Batches between two shuffles by length: sequences of a step are of like lengths, steps of all.
-const WINDOW: usize = 32;
+/// Sequences are sorted by length within so many: those of a step are of like lengths, and the steps of all.
+const WINDOW: usize = 1024;
+/// Tokens of a short text.
+const SHORT: usize = 12;
 /// Of what the teacher gives: before it come the student's inputs.
 const FIRST_COMPARED: usize = 2;
 /// More sequences are not needed to judge what was gained.
@@ -264,14 +266,13 @@ pub fn train(
 /// The sequences of every step: each as often as any other, those of a step of like lengths.
 fn plan(training: &[usize], sequences: &[Sequence], options: &Options) -> Vec<Vec<usize>> {
     let length = |at: usize| sequences[at].ids.len();
-    let most = options.most_sequences();
-    let positions = if options.batch.is_some() { usize::MAX } else { DEFAULT_POSITIONS };
+    let (most, positions) = options.batch.map_or((usize::MAX, DEFAULT_POSITIONS), |batch| (batch, usize::MAX));
     let mut steps: Vec<Vec<usize>> = Vec::new();
     let mut rng = StdRng::seed_from_u64(options.seed);
     while steps.len() < options.steps {
         let mut round = training.to_vec();
         round.shuffle(&mut rng);
-        for window in round.chunks_mut(WINDOW * most) {
+        for window in round.chunks_mut(WINDOW) {
             window.sort_by_key(|&at| length(at));
             let mut of_window: Vec<Vec<usize>> = Vec::new();
             for &at in &*window {

@@ -31,7 +31,7 @@ fn a_step_takes_fewer_long_texts() {
         let steps = plan(&(0..64).collect::<Vec<_>>(), &all, &Options { steps: 9, batch, ..Options::default() });
         steps.iter().map(Vec::len).max().unwrap()
     };
-    assert_eq!(largest(10, None), DEFAULT_BATCH);
+    assert_eq!(largest(20, None), DEFAULT_POSITIONS / 20);
     assert_eq!(largest(60, None), DEFAULT_POSITIONS / 60);
     assert_eq!(largest(1000, None), 1);
     assert_eq!(largest(1000, Some(20)), 20);

@@ -57,12 +57,13 @@ impl Sequences {
     pub(super) fn new(job: &Job, encoder: &TextEncoder, vocabulary: &Vocabulary) -> Result<Self> {
         let max_seq = encoder.longest();
         let odd = odd_sequences(vocabulary, max_seq, job.seed);
-        let wanted = if job.transfer == Transfer::Full { job.full.steps * job.full.most_sequences() } else { 0 };
+        let (sequences, positions) = if job.transfer == Transfer::Full { job.full.worth_drawing() } else { (0, 0) };
         let Some(data) = &job.data else {
             let made_up = |tokens, seed| made_up_sequences(vocabulary, max_seq, tokens, seed);
             let mut calibration = made_up(job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.1), job.seed);
             // Half of the longest length on average; each is seen again where there are fewer than wanted.
-            let mut judges = made_up((wanted * max_seq / 2).min(MOST_MADE_UP), job.seed ^ TRAINING_SEED);
+            let mut judges =
+                made_up((sequences * max_seq / 2).min(positions).min(MOST_MADE_UP), job.seed ^ TRAINING_SEED);
             let training = judges.split_off(judges.len() / 20);
             calibration.extend(odd);
             let held_out = made_up(32 * max_seq, job.seed ^ HELD_OUT_SEED);
@@ -77,7 +78,7 @@ impl Sequences {
             return Ok(Self { source, calibration, training, judges, held_out });
         };
         let tokens = job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.0);
-        let wanted = Wanted { tokens, training: wanted, held_out: HELD_OUT };
+        let wanted = Wanted { tokens, training: sequences, training_tokens: positions, held_out: HELD_OUT };
         let mut sample = draw_sample(&data.path, &data.columns, encoder, &wanted, false, job.seed)?;
         // What was joined and cut of several texts has no label.
         let labelled: Vec<Sequence> =
@@ -88,7 +89,12 @@ impl Sequences {
         for (at, file) in job.extra_data.iter().enumerate() {
             let share = |of: usize| of.div_ceil(job.extra_data.len());
             // As much again as there is of the task's own.
-            let wanted = Wanted { tokens: share(tokens), training: share(sample.training.len()), held_out: 0 };
+            let wanted = Wanted {
+                tokens: share(tokens),
+                training: share(sample.training.len()),
+                training_tokens: share(positions),
+                held_out: 0,
+            };
             let seed = job.seed ^ (at as u64 + 1);
             let more = draw_sample(file, &extra_columns(file, data), encoder, &wanted, sample.pairs, seed)?;
             check_ids(file, vocabulary, [&more.calibration, &more.training])?;
