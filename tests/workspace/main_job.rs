@@ -173,6 +173,15 @@ fn extra_text_is_calibrated_on_but_not_measured_on() {
     assert!((1.3..2.1).contains(&(tokens(&with) / tokens(&without))), "{} {}", tokens(&without), tokens(&with));
     let measured = |report: &Report| report.source.as_ref().map(|s| s.held_out);
     assert_eq!(measured(&with), measured(&without));
+    let full = full::Options { steps: 2, batch: Some(50), ..Default::default() };
+    let small = Job { transfer: Transfer::Full, full, ..small };
+    let trained = |times| {
+        let extra_data = vec![more.clone(); times];
+        fixture_report(&Job { extra_data, ..small.clone() }).source.unwrap().training
+    };
+    let [none, one, two] = [0, 1, 2].map(trained);
+    // Several files share what one would give.
+    assert!(one > none && two.abs_diff(one) < one / 10, "{none} {one} {two}");
     std::fs::write(&more, "").unwrap();
     let empty = rewrite(&fixture("bert-mini-sst2/model.onnx"), &Job { extra_data: vec![more], ..small }, &Silent);
     assert!(empty.unwrap_err().to_string().contains("more.txt"));

@@ -86,15 +86,12 @@ impl Sequences {
         evaluate::labels(&data.path, &labelled)?;
         drop(labelled);
         check_ids(&data.path, vocabulary, [&sample.calibration, &sample.training, &sample.judges, &sample.held_out])?;
+        let own = sample.training.len();
         for (at, file) in job.extra_data.iter().enumerate() {
             let share = |of: usize| of.div_ceil(job.extra_data.len());
             // As much again as there is of the task's own.
-            let wanted = Wanted {
-                tokens: share(tokens),
-                training: share(sample.training.len()),
-                training_tokens: share(positions),
-                held_out: 0,
-            };
+            let wanted =
+                Wanted { tokens: share(tokens), training: share(own), training_tokens: share(positions), held_out: 0 };
             let seed = job.seed ^ (at as u64 + 1);
             let more = draw_sample(file, &extra_columns(file, data), encoder, &wanted, sample.pairs, seed)?;
             check_ids(file, vocabulary, [&more.calibration, &more.training])?;
