@@ -319,9 +319,9 @@ pub(crate) struct Bench {
     /// Sequence lengths
     #[arg(long, value_delimiter = ',', default_value = "128", value_name = "N")]
     pub(crate) seq: Vec<usize>,
-    /// The engine
-    #[arg(long, value_enum, default_value_t = EngineChoice::Tract)]
-    pub(crate) engine: EngineChoice,
+    /// The engines, in turn
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "tract")]
+    pub(crate) engine: Vec<EngineChoice>,
     /// Timed rounds; in each, every model runs once
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) runs: u32,
@@ -387,14 +387,21 @@ pub(crate) enum MetricName {
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub(crate) enum EngineName {
+    /// tract with this project's fused operators
     Tract,
+    /// tract as it is, for comparison
+    PlainTract,
     Onnxruntime,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub(crate) enum EngineChoice {
+    /// tract with this project's fused operators
     Tract,
+    /// tract as it is
+    PlainTract,
     Onnxruntime,
+    /// tract and onnxruntime
     Both,
 }
 

@@ -11,6 +11,7 @@ impl EngineName {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tract => "tract",
+            Self::PlainTract => "plain-tract",
             Self::Onnxruntime => "onnxruntime",
         }
     }
@@ -19,6 +20,7 @@ impl EngineName {
     pub(crate) fn load(self, path: &Path, global: &Global) -> Result<Box<dyn Engine>> {
         Ok(match self {
             Self::Tract => Box::new(tract(path, global)?),
+            Self::PlainTract => Box::new(Options::default().threads(global.threads()).plain().load(path)?),
             Self::Onnxruntime => {
                 load_onnxruntime(global.ort_lib.as_deref())?;
                 Box::new(OrtModel::load(path, global.threads())?)

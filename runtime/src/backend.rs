@@ -20,7 +20,7 @@ impl Runtime for MabertRuntime {
     }
 
     fn prepare_with_options(&self, mut model: TypedModel, options: &RunOptions) -> TractResult<Box<dyn Runnable>> {
-        crate::model::optimise(&mut model)?;
+        crate::model::optimise(&mut model, true)?;
         Ok(Box::new(TypedSimplePlan::new_with_options(model, options)?))
     }
 }

@@ -34,6 +34,7 @@ mod backend;
 mod check;
 mod convert;
 mod error;
+mod fused;
 mod model;
 pub mod npz;
 #[cfg(feature = "onnxruntime")]

@@ -1,6 +1,6 @@
 //! A model on tract, ready to run at any batch size and length.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -61,6 +61,7 @@ pub enum Taps {
 pub struct Options {
     taps: Taps,
     threads: Option<usize>,
+    plain: bool,
 }
 
 impl Options {
@@ -73,6 +74,12 @@ impl Options {
     /// Uses this many threads in matrix products; one without this option.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
+        self
+    }
+
+    /// Keeps to tract's own operators, without the fused ones of this crate: for comparisons.
+    pub fn plain(mut self) -> Self {
+        self.plain = true;
         self
     }
 
@@ -117,6 +124,7 @@ impl Options {
             plans: Plans::PerShape { parsed: Box::new(parsed), cache: Mutex::default() },
             run_options: RunOptions { executor: Some(executor), ..RunOptions::default() },
             optimise: self.taps != Taps::Everything,
+            fuse: !self.plain,
         };
         if let (true, Plans::PerShape { parsed, .. }) = (model.optimise, &model.plans) {
             match symbolic(parsed, &model.inputs).and_then(|m| model.plan(m)) {
@@ -136,6 +144,7 @@ pub struct Model {
     plans: Plans,
     run_options: RunOptions,
     optimise: bool,
+    fuse: bool,
 }
 
 type Plan = Arc<TypedRunnableModel>;
@@ -182,6 +191,24 @@ impl Model {
     /// The names of the outputs, taps included, in the order in which they are returned.
     pub fn outputs(&self) -> &[String] {
         &self.outputs
+    }
+
+    /// The operators that tract runs, and how often each stands in the plan; empty before the first run where each shape has
+    /// a plan of its own. Operators of this crate are `Linear` and `LinearAttention`, and `ToPanels` and `FromPanels` at
+    /// the ends of a chain of them.
+    pub fn operators(&self) -> BTreeMap<String, usize> {
+        let plan = match &self.plans {
+            Plans::Symbolic(plan) => Some(plan.clone()),
+            Plans::PerShape { cache, .. } => {
+                let cache = cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                cache.last().map(|(_, plan)| plan.clone())
+            }
+        };
+        let mut operators = BTreeMap::new();
+        for node in plan.iter().flat_map(|plan| plan.model().nodes()) {
+            *operators.entry(node.op.name().into_owned()).or_default() += 1;
+        }
+        operators
     }
 
     /// Checks inputs without running the model on them.
@@ -233,7 +260,7 @@ impl Model {
         guarded(|| {
             let mut typed: TypedModel = model.into_typed()?;
             if self.optimise {
-                optimise(&mut typed)?;
+                optimise(&mut typed, self.fuse)?;
             }
             typed.into_runnable_with_options(&self.run_options)
         })
@@ -242,10 +269,16 @@ impl Model {
 
 /// tract's own optimisation, bounded: some of its passes never settle on axes of size 1 (as a sequence limit of 1 makes
 /// them). Stopped anywhere, the model is valid.
-pub(crate) fn optimise(model: &mut TypedModel) -> TractResult<()> {
+///
+/// With `fuse`, the operators of [`fused`](crate::fused) take the place of tract's where they are recognised.
+pub(crate) fn optimise(model: &mut TypedModel, fuse: bool) -> TractResult<()> {
     // Models settle within about one step a node.
     let steps = 500 + 6 * model.nodes.len();
     Optimizer::declutter().stopping_at(steps).optimize(model)?;
+    if fuse {
+        let fused = crate::fused::fuse(model)?;
+        tracing::debug!("fused {} attentions and {} linear layers", fused.attentions, fused.linears);
+    }
     Optimizer::codegen().stopping_at(steps).optimize(model)
 }
 

@@ -3,6 +3,7 @@
 mod engines;
 mod files;
 mod full;
+mod fused;
 mod main_job;
 mod sites;
 mod structure;

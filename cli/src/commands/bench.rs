@@ -59,14 +59,16 @@ pub(super) fn bench(arguments: &Bench, global: &Global) -> Result<()> {
     if arguments.batch.contains(&0) || arguments.seq.contains(&0) {
         return Err(Usage("--batch and --seq must be at least 1".to_owned()).into());
     }
-    let engines: &[EngineName] = match arguments.engine {
-        EngineChoice::Tract => &[EngineName::Tract],
-        EngineChoice::Onnxruntime => &[EngineName::Onnxruntime],
-        EngineChoice::Both => &[EngineName::Tract, EngineName::Onnxruntime],
-    };
+    let engines = arguments.engine.iter().flat_map(|choice| match choice {
+        EngineChoice::Tract => vec![EngineName::Tract],
+        EngineChoice::PlainTract => vec![EngineName::PlainTract],
+        EngineChoice::Onnxruntime => vec![EngineName::Onnxruntime],
+        EngineChoice::Both => vec![EngineName::Tract, EngineName::Onnxruntime],
+    });
+    let engines: Vec<EngineName> = engines.collect();
     let mut entries = Vec::new();
     for path in &arguments.models {
-        for &engine in engines {
+        for &engine in &engines {
             let loaded = engine.load(path, global)?;
             entries.push(Entry { path, engine, loaded });
         }

@@ -1,0 +1,318 @@
+//! Attention of all heads in its linear order:
+//! `ctx = relu(Q ((m K)^T W1) + b1) (scale (W2 (m V))) + b2 (m V)` (design, section 4).
+#![allow(unsafe_code)]
+
+use rayon::prelude::*;
+use tract_core::internal::*;
+use tract_linalg::multithread::{Executor, current_tract_executor, multithread_tract_scope};
+
+use super::kernel::{self, Epilogue, Kernel, Panels, PerLane};
+
+/// Takes queries, keys and values of all heads in panels, `[panels, 3 * heads * d + 1, width]`; then `b1` and `b2`; then
+/// the mask `[batch, length, ..]` where `masked`, and the scale where `scaled`. Gives contexts,
+/// `[panels, heads * d + 1, width]`.
+///
+/// `b1` and the scale have `groups * hidden` values and `b2` has `groups * length`, for each sequence or once for all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LinearAttention {
+    pub(super) batch: TDim,
+    pub(super) length: TDim,
+    pub(super) heads: usize,
+    /// Channels of a head, `d`.
+    pub(super) channels: usize,
+    /// `h`.
+    pub(super) hidden: usize,
+    /// `[n, h]` of each group, in panels over `h`.
+    pub(super) w1: Vec<Arc<Tensor>>,
+    /// `[h, n]` of each group, in panels over `h`.
+    pub(super) w2: Vec<Arc<Tensor>>,
+    pub(super) masked: bool,
+    pub(super) scaled: bool,
+}
+
+impl Op for LinearAttention {
+    fn name(&self) -> StaticName {
+        "LinearAttention".into()
+    }
+
+    fn info(&self) -> TractResult<Vec<String>> {
+        Ok(vec![format!("{} heads of {}, h = {}", self.heads, self.channels, self.hidden)])
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for LinearAttention {
+    op_out_of_plan!();
+
+    fn eval(&self, context: &EvalContext<'_>, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let kernel = super::kernel()?;
+        let size = |dim: &TDim| dim.eval_to_i64(context.symbols).map(|d| d as usize);
+        let (batch, length) = (size(&self.batch)?, size(&self.length)?);
+        let qkv = Panels::new(kernel, &inputs[0])?;
+        let output = kernel.room(inputs[0].shape()[0], self.heads * self.channels)?;
+        if batch * length == 0 {
+            return Ok(tvec![output.into_tvalue()]);
+        }
+        let groups = self.w1.len();
+        let work = Work {
+            op: self,
+            kernel,
+            length,
+            tokens: batch * length,
+            qkv,
+            b1: padded(kernel, &inputs[1], batch, groups, self.hidden)?,
+            b2: PerSequence::new(&inputs[2], batch, groups, length)?,
+            mask: self.masked.then(|| kernel::values(&inputs[3])).transpose()?,
+            scale: match inputs.last() {
+                Some(scale) if self.scaled => Some(padded(kernel, scale, batch, groups, self.hidden)?),
+                _ => None,
+            },
+            contexts: Panels::new(kernel, &output)?,
+        };
+        ensure!(work.mask.is_none_or(|mask| mask.len() == batch * length), "a mask of another shape");
+        let tasks = batch * self.heads;
+        let one = |task: usize| work.head(task / self.heads, task % self.heads);
+        // Heads are spread over threads; products inside one are too small for that.
+        let alone = |task: usize| multithread_tract_scope(Executor::SingleThread, || one(task));
+        let all = || (0..tasks).into_par_iter().try_for_each(alone);
+        match current_tract_executor() {
+            Executor::SingleThread => (0..tasks).try_for_each(one)?,
+            Executor::MultiThread(pool) => pool.install(all)?,
+            Executor::RayonGlobal => all()?,
+        }
+        Ok(tvec![output.into_tvalue()])
+    }
+}
+
+impl TypedOp for LinearAttention {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        let mut shape = inputs[0].shape.clone();
+        shape.set(1, (self.heads * self.channels + 1).to_dim());
+        Ok(tvec![f32::fact(shape)])
+    }
+
+    fn cost(&self, _: &[&TypedFact]) -> TractResult<TVec<(Cost, TDim)>> {
+        let tokens = self.batch.clone() * self.length.clone();
+        Ok(tvec![(Cost::FMA(f32::datum_type()), tokens * (4 * self.heads * self.channels * self.hidden))])
+    }
+
+    as_op!();
+}
+
+/// Values for each group, of each sequence or the same for all.
+#[derive(Debug)]
+struct PerSequence {
+    values: TValue,
+    /// Values of a group.
+    size: usize,
+    /// Values from one sequence to the next.
+    step: usize,
+}
+
+impl PerSequence {
+    fn new(values: &TValue, batch: usize, groups: usize, size: usize) -> TractResult<Self> {
+        let each = groups * size;
+        ensure!(values.datum_type() == f32::datum_type(), "values of {:?}", values.datum_type());
+        let step = match values.len() {
+            all if all == batch * each => each,
+            once if once == each => 0,
+            other => bail!("{other} values for {batch} sequences with {groups} x {size}"),
+        };
+        Ok(Self { values: values.clone(), size, step })
+    }
+
+    fn at(&self, sequence: usize, group: usize) -> PerLane<'_> {
+        PerLane { tensor: &self.values, offset: sequence * self.step + group * self.size }
+    }
+}
+
+/// The same with zeros up to whole panels.
+fn padded(kernel: &Kernel, values: &TValue, batch: usize, groups: usize, size: usize) -> TractResult<PerSequence> {
+    let given = PerSequence::new(values, batch, groups, size)?;
+    let whole = size.next_multiple_of(kernel.width());
+    if whole == size {
+        return Ok(given);
+    }
+    let rows = kernel::values(values)?;
+    let mut padded = Tensor::zero::<f32>(&[values.len() / size, whole])?;
+    let mut view = padded.try_as_plain_ram_mut()?;
+    for (into, row) in view.as_slice_mut::<f32>()?.chunks_exact_mut(whole).zip(rows.chunks(size)) {
+        into[..size].copy_from_slice(row);
+    }
+    let step = given.step / size * whole;
+    Ok(PerSequence { values: padded.into_tvalue(), size: whole, step })
+}
+
+/// One evaluation.
+struct Work<'r> {
+    op: &'r LinearAttention,
+    kernel: &'r Kernel,
+    length: usize,
+    /// Of all sequences.
+    tokens: usize,
+    qkv: Panels<'r>,
+    b1: PerSequence,
+    b2: PerSequence,
+    /// `[batch, length]`.
+    mask: Option<&'r [f32]>,
+    scale: Option<PerSequence>,
+    contexts: Panels<'r>,
+}
+
+impl Work<'_> {
+    /// The contexts of one head of one sequence.
+    fn head(&self, sequence: usize, head: usize) -> TractResult<()> {
+        let Self { op, kernel, length, .. } = *self;
+        let (width, d) = (kernel.width(), op.channels);
+        let group = if op.w1.len() == 1 { 0 } else { head };
+        let hidden = op.hidden.next_multiple_of(width);
+        let tokens = sequence * length..(sequence + 1) * length;
+        let first = tokens.start / width;
+        let count = tokens.end.div_ceil(width) - first;
+        let mask = self.mask.map(|mask| &mask[tokens.clone()]);
+        let [query, key, value] = [0, 1, 2].map(|i| self.qkv.rows((i * op.heads + head) * d, d));
+        let keys = key?.transposed(kernel, tokens.start, length, mask)?;
+        let values = value?.transposed(kernel, tokens.start, length, mask)?;
+        let [keys, values] = [Panels::new(kernel, &keys)?, Panels::new(kernel, &values)?];
+        let w1 = Panels::new(kernel, &op.w1[group])?.rows(0, length)?;
+        let w2 = Panels::new(kernel, &op.w2[group])?.rows(0, length)?;
+        let product = |a: Panels<'_>, b: Panels<'_>, epilogue: Epilogue<'_>, into: &Tensor| {
+            // SAFETY: the room is this function's own.
+            unsafe { kernel.product(a, b, &epilogue, Panels::new(kernel, into)?) }
+        };
+        let keys_w1 = kernel.room(hidden / width, d)?;
+        product(w1, keys, Epilogue::default(), &keys_w1)?;
+        let activations = kernel.room(count, hidden)?;
+        let b1 = Some(self.b1.at(sequence, group));
+        let relu = Epilogue { bias: b1, relu: true, ..Epilogue::default() };
+        product(query?.panels(first, count)?, Panels::new(kernel, &keys_w1)?, relu, &activations)?;
+        let w2_values = kernel.room(d / width, hidden)?;
+        let scale = self.scale.as_ref().map(|scale| scale.at(sequence, group));
+        product(values, w2, Epilogue { scale, ..Epilogue::default() }, &w2_values)?;
+        let even = values.weighted_sum(self.b2.at(sequence, group))?;
+        let last = Epilogue { bias: Some(PerLane { tensor: &even, offset: 0 }), ..Epilogue::default() };
+        let [activations, w2_values] = [Panels::new(kernel, &activations)?, Panels::new(kernel, &w2_values)?];
+        let contexts = self.contexts.rows(head * d, d)?.panels(first, count)?;
+        let in_one = tokens.start == first * width && (tokens.end.is_multiple_of(width) || tokens.end == self.tokens);
+        if in_one {
+            // SAFETY: no other head has these rows, no other sequence these panels.
+            unsafe { kernel.product(activations, w2_values, &last, contexts) }
+        } else {
+            let room = kernel.room(count, d)?;
+            product(activations, w2_values, last, &room)?;
+            // SAFETY: no other head has these rows, no other sequence these lanes.
+            unsafe { contexts.copy_lanes(Panels::new(kernel, &room)?, tokens.start - first * width, length) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fused::panels::{FromPanels, ToPanels, weights};
+
+    /// `[batch, length, heads, d]` by the formula, a sentence, head and token at a time.
+    #[allow(clippy::too_many_arguments)]
+    fn by_the_formula(
+        op: &LinearAttention,
+        [batch, length, longest]: [usize; 3],
+        qkv: &[f32],
+        mask: &[f32],
+        [w1, w2, b1, b2, scale]: [&dyn Fn(usize, usize, usize) -> f32; 5],
+    ) -> Vec<f32> {
+        let (heads, d, h) = (op.heads, op.channels, op.hidden);
+        let at = |b: usize, t: usize, part: usize, head: usize, c: usize| {
+            qkv[(b * length + t) * 3 * heads * d + (part * heads + head) * d + c]
+        };
+        let mut contexts = Vec::new();
+        assert!(length <= longest);
+        for b in 0..batch {
+            for t in 0..length {
+                for head in 0..heads {
+                    let score = |s: usize| {
+                        let product: f32 = (0..d).map(|c| at(b, t, 0, head, c) * at(b, s, 1, head, c)).sum();
+                        product * mask[b * length + s]
+                    };
+                    let scores: Vec<f32> = (0..length).map(score).collect();
+                    let unit = |j: usize| {
+                        let sum: f32 = (0..length).map(|s| scores[s] * w1(head, s, j)).sum();
+                        (sum + b1(b, head, j)).max(0.0) * scale(b, head, j)
+                    };
+                    let units: Vec<f32> = (0..h).map(unit).collect();
+                    let probability = |s: usize| {
+                        let sum: f32 = (0..h).map(|j| units[j] * w2(head, j, s)).sum();
+                        (sum + b2(b, head, s)) * mask[b * length + s]
+                    };
+                    let probabilities: Vec<f32> = (0..length).map(probability).collect();
+                    contexts.extend(
+                        (0..d).map(|c| -> f32 { (0..length).map(|s| probabilities[s] * at(b, s, 2, head, c)).sum() }),
+                    );
+                }
+            }
+        }
+        contexts
+    }
+
+    fn wave(seed: usize) -> impl Fn(usize, usize, usize) -> f32 {
+        move |a, b, c| ((seed * 97 + a * 31 + b * 17 + c * 7) as f32 * 0.37).sin() * 0.5
+    }
+
+    #[test]
+    fn it_computes_the_formula_for_sequences_that_share_panels() {
+        let kernel = Kernel::get().unwrap();
+        let d = kernel.width();
+        let longest = 40;
+        for (batch, length, groups, h) in
+            [(1, 1, 2, d), (1, 40, 2, d + 3), (3, 13, 2, 2 * d), (4, 5, 1, 7), (2, d, 1, d)]
+        {
+            let heads = 2;
+            let group = |head: usize| if groups == 1 { 0 } else { head };
+            let w1 = move |head: usize, t: usize, j: usize| wave(1)(group(head), t, j);
+            let w2 = move |head: usize, j: usize, t: usize| wave(2)(group(head), j, t);
+            let b1 = move |b: usize, head: usize, j: usize| wave(3)(b, group(head), j);
+            let b2 = move |b: usize, head: usize, t: usize| wave(4)(b, group(head), t);
+            let scale = move |b: usize, head: usize, j: usize| wave(5)(b, group(head), j) + 1.0;
+            let op = LinearAttention {
+                batch: batch.to_dim(),
+                length: length.to_dim(),
+                heads,
+                channels: d,
+                hidden: h,
+                w1: (0..groups).map(|g| weights(kernel, longest, h, |t, j| w1(g, t, j)).unwrap()).collect(),
+                w2: (0..groups).map(|g| weights(kernel, longest, h, |t, j| w2(g, j, t)).unwrap()).collect(),
+                masked: true,
+                scaled: true,
+            };
+            let width = 3 * heads * d;
+            let qkv: Vec<f32> = (0..batch * length * width).map(|i| wave(6)(i, 0, 0)).collect();
+            let mask: Vec<f32> = (0..batch * length).map(|i| if i % 5 == 3 { 0.0 } else { 1.0 }).collect();
+            let input = Tensor::from_shape(&[batch, length, width], &qkv).unwrap();
+            let context = EvalContext::out_of_plan();
+            let panels = ToPanels { channels: width }.eval(&context, tvec![input.into_tvalue()]).unwrap();
+            let each = |size: usize, of: &dyn Fn(usize, usize, usize) -> f32| {
+                let values: Vec<f32> = (0..batch)
+                    .flat_map(|b| (0..groups).flat_map(move |g| (0..size).map(move |i| of(b, g, i))))
+                    .collect();
+                Tensor::from_shape(&[batch, groups, size], &values).unwrap().into_tvalue()
+            };
+            let inputs = tvec![
+                panels[0].clone(),
+                each(h, &b1),
+                each(length, &b2),
+                Tensor::from_shape(&[batch, length], &mask).unwrap().into_tvalue(),
+                each(h, &scale),
+            ];
+            let wanted = by_the_formula(&op, [batch, length, longest], &qkv, &mask, [&w1, &w2, &b1, &b2, &scale]);
+            for executor in [Executor::SingleThread, Executor::multithread(2)] {
+                let found = multithread_tract_scope(executor, || op.eval(&context, inputs.clone())).unwrap();
+                let shape = [batch, length, heads, d].map(|d| d.to_dim());
+                let out = FromPanels { shape: shape.iter().collect(), channels: heads * d };
+                let found = out.eval(&context, found).unwrap();
+                for (found, wanted) in kernel::values(&found[0]).unwrap().iter().zip(&wanted) {
+                    assert!((found - wanted).abs() < 1e-4 * wanted.abs().max(1.0), "{found} for {wanted}");
+                }
+            }
+        }
+    }
+}

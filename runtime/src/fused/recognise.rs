@@ -1,0 +1,270 @@
+//! Finds linear layers and linear attention in a decluttered tract model.
+
+use tract_core::internal::*;
+use tract_core::ops::array::Slice;
+use tract_core::ops::binary::TypedBinOp;
+use tract_core::ops::einsum::EinSum;
+use tract_core::ops::konst::Const;
+use tract_core::ops::math::{Add, Max, Mul};
+
+use super::kernel::Kernel;
+
+/// `x W`, and what follows it.
+pub(super) struct FoundLinear {
+    pub(super) input: OutletId,
+    /// `[k, n]`.
+    pub(super) weights: Arc<Tensor>,
+    pub(super) k: usize,
+    pub(super) n: usize,
+    /// `[n]`.
+    pub(super) bias: Option<Arc<Tensor>>,
+    pub(super) relu: bool,
+    pub(super) residual: Option<OutletId>,
+    /// Whose value it computes.
+    pub(super) output: OutletId,
+}
+
+/// Weights over one axis, and over heads and their channels; batch and length are the tokens.
+const LINEAR: [&str; 2] = ["amk,kn->amn", "ambk,bkn->amn"];
+
+/// A linear layer over sequences, `[batch, length, ..]`. Those over rows of a batch alone are left to tract: they would
+/// fill few lanes of a panel.
+pub(super) fn linear(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> Option<FoundLinear> {
+    let [input, weights] = einsum(model, node.id.into(), &LINEAR)?;
+    let weights = matrix(model, weights)?;
+    let fact = model.outlet_fact(input).ok()?;
+    let n = *weights.shape().last()?;
+    let k = weights.len().checked_div(n)?;
+    let fits = fact.datum_type == f32::datum_type() && fact.konst.is_none() && k > 0;
+    (fits && n.is_multiple_of(kernel.width())).then_some(())?;
+    let mut found =
+        FoundLinear { input, weights, k, n, bias: None, relu: false, residual: None, output: node.id.into() };
+    // What follows, in the order in which it is computed, as far as nothing else reads what came before.
+    while let Some(next) = only_reader(model, found.output) {
+        let Some(other) = other_input(next, found.output) else { break };
+        let done = found.relu || found.residual.is_some();
+        match constant(model, other) {
+            Some(values) if is::<Add>(next) && !done && found.bias.is_none() => {
+                let Some(bias) = per_channel(&values, n) else { break };
+                found.bias = Some(bias);
+            }
+            Some(values) if is::<Max>(next) && !done && is_zero(&values) => found.relu = true,
+            None if is::<Add>(next) && !done && same_fact(model, other, found.output) => found.residual = Some(other),
+            _ => break,
+        }
+        found.output = next.id.into();
+    }
+    Some(found)
+}
+
+fn same_fact(model: &TypedModel, one: OutletId, other: OutletId) -> bool {
+    let [Ok(one), Ok(other)] = [one, other].map(|outlet| model.outlet_fact(outlet)) else { return false };
+    one.datum_type == other.datum_type && one.shape == other.shape
+}
+
+/// Linear attention of all heads.
+pub(super) struct FoundAttention {
+    /// `[batch, length, 3 * heads * d]`.
+    pub(super) qkv: OutletId,
+    pub(super) b1: OutletId,
+    pub(super) b2: OutletId,
+    pub(super) mask: Option<OutletId>,
+    pub(super) scale: Option<OutletId>,
+    /// `[groups, n, h]`.
+    pub(super) w1: Arc<Tensor>,
+    /// `[groups, h, n]`.
+    pub(super) w2: Arc<Tensor>,
+    pub(super) batch: TDim,
+    pub(super) length: TDim,
+    pub(super) heads: usize,
+    /// Channels of a head.
+    pub(super) channels: usize,
+    pub(super) hidden: usize,
+    /// `n`: rows of `w1`.
+    pub(super) longest: usize,
+    /// Contexts, `[batch, length, heads, d]`.
+    pub(super) output: OutletId,
+}
+
+/// Einstein sums as tract writes them once a student is decluttered: batch `a`, heads `b`, tokens, channels and hidden
+/// units. Where one approximator serves all heads, its parts have no axis of heads.
+const KEYS_W1: [&str; 2] = ["akbm,bkn->abmn", "akbm,kn->abmn"];
+const QUERY_KEYS_W1: [&str; 1] = ["ambk,abkn->abmn"];
+const W2_VALUES: [&str; 2] = ["bmk,akbn->abmn", "mk,akbn->abmn"];
+const CONTEXTS: [&str; 1] = ["abmk,abkn->ambn"];
+const B2_VALUES: [&str; 4] = ["abmk,akbn->ambn", "ak,akbn->ambn", "bk,akbn->ambn", "k,akbn->ambn"];
+
+/// Recognised by the ReLU between its two layers, `relu`.
+pub(super) fn attention(kernel: &Kernel, model: &TypedModel, relu: &TypedNode) -> Option<FoundAttention> {
+    is::<Max>(relu).then_some(())?;
+    let (biased, zero) = one_constant(model, relu)?;
+    (is_zero(&zero) && is::<Add>(model.node(biased.node))).then_some(())?;
+    let [left, right] = *model.node(biased.node).inputs else { return None };
+    let scores = |outlet| einsum(model, outlet, &QUERY_KEYS_W1);
+    let ([query, keys_w1], b1) = scores(left).map(|found| (found, right)).or_else(|| Some((scores(right)?, left)))?;
+    let [keys, w1] = einsum(model, keys_w1, &KEYS_W1)?;
+    let (keys, mask) = masked(model, keys);
+    let w1 = whole(model, w1, 1)?;
+
+    let out = only_reader(model, relu.id.into())?;
+    let [activations, values_w2] = einsum(model, out.id.into(), &CONTEXTS)?;
+    (activations.node == relu.id).then_some(())?;
+    let ([w2, values], scale) = scaled(model, values_w2)?;
+    let w2 = whole(model, w2, 0)?;
+    let sum = only_reader(model, out.id.into()).filter(|sum| is::<Add>(sum))?;
+    let [b2, values_of_b2] = einsum(model, other_input(sum, out.id.into())?, &B2_VALUES)?;
+    (values_of_b2 == values).then_some(())?;
+    let (values, mask_of_values) = masked(model, values);
+    (mask == mask_of_values).then_some(())?;
+
+    let [(qkv, heads, 0), (of_keys, _, 1), (of_values, _, 2)] =
+        [third_of_heads(model, query)?, third_of_heads(model, keys)?, third_of_heads(model, values)?]
+    else {
+        return None;
+    };
+    (qkv == of_keys && qkv == of_values).then_some(())?;
+    let shape = &model.outlet_fact(query).ok()?.shape;
+    let channels = shape[3].to_usize().ok()?;
+    let [longest, hidden] = w1.shape()[w1.rank() - 2..] else { return None };
+    let groups = w1.len().checked_div(longest * hidden)?;
+    let fits = w1.len() == w2.len() && [1, heads].contains(&groups) && channels.is_multiple_of(kernel.width());
+    fits.then(|| FoundAttention {
+        qkv,
+        b1,
+        b2,
+        mask,
+        scale,
+        w1,
+        w2,
+        batch: shape[0].clone(),
+        length: shape[1].clone(),
+        heads,
+        channels,
+        hidden,
+        longest,
+        output: sum.id.into(),
+    })
+}
+
+/// `scale (W2 V)` or `W2 V`: the two of the product, and the scale.
+fn scaled(model: &TypedModel, outlet: OutletId) -> Option<([OutletId; 2], Option<OutletId>)> {
+    if let Some(found) = einsum(model, outlet, &W2_VALUES) {
+        return Some((found, None));
+    }
+    let node = model.node(outlet.node);
+    let [left, right] = *node.inputs else { return None };
+    is::<Mul>(node).then_some(())?;
+    let found = |product, scale| Some((einsum(model, product, &W2_VALUES)?, Some(scale)));
+    found(left, right).or_else(|| found(right, left))
+}
+
+/// Values `[batch, length, heads, d]` times a mask `[batch, length, 1, 1]`, or values alone.
+fn masked(model: &TypedModel, outlet: OutletId) -> (OutletId, Option<OutletId>) {
+    let parts = || {
+        let node = model.node(outlet.node);
+        let [left, right] = *node.inputs else { return None };
+        is::<Mul>(node).then_some(())?;
+        let shape = &model.outlet_fact(outlet).ok()?.shape;
+        let is_mask = |mask: OutletId| {
+            let mask = &model.outlet_fact(mask).ok()?.shape;
+            let one = TDim::from(1);
+            (mask.rank() == 4 && mask[..2] == shape[..2] && mask[2] == one && mask[3] == one).then_some(())
+        };
+        is_mask(right).map(|()| (left, right)).or_else(|| is_mask(left).map(|()| (right, left)))
+    };
+    parts().map_or((outlet, None), |(values, mask)| (values, Some(mask)))
+}
+
+/// Queries, keys or values of all heads, `[batch, length, heads, d]`, cut out of `[batch, length, 3 * heads * d]`: what
+/// they were cut from, how many heads, and which third they are.
+fn third_of_heads(model: &TypedModel, outlet: OutletId) -> Option<(OutletId, usize, usize)> {
+    let node = model.node(outlet.node);
+    let slice = node.op_as::<Slice>().filter(|slice| slice.axis == 2)?;
+    let (start, end) = (slice.start.to_usize().ok()?, slice.end.to_usize().ok()?);
+    let heads = end - start;
+    let split = model.node(node.inputs[0].node);
+    let Some(AxisOp::Reshape(2, from, to)) = split.op_as::<AxisOp>() else { return None };
+    let fits = from.len() == 1 && to.len() == 2 && to[0] == (3 * heads).to_dim() && start.is_multiple_of(heads);
+    fits.then(|| (split.inputs[0], heads, start / heads))
+}
+
+/// A constant cut to the length of the batch along one of its last two axes, whole.
+fn whole(model: &TypedModel, outlet: OutletId, axis_from_end: usize) -> Option<Arc<Tensor>> {
+    let node = model.node(outlet.node);
+    let Some(slice) = node.op_as::<Slice>() else { return matrix(model, outlet) };
+    let constant = matrix(model, node.inputs[0])?;
+    (slice.start == TDim::from(0) && slice.axis + 1 + axis_from_end == constant.rank()).then_some(constant)
+}
+
+/// A constant of two axes or more, of `f32`.
+fn matrix(model: &TypedModel, outlet: OutletId) -> Option<Arc<Tensor>> {
+    constant(model, outlet).filter(|c| c.rank() >= 2 && c.datum_type() == f32::datum_type())
+}
+
+fn constant(model: &TypedModel, outlet: OutletId) -> Option<Arc<Tensor>> {
+    model.node(outlet.node).op_as::<Const>().map(|constant| constant.val().clone())
+}
+
+/// The inputs of an Einstein sum that is one of these, in their order.
+fn einsum(model: &TypedModel, outlet: OutletId, wanted: &[&str]) -> Option<[OutletId; 2]> {
+    let node = model.node(outlet.node);
+    let op = node.op_as::<EinSum>().filter(|op| op.q_params.is_none())?;
+    let [left, right] = *node.inputs else { return None };
+    let (inputs, outputs) = op.axes.to_strs();
+    let is_wanted = |order: [usize; 2]| {
+        let found = canonical(&[&inputs[order[0]], &inputs[order[1]], &outputs[0]]);
+        wanted.iter().any(|wanted| {
+            let parts: Vec<&str> = wanted.split([',', '-', '>']).filter(|part| !part.is_empty()).collect();
+            found == canonical(&parts)
+        })
+    };
+    let straight = is_wanted([0, 1]).then_some([left, right]);
+    straight.or_else(|| is_wanted([1, 0]).then_some([right, left]))
+}
+
+/// The same sum with its axes numbered as they appear.
+fn canonical(parts: &[&str]) -> Vec<Vec<usize>> {
+    let mut names: Vec<char> = Vec::new();
+    let mut number = |name: char| {
+        names.iter().position(|n| *n == name).unwrap_or_else(|| {
+            names.push(name);
+            names.len() - 1
+        })
+    };
+    parts.iter().map(|part| part.chars().map(&mut number).collect()).collect()
+}
+
+fn is<Op: tract_core::ops::binary::BinMiniOp>(node: &TypedNode) -> bool {
+    node.op_as::<TypedBinOp>().is_some_and(|op| op.0.is::<Op>())
+}
+
+/// The node that alone reads a value, where it is no output of the model.
+fn only_reader(model: &TypedModel, outlet: OutletId) -> Option<&TypedNode> {
+    let [reader] = *model.outlet_successors(outlet) else { return None };
+    (!model.output_outlets().ok()?.contains(&outlet)).then(|| model.node(reader.node))
+}
+
+/// The other input of an operator of two.
+fn other_input(node: &TypedNode, one: OutletId) -> Option<OutletId> {
+    match *node.inputs {
+        [a, b] if a == one => Some(b),
+        [a, b] if b == one => Some(a),
+        _ => None,
+    }
+}
+
+/// The variable and the constant that an operator of two works on.
+fn one_constant(model: &TypedModel, node: &TypedNode) -> Option<(OutletId, Arc<Tensor>)> {
+    let [a, b] = *node.inputs else { return None };
+    constant(model, b).map(|c| (a, c)).or_else(|| constant(model, a).map(|c| (b, c)))
+}
+
+fn is_zero(constant: &Tensor) -> bool {
+    constant.len() == 1 && constant.cast_to_scalar::<f32>().is_ok_and(|v| v == 0.0)
+}
+
+/// A constant that has a value for each of `n` channels, the last axis, and is the same along all others.
+fn per_channel(constant: &Tensor, n: usize) -> Option<Arc<Tensor>> {
+    let fits = constant.datum_type() == f32::datum_type() && constant.len() == n && constant.shape().last() == Some(&n);
+    fits.then(|| constant.clone().into_shape(&[n]).ok().map(Tensor::into_arc_tensor))?
+}

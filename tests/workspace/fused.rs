@@ -1,0 +1,113 @@
+//! Fused operators against tract's own, on whole models.
+
+use std::collections::BTreeMap;
+
+use mabert_graph::{Model, Tensor};
+use mabert_passes::pipeline::{Order, Rewriting};
+use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
+use mabert_runtime::Options;
+use mabert_tests::{MAX_SEQ, borrowed, distance, exports, fixture, padded_inputs};
+
+/// The fixture, rewritten but not calibrated.
+fn student(order: Order, sharing: Sharing, length_tables: bool, hidden: usize) -> Model {
+    let default = mabert_tests::options();
+    let approximator = ApproximatorOptions { sharing, length_tables, hidden, ..default.approximator };
+    let model = Model::load(fixture("bert-mini-sst2/model.onnx")).unwrap();
+    let options = mabert_passes::pipeline::Options { approximator, order, ..default };
+    let mut student = Rewriting::new(model, options).unwrap().approximate().unwrap();
+    // What is not calibrated is the same everywhere, and tract simplifies it away.
+    let names: Vec<String> = student.approximators.iter().flat_map(|a| [&a.b1, &a.b2, &a.scale]).cloned().collect();
+    for (seed, name) in names.iter().enumerate() {
+        if let Ok(values) = student.model.constant(name) {
+            let wave = (0..values.len()).map(|i| 0.5 + 0.2 * ((seed * 31 + i * 7) as f32).sin());
+            student.model.set_constant(name, &Tensor::new(values.shape(), wave.collect()));
+        }
+    }
+    student.finish().unwrap();
+    student.model
+}
+
+/// Compares fused and plain, relative to outputs above 1, over batch sizes, lengths and masks; gives the operators that ran
+/// with fusing.
+fn compare(model: &Model, threads: usize) -> BTreeMap<String, usize> {
+    let fused = Options::default().threads(threads).prepare(model).unwrap();
+    let plain = Options::default().plain().prepare(model).unwrap();
+    for (batch, length) in [(1, 1), (1, 7), (3, MAX_SEQ), (2, 5), (5, 13)] {
+        let inputs = padded_inputs(fused.inputs(), batch, length, 64, 11 + length as u64);
+        let (x, y) = (fused.run(&borrowed(&inputs)).unwrap(), plain.run(&borrowed(&inputs)).unwrap());
+        for ((name, x), (_, y)) in x.iter().zip(&y) {
+            let largest = y.to_f32().iter().fold(1f32, |m, v| m.max(v.abs()));
+            let far = distance(x, y) / largest;
+            assert!(far < 1e-4, "{name} at {batch} x {length}: {far}");
+        }
+    }
+    assert!(!plain.operators().contains_key("Linear"), "{:?}", plain.operators());
+    fused.operators()
+}
+
+#[test]
+fn students_stay_in_panels_from_their_first_linear_layer_to_their_last() {
+    for (sharing, tables, hidden) in [
+        (Sharing::PerHead, true, 16),
+        (Sharing::PerHead, false, 16),
+        (Sharing::PerLayer, true, 8),
+        (Sharing::PerLayer, false, 24),
+        (Sharing::Shared, true, 19),
+    ] {
+        let model = student(Order::Linear, sharing, tables, hidden);
+        for threads in [1, 2] {
+            let operators = compare(&model, threads);
+            let count = |name: &str| operators.get(name).copied().unwrap_or(0);
+            let found = ["LinearAttention", "Linear", "ToPanels", "FromPanels"].map(count);
+            assert_eq!(found, [3, 12, 1, 1], "{sharing:?}, tables {tables}: {operators:?}");
+        }
+    }
+}
+
+#[test]
+fn linear_layers_of_other_models_are_fused_too() {
+    let paper = student(Order::Paper, Sharing::PerHead, true, 16);
+    let teacher = Model::load(fixture("bert-mini-sst2/model.onnx")).unwrap();
+    for (model, linears) in [(paper, 12), (teacher, 18)] {
+        let operators = compare(&model, 1);
+        assert_eq!(
+            (operators.get("Linear"), operators.get("LinearAttention")),
+            (Some(&linears), None),
+            "{operators:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_recognised_is_left_to_tract() {
+    // Their heads are narrower than a panel, their channels not always whole panels.
+    for folder in exports() {
+        compare(&Model::load(folder.join("model.onnx")).unwrap(), 1);
+    }
+}
+
+#[test]
+fn programs_that_embed_tract_find_the_fused_operators_by_name() {
+    use tract_onnx::prelude::*;
+    use tract_onnx::tract_core::runtime::runtime_for_name;
+    let model = student(Order::Linear, Sharing::PerHead, true, 16);
+    let file = tempfile::tempdir().unwrap().keep().join("ma.onnx");
+    model.save(&file).unwrap();
+    let mut onnx = tract_onnx::onnx().model_for_path(&file).unwrap();
+    let (batch, length) = (onnx.symbols.sym("B"), onnx.symbols.sym("L"));
+    for input in 0..3 {
+        let shape: TVec<TDim> = tvec![batch.clone().into(), length.clone().into()];
+        onnx.set_input_fact(input, InferenceFact::dt_shape(i64::datum_type(), shape)).unwrap();
+    }
+    let typed = onnx.into_typed().unwrap();
+    let runnable = runtime_for_name("mabert").unwrap().expect("it registers itself").prepare(typed.clone()).unwrap();
+    let names: Vec<String> = runnable.typed_model().unwrap().nodes().iter().map(|n| n.op.name().into_owned()).collect();
+    assert_eq!(names.iter().filter(|name| *name == "LinearAttention").count(), 3, "{names:?}");
+    let plain = typed.into_optimized().unwrap().into_runnable().unwrap();
+    let ids = |value: i64| tract_ndarray::Array2::from_shape_fn((2, 9), |(b, t)| value * (4 + (b * 9 + t) as i64));
+    let mask = tract_ndarray::Array2::from_shape_fn((2, 9), |(b, t)| i64::from(t < 9 - 2 * b));
+    let inputs: TVec<TValue> = tvec![ids(1).into_tvalue(), mask.into_tvalue(), ids(0).into_tvalue()];
+    let found = runnable.run(inputs.clone()).unwrap();
+    let wanted = plain.run(inputs).unwrap();
+    found[0].close_enough(&wanted[0], tract_onnx::tract_core::internal::Approximation::Approximate).unwrap();
+}
