@@ -66,7 +66,7 @@ struct Chunk {
     mask: Array2<f32>,
     /// `[rows, K]`.
     plain: Array2<f32>,
-    /// `[rows, K]`.
+    /// `[rows, K]`: those divided by the length, in `units`.
     over_length: Array2<f32>,
     lengths: Vec<usize>,
 }
@@ -75,7 +75,7 @@ struct Chunk {
 pub(super) fn fit(rows: &Rows, options: &ApproximatorOptions, steps: usize, seed: u64) -> (Net, f64) {
     let features = LengthFeatures::new(options);
     let (chunks, spread) = chunks(rows, options, &features);
-    let mut net = Net::start(options, features.knots.len(), seed);
+    let mut net = Net::start(options, &features, seed);
     if chunks.is_empty() {
         return (net, f64::NAN);
     }
@@ -88,6 +88,9 @@ pub(super) fn fit(rows: &Rows, options: &ApproximatorOptions, steps: usize, seed
     // Training can only be worth it: where it is not, the solved start stands.
     let (mut best, error) = if after.is_finite() && after < before { (trained, after) } else { (net, before) };
     best.w1 /= spread;
+    let units = units(options, &features).insert_axis(Axis(1));
+    best.scale *= &units;
+    best.b2 *= &units;
     (best, error)
 }
 
@@ -107,6 +110,7 @@ fn chunks(rows: &Rows, options: &ApproximatorOptions, features: &LengthFeatures)
     let shortest = if options.length_tables { 2 } else { 1 };
     let mut order: Vec<usize> = (0..rows.lengths.len()).filter(|&row| rows.lengths[row] >= shortest).collect();
     order.sort_by_key(|&row| rows.lengths[row]);
+    let units = units(options, features);
     let chunk = |of: &[usize]| {
         let lengths: Vec<usize> = of.iter().map(|&row| rows.lengths[row]).collect();
         let longest = lengths.iter().copied().max().unwrap_or(1);
@@ -117,8 +121,10 @@ fn chunks(rows: &Rows, options: &ApproximatorOptions, features: &LengthFeatures)
         let table = |divide: bool| {
             let mut table = Array2::zeros((of.len(), features.knots.len()));
             for (mut row, &length) in table.rows_mut().into_iter().zip(&lengths) {
-                let by = if divide && options.length_tables { length as f32 } else { 1.0 };
-                row.assign(&(Array1::from(features.at(length)) / by));
+                row.assign(&Array1::from(features.at(length)));
+                if divide && options.length_tables {
+                    row *= &(&units / length as f32);
+                }
             }
             table
         };
@@ -134,10 +140,19 @@ fn chunks(rows: &Rows, options: &ApproximatorOptions, features: &LengthFeatures)
     (order.chunks(CHUNK).map(chunk).collect(), spread)
 }
 
+/// What the rows of `scale` and `b2` are counted in while they are fitted, `[K]`: their knots' lengths, by which they will
+/// be divided. So equal rows mean the same function at every length, which is where training starts from: most heads
+/// change little with the length, and those that spread their attention evenly are solved for.
+fn units(options: &ApproximatorOptions, features: &LengthFeatures) -> Array1<f32> {
+    let unit = |&knot: &usize| if options.length_tables { knot as f32 } else { 1.0 };
+    features.knots.iter().map(unit).collect()
+}
+
 impl Net {
     /// One hinge a key, or several keys a hinge where there are fewer: `relu(s + 1)`, then `relu(s - 1)`.
-    fn start(options: &ApproximatorOptions, knots: usize, seed: u64) -> Self {
-        let (n, h) = (options.max_seq, options.hidden);
+    fn start(options: &ApproximatorOptions, features: &LengthFeatures, seed: u64) -> Self {
+        let (n, h, knots) = (options.max_seq, options.hidden, features.knots.len());
+        let units = units(options, features);
         let mut rng = StdRng::seed_from_u64(seed);
         let mut w1 = Array2::from_shape_fn((n, h), |_| rng.random_range(-0.02f32..0.02));
         for (i, mut row) in w1.rows_mut().into_iter().enumerate() {
@@ -149,7 +164,7 @@ impl Net {
             w2: Array2::zeros((h, n)),
             b1: Array2::from_shape_fn((knots, h), |(_, j)| hinge(j)),
             scale: Array2::from_shape_fn((knots, h), |(k, _)| if k == 0 && options.length_tables { 0.0 } else { 1.0 }),
-            b2: Array2::ones((knots, n)),
+            b2: Array2::from_shape_fn((knots, n), |(knot, _)| 1.0 / units[knot]),
         }
     }
 
@@ -341,5 +356,35 @@ pub(super) fn store(model: &mut Model, approximator: &Approximator, options: &Ap
     model.set_constant(&approximator.b2, &stack(|n| &n.b2, 1));
     if options.length_tables {
         model.set_constant(&approximator.scale, &stack(|n| &n.scale, 1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mabert_passes::rewrite::Sharing;
+
+    /// Rows of random scores at lengths 1 to 16, with the probabilities that `of` gives key `j` of so many.
+    fn rows(of: impl Fn(usize, usize) -> f32) -> Rows {
+        let mut rng = StdRng::seed_from_u64(3);
+        let mut rows = Rows::default();
+        for row in 0..800 {
+            let length = 1 + row % 16;
+            let scores: Vec<f32> = (0..length).map(|_| rng.random_range(-2.0..2.0)).collect();
+            rows.push(&scores, &(0..length).map(|j| of(j, length)).collect::<Vec<_>>());
+        }
+        rows
+    }
+
+    #[test]
+    fn heads_that_look_at_one_key_or_at_all_alike_are_solved_for_at_every_length() {
+        let sharing = Sharing::PerHead;
+        let options = ApproximatorOptions { max_seq: 16, hidden: 16, sharing, length_tables: true };
+        let first = rows(|key, _| if key == 0 { 1.0 } else { 0.0 });
+        let halves = rows(|key, length| 0.5 / length as f32 + if key == 0 { 0.5 } else { 0.0 });
+        for rows in [first, halves] {
+            let (_, error) = fit(&rows, &options, 0, 1);
+            assert!(error < 0.02, "{error}");
+        }
     }
 }

@@ -77,9 +77,11 @@ pub fn draw_sample(
     cut: bool,
     seed: u64,
 ) -> Result<Sample> {
+    // What is trained on is drawn apart, with random numbers of its own: it must not change what is calibrated and
+    // measured on.
     let mut rng = StdRng::seed_from_u64(seed);
-    // No example has fewer than three tokens worth having: enough are drawn whatever their length. What is trained on is
-    // drawn apart: it must not change what is calibrated and measured on.
+    let mut training_rng = StdRng::seed_from_u64(seed ^ TRAINING_SEED);
+    // No example has fewer than three tokens worth having: enough are drawn whatever their length.
     let mut few = Reservoir::new(wanted.tokens / 3 + wanted.held_out + 1, seed);
     let enough = if wanted.training > 0 { wanted.training + wanted.held_out } else { 0 };
     let mut many = Reservoir::new(enough, seed ^ TRAINING_SEED);
@@ -98,7 +100,7 @@ pub fn draw_sample(
     let rest = drawn.split_off(held);
     let apart: HashSet<usize> = drawn.iter().map(|e| e.line).collect();
     many.drawn.retain(|e| !apart.contains(&e.line));
-    many.drawn.shuffle(&mut rng);
+    many.drawn.shuffle(&mut training_rng);
     many.drawn.truncate(wanted.training);
     let pairs = rest.iter().any(|e| matches!(e.content, Content::Text { pair: Some(_), .. }));
     let encode = |mut example: Example, rng: &mut StdRng| {
@@ -134,12 +136,12 @@ pub fn draw_sample(
         if count >= wanted.training_tokens {
             break;
         }
-        let sequence = encode(example, &mut rng)?;
+        let sequence = encode(example, &mut training_rng)?;
         count += sequence.ids.len();
         judges.push(sequence);
     }
     let training = judges.split_off((judges.len() / JUDGES).min(MOST_JUDGES));
-    let training = with_every_length(training, &mut rng);
+    let training = with_every_length(training, &mut training_rng);
     Ok(Sample { calibration, training, judges, held_out, examples, truncated, pairs })
 }
 
@@ -217,8 +219,11 @@ mod tests {
         let sample = |seed| draw(&wanted, seed);
         let first = sample(1);
         let fewer = draw(&Wanted { training_tokens: 400, ..wanted }, 1);
-        assert_eq!(fewer.calibration, first.calibration);
         assert_eq!(fewer.judges.len(), 5);
+        for other in [&fewer, &draw(&Wanted { training: 0, ..wanted }, 1)] {
+            assert_eq!(other.calibration, first.calibration);
+            assert_eq!(other.held_out, first.held_out);
+        }
         // 95 sequences of four tokens, and an eighth of all that is joined and cut.
         let tokens: usize = fewer.training.iter().map(|s| s.ids.len()).sum();
         assert!((430..=440).contains(&tokens), "{tokens}");
