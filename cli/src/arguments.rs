@@ -328,6 +328,9 @@ pub(crate) struct Bench {
     /// Rounds before timing starts
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub(crate) warmup: u32,
+    /// Also time each operator and site, on tract
+    #[arg(long)]
+    pub(crate) profile: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

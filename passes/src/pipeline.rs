@@ -44,6 +44,8 @@ pub enum Pass {
     Reassociate,
     /// Affine maps into their neighbours.
     Fold,
+    /// The last layer for first tokens alone, where the head reads no others.
+    FirstToken,
     /// One product for queries, keys and values.
     MergeQkv,
     /// Equal constants once.
@@ -52,7 +54,7 @@ pub enum Pass {
 
 impl Pass {
     /// All passes in the order in which they run.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::DecomposeFused,
         Self::FoldConstants,
         Self::Canonical,
@@ -61,6 +63,7 @@ impl Pass {
         Self::Norm,
         Self::Reassociate,
         Self::Fold,
+        Self::FirstToken,
         Self::MergeQkv,
         Self::ShareConstants,
     ];
@@ -76,6 +79,7 @@ impl Pass {
             Self::Norm => "norm",
             Self::Reassociate => "reassociate",
             Self::Fold => "fold",
+            Self::FirstToken => "first-token",
             Self::MergeQkv => "merge-qkv",
             Self::ShareConstants => "share-constants",
         }
@@ -142,7 +146,9 @@ impl Options {
             Pass::Reassociate if self.keep.softmax => kept("softmax"),
             Pass::Reassociate if self.order == Order::Paper => Some("--attention paper".to_owned()),
             // A student that is not folded is one to be trained on: its parameters stay where they are found by name.
-            Pass::Fold | Pass::MergeQkv | Pass::ShareConstants if !self.fold => Some("--no-fold".to_owned()),
+            Pass::Fold | Pass::FirstToken | Pass::MergeQkv | Pass::ShareConstants if !self.fold => {
+                Some("--no-fold".to_owned())
+            }
             Pass::Fold if self.keep.norm => kept("norm"),
             _ => None,
         }
@@ -274,6 +280,7 @@ impl Student {
         } else {
             self.outcomes.push(not_done(Pass::Fold, "--partial: the stream is not affine throughout".to_owned()));
         }
+        self.pass(Pass::FirstToken, |s| rewrite::keep_first_token(&mut s.model, &mut s.encoder))?;
         self.pass(Pass::MergeQkv, |s| rewrite::merge_query_key_value(&mut s.model, &s.encoder))?;
         self.pass(Pass::ShareConstants, |s| Ok(rewrite::share_equal_constants(&mut s.model)))?;
         Ok(())

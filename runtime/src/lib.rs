@@ -44,6 +44,6 @@ pub use backend::MabertRuntime;
 pub use check::MAX_SEQ_KEY;
 pub use error::{Error, Result};
 pub use mabert_graph::{ElementType, Tensor, TensorType};
-pub use model::{Engine, Model, Named, Options, Taps};
+pub use model::{Engine, Model, Named, Options, Taps, Timed};
 #[cfg(feature = "onnxruntime")]
 pub use onnxruntime::{OrtModel, load_onnxruntime};

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use mabert_graph::proto::ValueInfoProto;
 use mabert_graph::{Dim, Model as Graph, Tensor, TensorType};
@@ -13,7 +14,7 @@ use tract_linalg::multithread::Executor;
 use tract_onnx::Onnx;
 use tract_onnx::prelude::{
     DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoTValue, TDim, TVec, TractResult,
-    TypedModel, TypedRunnableModel,
+    TypedModel, TypedRunnableModel, TypedSimpleState,
 };
 
 use crate::check::Checks;
@@ -157,6 +158,17 @@ enum Plans {
     PerShape { parsed: Box<InferenceModel>, cache: Mutex<Vec<(Shapes, Plan)>> },
 }
 
+/// How long one operator took.
+#[derive(Clone, Debug)]
+pub struct Timed {
+    /// The node of the plan; it carries the name of the ONNX node that it comes from.
+    pub node: String,
+    /// tract's name of the operator.
+    pub operator: String,
+    /// Seconds.
+    pub seconds: f64,
+}
+
 /// Plans of one model share its constants but not their packed copies; beyond this many the oldest goes.
 const CACHED_PLANS: usize = 8;
 
@@ -226,14 +238,40 @@ impl Model {
     /// or a failure inside tract.
     pub fn run(&self, inputs: &[(&str, Tensor)]) -> Result<Named> {
         let ordered = self.checks.check(&self.inputs, inputs)?;
-        let plan = match &self.plans {
-            Plans::Symbolic(plan) => plan.clone(),
-            Plans::PerShape { parsed, cache } => self.plan_for(parsed, cache, &ordered)?,
-        };
+        let plan = self.plan_of(&ordered)?;
         let values: TVec<_> = ordered.iter().map(|t| convert::to_tract(t).into_tvalue()).collect();
         let results = guarded(|| plan.run(values))?;
         let named = self.outputs.iter().zip(results.iter());
         named.map(|(name, value)| Ok((name.clone(), convert::from_tract(value)?))).collect()
+    }
+
+    /// Runs the model once and times each operator, in the order in which they ran.
+    ///
+    /// # Errors
+    /// As those of [`run`](Self::run).
+    pub fn profile(&self, inputs: &[(&str, Tensor)]) -> Result<Vec<Timed>> {
+        let ordered = self.checks.check(&self.inputs, inputs)?;
+        let plan = self.plan_of(&ordered)?;
+        let values: TVec<_> = ordered.iter().map(|t| convert::to_tract(t).into_tvalue()).collect();
+        let mut timed = Vec::new();
+        guarded(|| {
+            let mut state = TypedSimpleState::new(&plan)?;
+            state.run_plan_with_eval(values, |context, op_state, node, inputs| {
+                let start = Instant::now();
+                let result = tract_core::plan::eval(context, op_state, node, inputs);
+                let seconds = start.elapsed().as_secs_f64();
+                timed.push(Timed { node: node.name.clone(), operator: node.op.name().into_owned(), seconds });
+                result
+            })
+        })?;
+        Ok(timed)
+    }
+
+    fn plan_of(&self, inputs: &[&Tensor]) -> Result<Plan> {
+        match &self.plans {
+            Plans::Symbolic(plan) => Ok(plan.clone()),
+            Plans::PerShape { parsed, cache } => self.plan_for(parsed, cache, inputs),
+        }
     }
 
     fn plan_for(

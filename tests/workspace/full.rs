@@ -198,7 +198,7 @@ fn other_inputs_and_what_is_kept_or_shared_are_trained() {
         assert!(both(&after) < both(&before) && report.full.as_ref().unwrap().kept, "{before:?} {after:?}");
         (student, report)
     };
-    let usual = || job(some_steps(100));
+    let usual = || job(some_steps(200));
     gains(&with_inputs(folder.path(), false, &["batch", "16"]), usual());
     let (fixed, _) = gains(&with_inputs(folder.path(), true, &["2", "16"]), usual());
     assert_eq!(fixed.inputs()[0].dims, Some(vec![Dim::Fixed(2), Dim::Fixed(16)]));

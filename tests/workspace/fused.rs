@@ -58,8 +58,9 @@ fn students_stay_in_panels_from_their_first_linear_layer_to_their_last() {
         for threads in [1, 2] {
             let operators = compare(&model, threads);
             let count = |name: &str| operators.get(name).copied().unwrap_or(0);
+            // The last layer's queries are a token a sentence: its linear layers but one are left to tract.
             let found = ["LinearAttention", "Linear", "ToPanels", "FromPanels"].map(count);
-            assert_eq!(found, [3, 12, 1, 1], "{sharing:?}, tables {tables}: {operators:?}");
+            assert_eq!(found, [3, 9, 2, 2], "{sharing:?}, tables {tables}: {operators:?}");
         }
     }
 }
@@ -68,7 +69,7 @@ fn students_stay_in_panels_from_their_first_linear_layer_to_their_last() {
 fn linear_layers_of_other_models_are_fused_too() {
     let paper = student(Order::Paper, Sharing::PerHead, true, 16);
     let teacher = Model::load(fixture("bert-mini-sst2/model.onnx")).unwrap();
-    for (model, linears) in [(paper, 12), (teacher, 18)] {
+    for (model, linears) in [(paper, 9), (teacher, 18)] {
         let operators = compare(&model, 1);
         assert_eq!(
             (operators.get("Linear"), operators.get("LinearAttention")),

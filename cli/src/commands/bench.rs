@@ -9,6 +9,7 @@ use mabert_passes::recording::made_up_inputs;
 use mabert_runtime::{Engine, Named};
 use serde::Serialize;
 
+use super::profile::Profile;
 use super::run_on;
 use crate::arguments::{Bench, EngineChoice, EngineName, Global};
 use crate::failure::Usage;
@@ -18,6 +19,8 @@ use crate::print;
 struct Benchmark {
     results: Vec<Timing>,
     ratios: Vec<Ratio>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    profiles: Vec<Profile>,
 }
 
 /// One model on one engine.
@@ -73,17 +76,29 @@ pub(super) fn bench(arguments: &Bench, global: &Global) -> Result<()> {
             entries.push(Entry { path, engine, loaded });
         }
     }
-    let mut benchmark = Benchmark { results: Vec::new(), ratios: Vec::new() };
+    let mut benchmark = Benchmark { results: Vec::new(), ratios: Vec::new(), profiles: Vec::new() };
     for &seq in &arguments.seq {
         for &batch in &arguments.batch {
             let rounds = Rounds { batch, seq, runs: arguments.runs as usize, warmup: arguments.warmup as usize };
             rounds.measure(&entries, global, &mut benchmark)?;
         }
     }
+    if arguments.profile {
+        drop(entries);
+        for path in &arguments.models {
+            let model = crate::engine::tract(path, global)?;
+            for (seq, batch) in arguments.seq.iter().flat_map(|s| arguments.batch.iter().map(move |b| (*s, *b))) {
+                let inputs = made_up_inputs(&Model::load(path)?, batch, seq, global.seed)?;
+                let runs = arguments.runs as usize;
+                benchmark.profiles.push(Profile::measure(path, &model, &inputs, runs, global.threads())?);
+            }
+        }
+    }
     if global.json {
         return print::json(&benchmark);
     }
     print_benchmark(&benchmark);
+    benchmark.profiles.iter().for_each(Profile::print);
     Ok(())
 }
 

@@ -4,6 +4,7 @@ mod bench;
 mod eval;
 mod explain;
 mod inspect;
+mod profile;
 mod rewrite;
 mod run;
 mod transfer;

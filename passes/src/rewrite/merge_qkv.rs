@@ -7,7 +7,8 @@ use super::fold::{matrix, vector};
 use crate::Result;
 use crate::sites::Encoder;
 
-/// Merges the three products of each layer into one of `[channels, 3 heads d]`.
+/// Merges the three products of each layer into one of `[channels, 3 heads d]`; keys and values alone where queries read
+/// something else.
 ///
 /// # Errors
 /// A weight cannot be read, or the graph's wiring is broken.
@@ -16,29 +17,30 @@ pub fn merge_query_key_value(model: &mut Model, encoder: &Encoder) -> Result<usi
     let b = &builder;
     let mut shunts = Vec::new();
     for layer in &encoder.layers {
-        let sites = [&layer.query, &layer.key, &layer.value];
+        let site = &layer.attention;
+        let mut parts = vec![(&layer.query, &site.query), (&layer.key, &site.key), (&layer.value, &site.value)];
+        parts.retain(|(map, _)| map.input == layer.key.input);
         let mut weights = Vec::new();
         let mut biases = Vec::new();
-        for site in sites {
-            weights.push(matrix(model, &site.weight)?.mapv(|v| v as f32));
-            let name = site.bias_name.as_deref().expect("canonical maps have a bias");
+        for (map, _) in &parts {
+            weights.push(matrix(model, &map.weight)?.mapv(|v| v as f32));
+            let name = map.bias_name.as_deref().expect("canonical maps have a bias");
             biases.push(vector(model, name)?.mapv(|v| v as f32));
         }
         let views: Vec<_> = weights.iter().map(|w| w.view()).collect();
-        let weight = concatenate(Axis(1), &views).expect("all three have as many rows");
+        let weight = concatenate(Axis(1), &views).expect("all have as many rows");
         let views: Vec<_> = biases.iter().map(|b| b.view()).collect();
         let bias = concatenate(Axis(0), &views).expect("vectors");
         let (heads, d) = (layer.attention.heads as i64, layer.attention.head_size as i64);
         b.scope(&format!("layer.{}/attention/qkv", layer.index));
         let w = b.parameter("weight", &Tensor::from(weight.as_standard_layout().into_owned().into_dyn()));
-        let all = b.value(&layer.query.input).matmul(w) + b.parameter("bias", &Tensor::from(bias.into_dyn()));
-        let all = all.reshape(&[0, 0, 3 * heads, d]).transpose(&[0, 2, 1, 3]);
-        let query = all.slice(1, 0, heads);
-        let key = all.slice(1, heads, 2 * heads).transpose(&[0, 1, 3, 2]);
-        let value = all.slice(1, 2 * heads, 3 * heads);
-        let site = &layer.attention;
-        for (old, new) in [(&site.query, query), (&site.key, key), (&site.value, value)] {
-            shunts.push((old.clone(), new.name()));
+        let all = b.value(&layer.key.input).matmul(w) + b.parameter("bias", &Tensor::from(bias.into_dyn()));
+        let all = all.reshape(&[0, 0, parts.len() as i64 * heads, d]).transpose(&[0, 2, 1, 3]);
+        for (i, (_, old)) in parts.iter().enumerate() {
+            let i = i as i64;
+            let part = all.slice(1, i * heads, (i + 1) * heads);
+            let part = if **old == site.key { part.transpose(&[0, 1, 3, 2]) } else { part };
+            shunts.push(((*old).clone(), part.name()));
         }
     }
     let patch = shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new));

@@ -6,6 +6,7 @@ mod approximator;
 mod canonical;
 mod cleanup;
 mod constants;
+mod first_token;
 mod fold;
 mod merge_qkv;
 mod norm;
@@ -17,6 +18,7 @@ pub use approximator::{Approximator, ApproximatorOptions, LengthFeatures, Sharin
 pub use canonical::{MASK, canonicalise};
 pub use cleanup::share_equal_constants;
 pub use constants::{fold_constants, refuse_unusable_weights};
+pub use first_token::keep_first_token;
 pub use fold::{FoldReport, fold_norms};
 pub use merge_qkv::merge_query_key_value;
 pub use norm::{approximate_norms, norm_parameters};

@@ -8,15 +8,20 @@ use tract_linalg::multithread::{Executor, current_tract_executor, multithread_tr
 
 use super::kernel::{self, Epilogue, Kernel, Panels, PerLane};
 
-/// Takes queries, keys and values of all heads in panels, `[panels, 3 * heads * d + 1, width]`; then `b1` and `b2`; then
-/// the mask `[batch, length, ..]` where `masked`, and the scale where `scaled`. Gives contexts,
+/// Takes panels whose first `heads * d` rows are queries, and panels where rows `key_part * heads * d` and those after them
+/// are keys and then values: the same panels, where one product computed all three. Then `b1` and `b2`; then the mask
+/// `[batch, length, ..]` where `masked`, and the scale where `scaled`. Gives contexts of the queries,
 /// `[panels, heads * d + 1, width]`.
 ///
 /// `b1` and the scale have `groups * hidden` values and `b2` has `groups * length`, for each sequence or once for all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LinearAttention {
     pub(super) batch: TDim,
+    /// Keys and values of each sequence.
     pub(super) length: TDim,
+    /// Queries of each sequence.
+    pub(super) queries: TDim,
+    pub(super) key_part: usize,
     pub(super) heads: usize,
     /// Channels of a head, `d`.
     pub(super) channels: usize,
@@ -48,10 +53,9 @@ impl EvalOp for LinearAttention {
     fn eval(&self, context: &EvalContext<'_>, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let kernel = super::kernel()?;
         let size = |dim: &TDim| dim.eval_to_i64(context.symbols).map(|d| d as usize);
-        let (batch, length) = (size(&self.batch)?, size(&self.length)?);
-        let qkv = Panels::new(kernel, &inputs[0])?;
+        let (batch, length, queries) = (size(&self.batch)?, size(&self.length)?, size(&self.queries)?);
         let output = kernel.room(inputs[0].shape()[0], self.heads * self.channels)?;
-        if batch * length == 0 {
+        if batch * length * queries == 0 {
             return Ok(tvec![output.into_tvalue()]);
         }
         let groups = self.w1.len();
@@ -59,11 +63,13 @@ impl EvalOp for LinearAttention {
             op: self,
             kernel,
             length,
-            tokens: batch * length,
-            qkv,
-            b1: padded(kernel, &inputs[1], batch, groups, self.hidden)?,
-            b2: PerSequence::new(&inputs[2], batch, groups, length)?,
-            mask: self.masked.then(|| kernel::values(&inputs[3])).transpose()?,
+            queries,
+            all_queries: batch * queries,
+            query: Panels::new(kernel, &inputs[0])?,
+            keys_values: Panels::new(kernel, &inputs[1])?,
+            b1: padded(kernel, &inputs[2], batch, groups, self.hidden)?,
+            b2: PerSequence::new(&inputs[3], batch, groups, length)?,
+            mask: self.masked.then(|| kernel::values(&inputs[4])).transpose()?,
             scale: match inputs.last() {
                 Some(scale) if self.scaled => Some(padded(kernel, scale, batch, groups, self.hidden)?),
                 _ => None,
@@ -93,8 +99,8 @@ impl TypedOp for LinearAttention {
     }
 
     fn cost(&self, _: &[&TypedFact]) -> TractResult<TVec<(Cost, TDim)>> {
-        let tokens = self.batch.clone() * self.length.clone();
-        Ok(tvec![(Cost::FMA(f32::datum_type()), tokens * (4 * self.heads * self.channels * self.hidden))])
+        let tokens = self.batch.clone() * (self.length.clone() + self.queries.clone());
+        Ok(tvec![(Cost::FMA(f32::datum_type()), tokens * (2 * self.heads * self.channels * self.hidden))])
     }
 
     as_op!();
@@ -149,9 +155,11 @@ struct Work<'r> {
     op: &'r LinearAttention,
     kernel: &'r Kernel,
     length: usize,
+    queries: usize,
     /// Of all sequences.
-    tokens: usize,
-    qkv: Panels<'r>,
+    all_queries: usize,
+    query: Panels<'r>,
+    keys_values: Panels<'r>,
     b1: PerSequence,
     b2: PerSequence,
     /// `[batch, length]`.
@@ -163,17 +171,17 @@ struct Work<'r> {
 impl Work<'_> {
     /// The contexts of one head of one sequence.
     fn head(&self, sequence: usize, head: usize) -> TractResult<()> {
-        let Self { op, kernel, length, .. } = *self;
+        let Self { op, kernel, length, queries, .. } = *self;
         let (width, d) = (kernel.width(), op.channels);
         let group = if op.w1.len() == 1 { 0 } else { head };
         let hidden = op.hidden.next_multiple_of(width);
         let tokens = sequence * length..(sequence + 1) * length;
-        let first = tokens.start / width;
-        let count = tokens.end.div_ceil(width) - first;
         let mask = self.mask.map(|mask| &mask[tokens.clone()]);
-        let [query, key, value] = [0, 1, 2].map(|i| self.qkv.rows((i * op.heads + head) * d, d));
-        let keys = key?.transposed(kernel, tokens.start, length, mask)?;
-        let values = value?.transposed(kernel, tokens.start, length, mask)?;
+        let [keys, values] = [op.key_part, op.key_part + 1].map(|part| {
+            let rows = self.keys_values.rows((part * op.heads + head) * d, d)?;
+            rows.transposed(kernel, tokens.start, length, mask)
+        });
+        let (keys, values) = (keys?, values?);
         let [keys, values] = [Panels::new(kernel, &keys)?, Panels::new(kernel, &values)?];
         let w1 = Panels::new(kernel, &op.w1[group])?.rows(0, length)?;
         let w2 = Panels::new(kernel, &op.w2[group])?.rows(0, length)?;
@@ -183,10 +191,14 @@ impl Work<'_> {
         };
         let keys_w1 = kernel.room(hidden / width, d)?;
         product(w1, keys, Epilogue::default(), &keys_w1)?;
+        let asking = sequence * queries..(sequence + 1) * queries;
+        let first = asking.start / width;
+        let count = asking.end.div_ceil(width) - first;
+        let query = self.query.rows(head * d, d)?.panels(first, count)?;
         let activations = kernel.room(count, hidden)?;
         let b1 = Some(self.b1.at(sequence, group));
         let relu = Epilogue { bias: b1, relu: true, ..Epilogue::default() };
-        product(query?.panels(first, count)?, Panels::new(kernel, &keys_w1)?, relu, &activations)?;
+        product(query, Panels::new(kernel, &keys_w1)?, relu, &activations)?;
         let w2_values = kernel.room(d / width, hidden)?;
         let scale = self.scale.as_ref().map(|scale| scale.at(sequence, group));
         product(values, w2, Epilogue { scale, ..Epilogue::default() }, &w2_values)?;
@@ -194,15 +206,15 @@ impl Work<'_> {
         let last = Epilogue { bias: Some(PerLane { tensor: &even, offset: 0 }), ..Epilogue::default() };
         let [activations, w2_values] = [Panels::new(kernel, &activations)?, Panels::new(kernel, &w2_values)?];
         let contexts = self.contexts.rows(head * d, d)?.panels(first, count)?;
-        let in_one = tokens.start == first * width && (tokens.end.is_multiple_of(width) || tokens.end == self.tokens);
-        if in_one {
+        let ends = asking.end.is_multiple_of(width) || asking.end == self.all_queries;
+        if asking.start == first * width && ends {
             // SAFETY: no other head has these rows, no other sequence these panels.
             unsafe { kernel.product(activations, w2_values, &last, contexts) }
         } else {
             let room = kernel.room(count, d)?;
             product(activations, w2_values, last, &room)?;
             // SAFETY: no other head has these rows, no other sequence these lanes.
-            unsafe { contexts.copy_lanes(Panels::new(kernel, &room)?, tokens.start - first * width, length) }
+            unsafe { contexts.copy_lanes(Panels::new(kernel, &room)?, asking.start - first * width, queries) }
         }
     }
 }
@@ -263,10 +275,11 @@ mod tests {
         let kernel = Kernel::get().unwrap();
         let d = kernel.width();
         let longest = 40;
-        for (batch, length, groups, h) in
-            [(1, 1, 2, d), (1, 40, 2, d + 3), (3, 13, 2, 2 * d), (4, 5, 1, 7), (2, d, 1, d)]
+        let cases = [(1, 1, 2, d), (1, 40, 2, d + 3), (3, 13, 2, 2 * d), (4, 5, 1, 7), (2, d, 1, d)];
+        for ((batch, length, groups, h), first_only) in cases.into_iter().flat_map(|case| [(case, false), (case, true)])
         {
             let heads = 2;
+            let queries = if first_only { 1 } else { length };
             let group = |head: usize| if groups == 1 { 0 } else { head };
             let w1 = move |head: usize, t: usize, j: usize| wave(1)(group(head), t, j);
             let w2 = move |head: usize, j: usize, t: usize| wave(2)(group(head), j, t);
@@ -276,6 +289,8 @@ mod tests {
             let op = LinearAttention {
                 batch: batch.to_dim(),
                 length: length.to_dim(),
+                queries: queries.to_dim(),
+                key_part: 1,
                 heads,
                 channels: d,
                 hidden: h,
@@ -289,7 +304,10 @@ mod tests {
             let mask: Vec<f32> = (0..batch * length).map(|i| if i % 5 == 3 { 0.0 } else { 1.0 }).collect();
             let input = Tensor::from_shape(&[batch, length, width], &qkv).unwrap();
             let context = EvalContext::out_of_plan();
-            let panels = ToPanels { channels: width }.eval(&context, tvec![input.into_tvalue()]).unwrap();
+            let asking: Vec<f32> = qkv.chunks(width).step_by(length / queries).flatten().copied().collect();
+            let asking = Tensor::from_shape(&[batch, queries, width], &asking).unwrap();
+            let into = ToPanels { channels: width, leading: 2 };
+            let in_panels = |of: Tensor| into.eval(&context, tvec![of.into_tvalue()]).unwrap().remove(0);
             let each = |size: usize, of: &dyn Fn(usize, usize, usize) -> f32| {
                 let values: Vec<f32> = (0..batch)
                     .flat_map(|b| (0..groups).flat_map(move |g| (0..size).map(move |i| of(b, g, i))))
@@ -297,19 +315,24 @@ mod tests {
                 Tensor::from_shape(&[batch, groups, size], &values).unwrap().into_tvalue()
             };
             let inputs = tvec![
-                panels[0].clone(),
+                in_panels(asking),
+                in_panels(input),
                 each(h, &b1),
                 each(length, &b2),
                 Tensor::from_shape(&[batch, length], &mask).unwrap().into_tvalue(),
                 each(h, &scale),
             ];
             let wanted = by_the_formula(&op, [batch, length, longest], &qkv, &mask, [&w1, &w2, &b1, &b2, &scale]);
+            let of_token = heads * d;
+            let wanted: Vec<f32> = wanted.chunks(of_token).step_by(length / queries).flatten().copied().collect();
             for executor in [Executor::SingleThread, Executor::multithread(2)] {
                 let found = multithread_tract_scope(executor, || op.eval(&context, inputs.clone())).unwrap();
-                let shape = [batch, length, heads, d].map(|d| d.to_dim());
+                let shape = [batch, queries, heads, d].map(|d| d.to_dim());
                 let out = FromPanels { shape: shape.iter().collect(), channels: heads * d };
                 let found = out.eval(&context, found).unwrap();
-                for (found, wanted) in kernel::values(&found[0]).unwrap().iter().zip(&wanted) {
+                let found = kernel::values(&found[0]).unwrap();
+                assert_eq!(found.len(), wanted.len());
+                for (found, wanted) in found.iter().zip(&wanted) {
                     assert!((found - wanted).abs() < 1e-4 * wanted.abs().max(1.0), "{found} for {wanted}");
                 }
             }

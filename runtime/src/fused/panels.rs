@@ -9,10 +9,12 @@ fn panels<D: DimLike>(tokens: D, width: usize) -> D {
     tokens.divceil(width)
 }
 
-/// Puts the values of tokens, `[batch, length, ..]`, into panels.
+/// Puts the values of tokens, `[batch, length, ..]` or `[batch, ..]`, into panels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ToPanels {
     pub(super) channels: usize,
+    /// Axes that are tokens.
+    pub(super) leading: usize,
 }
 
 impl Op for ToPanels {
@@ -35,7 +37,7 @@ impl EvalOp for ToPanels {
 impl TypedOp for ToPanels {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
         let width = super::kernel()?.width();
-        let count = panels(inputs[0].shape[..2].iter().product::<TDim>(), width);
+        let count = panels(inputs[0].shape[..self.leading].iter().product::<TDim>(), width);
         Ok(tvec![f32::fact([count, (self.channels + 1).to_dim(), width.to_dim()])])
     }
 

@@ -64,8 +64,11 @@ fn same_fact(model: &TypedModel, one: OutletId, other: OutletId) -> bool {
 
 /// Linear attention of all heads.
 pub(super) struct FoundAttention {
-    /// `[batch, length, 3 * heads * d]`.
-    pub(super) qkv: OutletId,
+    /// `[batch, length, ..]` or `[batch, ..]` with queries as the first part, how many of these axes are tokens, and how
+    /// many parts of `heads * d` channels there are.
+    pub(super) query: (OutletId, usize, usize),
+    /// `[batch, length, ..]` with keys as the given part and values as the next, and how many parts there are.
+    pub(super) keys_values: (OutletId, usize, usize),
     pub(super) b1: OutletId,
     pub(super) b2: OutletId,
     pub(super) mask: Option<OutletId>,
@@ -76,23 +79,30 @@ pub(super) struct FoundAttention {
     pub(super) w2: Arc<Tensor>,
     pub(super) batch: TDim,
     pub(super) length: TDim,
+    /// Queries of each sequence.
+    pub(super) queries: TDim,
     pub(super) heads: usize,
     /// Channels of a head.
     pub(super) channels: usize,
     pub(super) hidden: usize,
     /// `n`: rows of `w1`.
     pub(super) longest: usize,
-    /// Contexts, `[batch, length, heads, d]`.
+    /// Contexts, `[batch, length, heads, d]`, or `[batch, heads, d]` for one query each.
     pub(super) output: OutletId,
 }
 
 /// Einstein sums as tract writes them once a student is decluttered: batch `a`, heads `b`, tokens, channels and hidden
-/// units. Where one approximator serves all heads, its parts have no axis of heads.
+/// units. Where one approximator serves all heads, its parts have no axis of heads. Where there is one query only, there
+/// may be no axis of tokens.
 const KEYS_W1: [&str; 2] = ["akbm,bkn->abmn", "akbm,kn->abmn"];
-const QUERY_KEYS_W1: [&str; 1] = ["ambk,abkn->abmn"];
+const QUERY_KEYS_W1: [&str; 3] = ["ambk,abkn->abmn", "abk,abkn->abmn", "abk,abkn->abn"];
 const W2_VALUES: [&str; 2] = ["bmk,akbn->abmn", "mk,akbn->abmn"];
-const CONTEXTS: [&str; 1] = ["abmk,abkn->ambn"];
-const B2_VALUES: [&str; 4] = ["abmk,akbn->ambn", "ak,akbn->ambn", "bk,akbn->ambn", "k,akbn->ambn"];
+const CONTEXTS: [&str; 3] = ["abmk,abkn->ambn", "abmk,abkn->abn", "abk,abkn->abn"];
+#[rustfmt::skip]
+const B2_VALUES: [&str; 8] = [
+    "abmk,akbn->ambn", "ak,akbn->ambn", "bk,akbn->ambn", "k,akbn->ambn",
+    "abmk,akbn->abn", "ak,akbn->abn", "bk,akbn->abn", "k,akbn->abn",
+];
 
 /// Recognised by the ReLU between its two layers, `relu`.
 pub(super) fn attention(kernel: &Kernel, model: &TypedModel, relu: &TypedNode) -> Option<FoundAttention> {
@@ -117,19 +127,24 @@ pub(super) fn attention(kernel: &Kernel, model: &TypedModel, relu: &TypedNode) -
     let (values, mask_of_values) = masked(model, values);
     (mask == mask_of_values).then_some(())?;
 
-    let [(qkv, heads, 0), (of_keys, _, 1), (of_values, _, 2)] =
-        [third_of_heads(model, query)?, third_of_heads(model, keys)?, third_of_heads(model, values)?]
-    else {
-        return None;
+    let (of_keys, heads, key_part, parts) = part_of_heads(model, keys)?;
+    let of_values = part_of_heads(model, values)?;
+    (of_values == (of_keys, heads, key_part + 1, parts)).then_some(())?;
+    let query_of = match part_of_heads(model, query) {
+        Some((of_query, of_as_many, 0, parts)) if of_as_many == heads => (of_query, 2, parts),
+        Some(_) => return None,
+        None => all_heads(model, query, heads)?,
     };
-    (qkv == of_keys && qkv == of_values).then_some(())?;
-    let shape = &model.outlet_fact(query).ok()?.shape;
+    let shape = &model.outlet_fact(keys).ok()?.shape;
+    let queries = if query_of.1 == 2 { model.outlet_fact(query).ok()?.shape[1].clone() } else { 1.to_dim() };
     let channels = shape[3].to_usize().ok()?;
     let [longest, hidden] = w1.shape()[w1.rank() - 2..] else { return None };
     let groups = w1.len().checked_div(longest * hidden)?;
     let fits = w1.len() == w2.len() && [1, heads].contains(&groups) && channels.is_multiple_of(kernel.width());
     fits.then(|| FoundAttention {
-        qkv,
+        query: query_of,
+        keys_values: (of_keys, key_part, parts),
+        queries,
         b1,
         b2,
         mask,
@@ -175,17 +190,30 @@ fn masked(model: &TypedModel, outlet: OutletId) -> (OutletId, Option<OutletId>) 
     parts().map_or((outlet, None), |(values, mask)| (values, Some(mask)))
 }
 
-/// Queries, keys or values of all heads, `[batch, length, heads, d]`, cut out of `[batch, length, 3 * heads * d]`: what
-/// they were cut from, how many heads, and which third they are.
-fn third_of_heads(model: &TypedModel, outlet: OutletId) -> Option<(OutletId, usize, usize)> {
+/// Queries, keys or values of all heads, `[batch, length, heads, d]`, cut out of `[batch, length, parts * heads * d]`: what
+/// they were cut from, how many heads, which part they are, and how many parts there are.
+fn part_of_heads(model: &TypedModel, outlet: OutletId) -> Option<(OutletId, usize, usize, usize)> {
     let node = model.node(outlet.node);
     let slice = node.op_as::<Slice>().filter(|slice| slice.axis == 2)?;
     let (start, end) = (slice.start.to_usize().ok()?, slice.end.to_usize().ok()?);
     let heads = end - start;
-    let split = model.node(node.inputs[0].node);
-    let Some(AxisOp::Reshape(2, from, to)) = split.op_as::<AxisOp>() else { return None };
-    let fits = from.len() == 1 && to.len() == 2 && to[0] == (3 * heads).to_dim() && start.is_multiple_of(heads);
-    fits.then(|| (split.inputs[0], heads, start / heads))
+    let (source, leading, all) = split_heads(model, node.inputs[0])?;
+    let fits = leading == 2 && all.is_multiple_of(heads) && start.is_multiple_of(heads);
+    fits.then(|| (source, heads, start / heads, all / heads))
+}
+
+/// Values of all heads, with nothing beside them: what they were split from, how many axes are tokens, and one part.
+fn all_heads(model: &TypedModel, outlet: OutletId, heads: usize) -> Option<(OutletId, usize, usize)> {
+    let (source, leading, all) = split_heads(model, outlet)?;
+    (all == heads && [1, 2].contains(&leading)).then_some((source, leading, 1))
+}
+
+/// `[.., heads * d]` seen as `[.., heads, d]`: the former, how many axes are before it, and how many heads.
+fn split_heads(model: &TypedModel, outlet: OutletId) -> Option<(OutletId, usize, usize)> {
+    let node = model.node(outlet.node);
+    let Some(AxisOp::Reshape(at, from, to)) = node.op_as::<AxisOp>() else { return None };
+    let heads = to.first()?.to_usize().ok()?;
+    (from.len() == 1 && to.len() == 2).then(|| (node.inputs[0], *at, heads))
 }
 
 /// A constant cut to the length of the batch along one of its last two axes, whole.

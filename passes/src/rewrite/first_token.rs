@@ -1,0 +1,153 @@
+//! Exact: where the head looks at first tokens alone, the last layer computes nothing else.
+//!
+//! A pooler takes the first token's hidden state. Keys and values of the last layer are still those of all tokens; its
+//! queries, contexts, residuals and feed-forward network are not.
+
+use std::collections::HashSet;
+
+use mabert_graph::proto::NodeProto;
+use mabert_graph::{Builder, Index, Model, NodeExt as _};
+
+use crate::Result;
+use crate::sites::Encoder;
+
+/// Cuts the last layer to the first token of each sequence, if nothing else of it is used; `encoder` then describes it.
+///
+/// # Errors
+/// The graph's wiring is broken.
+pub fn keep_first_token(model: &mut Model, encoder: &mut Encoder) -> Result<usize> {
+    let Some(layer) = encoder.layers.last_mut() else { return Ok(0) };
+    let hidden = layer.output_norm.output.clone();
+    let Some(places) =
+        cuts(model, &layer.input, &layer.query.weight, [&layer.key.weight, &layer.value.weight], &hidden)?
+    else {
+        return Ok(0);
+    };
+    let builder = Builder::new(model.opset(), "first-token");
+    builder.scope(&format!("layer.{}/first_token", layer.index));
+    let first = builder.value(&layer.input).slice(1, 0, 1).name();
+    let graph = model.graph_mut();
+    let rename = |node: &mut NodeProto, from: &str, to: &str| {
+        node.input.iter_mut().chain(&mut node.output).filter(|v| *v == from).for_each(|v| *v = to.to_owned());
+    };
+    for at in places {
+        rename(&mut graph.node[at], &layer.input, &first);
+    }
+    // It is no longer what the teacher has by that name.
+    let of_first = format!("{hidden}/first_token");
+    graph.node.iter_mut().for_each(|node| rename(node, &hidden, &of_first));
+    layer.query.input = first;
+    layer.output_norm.output = of_first;
+    builder.patch().apply(model)?;
+    Ok(1)
+}
+
+/// The nodes that are to read the first token of `input` alone: the queries' product and the residual. `None` where more
+/// of the layer is used than the first token of `hidden`.
+fn cuts(model: &Model, input: &str, query: &str, others: [&str; 2], hidden: &str) -> Result<Option<Vec<usize>>> {
+    let index = Index::new(model)?;
+    let nodes = &index.graph().node;
+    let reads = |node: &NodeProto, value: &str| node.input.iter().any(|v| v == value);
+    if index.is_output(hidden) || !index.consumers(hidden).all(|node| takes_first(model, node)) {
+        return Ok(None);
+    }
+    let mut places = Vec::new();
+    for &at in index.consumers_at(input) {
+        let node = &nodes[at];
+        if reads(node, query) || node.is("Add") {
+            places.push(at);
+        } else if !others.iter().any(|weight| reads(node, weight)) {
+            return Ok(None);
+        }
+    }
+    if places.len() != 2 {
+        return Ok(None);
+    }
+    let mut open = places.clone();
+    let mut seen: HashSet<usize> = open.iter().copied().collect();
+    while let Some(at) = open.pop() {
+        if nodes[at].is("Shape") {
+            return Ok(None);
+        }
+        for value in nodes[at].output.iter().filter(|value| *value != hidden) {
+            if index.is_output(value) {
+                return Ok(None);
+            }
+            open.extend(index.consumers_at(value).iter().filter(|&&next| seen.insert(next)));
+        }
+    }
+    Ok(Some(places))
+}
+
+/// Whether a node takes the first of axis 1.
+fn takes_first(model: &Model, node: &NodeProto) -> bool {
+    let is = |at: usize, wanted: f32| {
+        let values = node.input.get(at).and_then(|name| model.constant(name).ok());
+        values.is_some_and(|values| values.to_f32().iter().eq([wanted].iter()))
+    };
+    let slice = node.is("Slice") && is(1, 0.0) && is(2, 1.0) && is(3, 1.0) && (node.input.len() < 5 || is(4, 1.0));
+    slice || node.is("Gather") && node.int("axis", 0) == 1 && is(1, 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use mabert_graph::proto::ValueInfoProto;
+
+    use super::*;
+    use crate::pipeline::Pass;
+    use crate::testing::{inputs, layer_text, student};
+    use mabert_graph::Tensor;
+
+    /// The student with a head behind its hidden states.
+    fn with_head(pass: Pass, head: impl Fn(mabert_graph::Expr<'_>) -> String) -> (Model, Encoder) {
+        let student = student(pass);
+        let mut model = student.model;
+        let builder = Builder::new(model.opset(), "head");
+        let name = head(builder.value("last_hidden_state"));
+        model.graph_mut().output = vec![ValueInfoProto { name, ..ValueInfoProto::default() }];
+        builder.patch().apply(&mut model).unwrap();
+        (model, student.encoder)
+    }
+
+    fn outputs(model: &Model, lengths: &[usize]) -> Vec<f32> {
+        let inputs = inputs(lengths);
+        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+        let runnable = mabert_runtime::Options::default().prepare(model).unwrap();
+        runnable.run(&given).unwrap()[0].1.to_f32().iter().copied().collect()
+    }
+
+    #[test]
+    fn a_head_that_takes_first_tokens_gets_the_same() {
+        let sliced = |x: mabert_graph::Expr<'_>| (x.slice(1, 0, 1) * 2.0).named("head").name();
+        let (before, mut encoder) = with_head(Pass::Fold, sliced);
+        let mut after = before.clone();
+        assert_eq!(keep_first_token(&mut after, &mut encoder).unwrap(), 1);
+        for lengths in [&[1][..], &[4], &[6, 3, 1], &[2, 5]] {
+            let (x, y) = (outputs(&before, lengths), outputs(&after, lengths));
+            assert_eq!(x.len(), y.len());
+            assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() < 1e-4), "{x:?} {y:?}");
+        }
+        insta::assert_snapshot!(layer_text(&after));
+        // Queries no longer read what keys and values do, so two products are left.
+        let merged = crate::rewrite::merge_query_key_value(&mut after, &encoder).unwrap();
+        assert_eq!(merged, 1);
+        let (x, y) = (outputs(&before, &[6, 3]), outputs(&after, &[6, 3]));
+        assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() < 1e-4), "{x:?} {y:?}");
+    }
+
+    fn keep((mut model, mut encoder): (Model, Encoder)) -> usize {
+        keep_first_token(&mut model, &mut encoder).unwrap()
+    }
+
+    #[test]
+    fn layers_that_are_used_whole_stay_whole() {
+        // All tokens, another token, two tokens, and hidden states that are an output too.
+        assert_eq!(keep(with_head(Pass::Fold, |x| x.transpose(&[1, 0, 2]).name())), 0);
+        assert_eq!(keep(with_head(Pass::Fold, |x| x.slice(1, 1, 2).name())), 0);
+        assert_eq!(keep(with_head(Pass::Fold, |x| x.slice(1, 0, 2).name())), 0);
+        let (mut model, encoder) = with_head(Pass::Fold, |x| x.slice(1, 0, 1).name());
+        let hidden = ValueInfoProto { name: "last_hidden_state".to_owned(), ..ValueInfoProto::default() };
+        model.graph_mut().output.push(hidden);
+        assert_eq!(keep((model, encoder)), 0);
+    }
+}
