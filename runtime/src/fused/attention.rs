@@ -306,7 +306,7 @@ mod tests {
             let context = EvalContext::out_of_plan();
             let asking: Vec<f32> = qkv.chunks(width).step_by(length / queries).flatten().copied().collect();
             let asking = Tensor::from_shape(&[batch, queries, width], &asking).unwrap();
-            let into = ToPanels { channels: width, leading: 2 };
+            let into = ToPanels { channels: width };
             let in_panels = |of: Tensor| into.eval(&context, tvec![of.into_tvalue()]).unwrap().remove(0);
             let each = |size: usize, of: &dyn Fn(usize, usize, usize) -> f32| {
                 let values: Vec<f32> = (0..batch)

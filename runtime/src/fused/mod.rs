@@ -64,17 +64,16 @@ fn first(
     Ok(None)
 }
 
-/// Wires `outlet` in panels; its first `leading` axes are tokens.
+/// Wires `outlet` in panels.
 fn in_panels(
     patch: &mut TypedModelPatch,
     model: &TypedModel,
     name: &str,
     outlet: OutletId,
-    leading: usize,
     channels: usize,
 ) -> TractResult<OutletId> {
     let tap = patch.tap_model(model, outlet)?;
-    Ok(patch.wire_node(format!("{name}.to_panels"), ToPanels { channels, leading }, &[tap])?[0])
+    Ok(patch.wire_node(format!("{name}.to_panels"), ToPanels { channels }, &[tap])?[0])
 }
 
 /// Replaces `outlet` by the values that `panels` holds.
@@ -96,9 +95,9 @@ fn linear(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> TractResult<
     let Some(found) = recognise::linear(kernel, model, node) else { return Ok(None) };
     let mut patch = TypedModelPatch::default();
     let name = &model.node(found.output.node).name;
-    let mut inputs = tvec![in_panels(&mut patch, model, &format!("{name}.x"), found.input, 2, found.k)?];
+    let mut inputs = tvec![in_panels(&mut patch, model, &format!("{name}.x"), found.input, found.k)?];
     if let Some(residual) = found.residual {
-        inputs.push(in_panels(&mut patch, model, &format!("{name}.residual"), residual, 2, found.n)?);
+        inputs.push(in_panels(&mut patch, model, &format!("{name}.residual"), residual, found.n)?);
     }
     let weights = kernel::values(&found.weights)?;
     let op = Linear {
@@ -116,11 +115,11 @@ fn attention(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> TractResu
     let mut patch = TypedModelPatch::default();
     let name = &model.node(found.output.node).name;
     let channels = found.heads * found.channels;
-    let (query, leading, parts) = found.query;
+    let (query, parts) = found.query;
     let (keys_values, key_part, parts_of_keys) = found.keys_values;
     let mut inputs = tvec![
-        in_panels(&mut patch, model, &format!("{name}.query"), query, leading, parts * channels)?,
-        in_panels(&mut patch, model, &format!("{name}.keys_values"), keys_values, 2, parts_of_keys * channels)?,
+        in_panels(&mut patch, model, &format!("{name}.query"), query, parts * channels)?,
+        in_panels(&mut patch, model, &format!("{name}.keys_values"), keys_values, parts_of_keys * channels)?,
     ];
     for outlet in [Some(found.b1), Some(found.b2), found.mask, found.scale].into_iter().flatten() {
         inputs.push(patch.tap_model(model, outlet)?);

@@ -9,12 +9,10 @@ fn panels<D: DimLike>(tokens: D, width: usize) -> D {
     tokens.divceil(width)
 }
 
-/// Puts the values of tokens, `[batch, length, ..]` or `[batch, ..]`, into panels.
+/// Puts the values of tokens, `[.., channels]`, into panels; channels may be several axes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ToPanels {
     pub(super) channels: usize,
-    /// Axes that are tokens.
-    pub(super) leading: usize,
 }
 
 impl Op for ToPanels {
@@ -37,11 +35,18 @@ impl EvalOp for ToPanels {
 impl TypedOp for ToPanels {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
         let width = super::kernel()?.width();
-        let count = panels(inputs[0].shape[..self.leading].iter().product::<TDim>(), width);
+        let count = panels(tokens(&inputs[0].shape, self.channels)?, width);
         Ok(tvec![f32::fact([count, (self.channels + 1).to_dim(), width.to_dim()])])
     }
 
     as_op!();
+}
+
+/// How many tokens values `[.., channels]` are of.
+fn tokens(shape: &[TDim], channels: usize) -> TractResult<TDim> {
+    let of_channels = (0..shape.len()).rev().find(|&at| shape[at..].iter().product::<TDim>() == channels.to_dim());
+    let at = of_channels.with_context(|| format!("no {channels} channels in {shape:?}"))?;
+    Ok(shape[..at].iter().product())
 }
 
 /// Values of tokens, `[tokens, channels]`, in panels; lanes that are missing to whole panels are zero.

@@ -24,18 +24,29 @@ pub(super) struct FoundLinear {
     pub(super) output: OutletId,
 }
 
-/// Weights over one axis, and over heads and their channels; batch and length are the tokens.
-const LINEAR: [&str; 2] = ["amk,kn->amn", "ambk,bkn->amn"];
+/// Einstein sums of rewritten encoders: batch `a`, heads `b`, query tokens `t`, tokens `s`, channels `d` of a head, hidden
+/// units `h`; other weights from `k` to `n`. Weights of heads come last.
+const LINEAR: [&str; 2] = ["atk,kn->atn", "atbd,bdn->atn"];
+/// Where one approximator serves all heads, its parts have no axis of heads.
+const KEYS_W1: [&str; 2] = ["asbd,bsh->abdh", "asbd,sh->abdh"];
+const QUERY_KEYS_W1: [&str; 1] = ["atbd,abdh->abth"];
+const W2_VALUES: [&str; 2] = ["bhs,asbd->abhd", "hs,asbd->abhd"];
+const CONTEXTS: [&str; 1] = ["abth,abhd->atbd"];
+const B2_VALUES: [&str; 4] = ["abs,asbd->abd", "as,asbd->abd", "bs,asbd->abd", "s,asbd->abd"];
+/// Fewer rows are not worth a panel.
+const FEW_ROWS: usize = 5;
+/// Axes that tract leaves out where their size is 1.
+const LEFT_OUT: [&[char]; 4] = [&[], &['a'], &['t'], &['a', 't']];
 
-/// A linear layer over sequences, `[batch, length, ..]`. Those over rows of a batch alone are left to tract: they would
-/// fill few lanes of a panel.
+/// A linear layer over the tokens of sequences. Those over a row for each sequence are left to tract: most often there is
+/// one sequence, and it would fill one lane of a panel.
 pub(super) fn linear(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> Option<FoundLinear> {
     let [input, weights] = einsum(model, node.id.into(), &LINEAR)?;
     let weights = matrix(model, weights)?;
     let fact = model.outlet_fact(input).ok()?;
     let n = *weights.shape().last()?;
     let k = weights.len().checked_div(n)?;
-    let fits = fact.datum_type == f32::datum_type() && fact.konst.is_none() && k > 0;
+    let fits = fact.datum_type == f32::datum_type() && fact.konst.is_none() && k > 0 && over_tokens(model, fact, k);
     (fits && n.is_multiple_of(kernel.width())).then_some(())?;
     let mut found =
         FoundLinear { input, weights, k, n, bias: None, relu: false, residual: None, output: node.id.into() };
@@ -57,6 +68,17 @@ pub(super) fn linear(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> O
     Some(found)
 }
 
+/// Whether `[.., k]` has an axis of tokens besides that of sequences: as long as what the model takes is, or long at least.
+fn over_tokens(model: &TypedModel, fact: &TypedFact, k: usize) -> bool {
+    let rows = fact.shape.volume() / k;
+    if let Ok(rows) = rows.to_usize() {
+        return rows >= FEW_ROWS;
+    }
+    let inputs = model.input_outlets().unwrap_or_default().iter().filter_map(|input| model.outlet_fact(*input).ok());
+    let lengths: Vec<&TDim> = inputs.filter_map(|input| input.shape.get(1)).collect();
+    fact.shape.iter().any(|size| size.to_usize().is_err() && lengths.contains(&size))
+}
+
 fn same_fact(model: &TypedModel, one: OutletId, other: OutletId) -> bool {
     let [Ok(one), Ok(other)] = [one, other].map(|outlet| model.outlet_fact(outlet)) else { return false };
     one.datum_type == other.datum_type && one.shape == other.shape
@@ -64,10 +86,9 @@ fn same_fact(model: &TypedModel, one: OutletId, other: OutletId) -> bool {
 
 /// Linear attention of all heads.
 pub(super) struct FoundAttention {
-    /// `[batch, length, ..]` or `[batch, ..]` with queries as the first part, how many of these axes are tokens, and how
-    /// many parts of `heads * d` channels there are.
-    pub(super) query: (OutletId, usize, usize),
-    /// `[batch, length, ..]` with keys as the given part and values as the next, and how many parts there are.
+    /// What has queries as its first part of `heads * d` channels, and how many parts there are.
+    pub(super) query: (OutletId, usize),
+    /// What has keys as the given part and values as the next, and how many parts there are.
     pub(super) keys_values: (OutletId, usize, usize),
     pub(super) b1: OutletId,
     pub(super) b2: OutletId,
@@ -87,22 +108,9 @@ pub(super) struct FoundAttention {
     pub(super) hidden: usize,
     /// `n`: rows of `w1`.
     pub(super) longest: usize,
-    /// Contexts, `[batch, length, heads, d]`, or `[batch, heads, d]` for one query each.
+    /// Contexts, `[batch, queries, heads, d]`, axes of size 1 perhaps left out.
     pub(super) output: OutletId,
 }
-
-/// Einstein sums as tract writes them once a student is decluttered: batch `a`, heads `b`, tokens, channels and hidden
-/// units. Where one approximator serves all heads, its parts have no axis of heads. Where there is one query only, there
-/// may be no axis of tokens.
-const KEYS_W1: [&str; 2] = ["akbm,bkn->abmn", "akbm,kn->abmn"];
-const QUERY_KEYS_W1: [&str; 3] = ["ambk,abkn->abmn", "abk,abkn->abmn", "abk,abkn->abn"];
-const W2_VALUES: [&str; 2] = ["bmk,akbn->abmn", "mk,akbn->abmn"];
-const CONTEXTS: [&str; 3] = ["abmk,abkn->ambn", "abmk,abkn->abn", "abk,abkn->abn"];
-#[rustfmt::skip]
-const B2_VALUES: [&str; 8] = [
-    "abmk,akbn->ambn", "ak,akbn->ambn", "bk,akbn->ambn", "k,akbn->ambn",
-    "abmk,akbn->abn", "ak,akbn->abn", "bk,akbn->abn", "k,akbn->abn",
-];
 
 /// Recognised by the ReLU between its two layers, `relu`.
 pub(super) fn attention(kernel: &Kernel, model: &TypedModel, relu: &TypedNode) -> Option<FoundAttention> {
@@ -131,13 +139,18 @@ pub(super) fn attention(kernel: &Kernel, model: &TypedModel, relu: &TypedNode) -
     let of_values = part_of_heads(model, values)?;
     (of_values == (of_keys, heads, key_part + 1, parts)).then_some(())?;
     let query_of = match part_of_heads(model, query) {
-        Some((of_query, of_as_many, 0, parts)) if of_as_many == heads => (of_query, 2, parts),
+        Some((of_query, of_as_many, 0, parts)) if of_as_many == heads => (of_query, parts),
         Some(_) => return None,
-        None => all_heads(model, query, heads)?,
+        None => split_heads(model, query).filter(|split| split.1 == heads).map(|(of_query, _)| (of_query, 1))?,
     };
-    let shape = &model.outlet_fact(keys).ok()?.shape;
-    let queries = if query_of.1 == 2 { model.outlet_fact(query).ok()?.shape[1].clone() } else { 1.to_dim() };
-    let channels = shape[3].to_usize().ok()?;
+    let shape_of = |outlet| model.outlet_fact(outlet).ok().map(|fact| fact.shape.to_tvec());
+    let (shape, asking) = (shape_of(keys)?, shape_of(query)?);
+    let [batch, length, _, channels] = &*shape else { return None };
+    let asking: TDim = asking[..asking.len() - 2].iter().product();
+    // All tokens ask, or one of each sequence.
+    let all = batch.clone() * length;
+    let queries = if asking == all { length.clone() } else { (asking == *batch).then(|| 1.to_dim())? };
+    let channels = channels.to_usize().ok()?;
     let [longest, hidden] = w1.shape()[w1.rank() - 2..] else { return None };
     let groups = w1.len().checked_div(longest * hidden)?;
     let fits = w1.len() == w2.len() && [1, heads].contains(&groups) && channels.is_multiple_of(kernel.width());
@@ -151,8 +164,8 @@ pub(super) fn attention(kernel: &Kernel, model: &TypedModel, relu: &TypedNode) -
         scale,
         w1,
         w2,
-        batch: shape[0].clone(),
-        length: shape[1].clone(),
+        batch: batch.clone(),
+        length: length.clone(),
         heads,
         channels,
         hidden,
@@ -183,37 +196,33 @@ fn masked(model: &TypedModel, outlet: OutletId) -> (OutletId, Option<OutletId>) 
         let is_mask = |mask: OutletId| {
             let mask = &model.outlet_fact(mask).ok()?.shape;
             let one = TDim::from(1);
-            (mask.rank() == 4 && mask[..2] == shape[..2] && mask[2] == one && mask[3] == one).then_some(())
+            (mask.rank() == 4 && shape.rank() == 4 && mask[..2] == shape[..2] && mask[2] == one && mask[3] == one)
+                .then_some(())
         };
         is_mask(right).map(|()| (left, right)).or_else(|| is_mask(left).map(|()| (right, left)))
     };
     parts().map_or((outlet, None), |(values, mask)| (values, Some(mask)))
 }
 
-/// Queries, keys or values of all heads, `[batch, length, heads, d]`, cut out of `[batch, length, parts * heads * d]`: what
-/// they were cut from, how many heads, which part they are, and how many parts there are.
+/// Queries, keys or values of all heads, `[.., heads, d]`, cut out of `[.., parts * heads, d]`: what that was split from, how
+/// many heads, which part they are, and how many parts there are.
 fn part_of_heads(model: &TypedModel, outlet: OutletId) -> Option<(OutletId, usize, usize, usize)> {
     let node = model.node(outlet.node);
-    let slice = node.op_as::<Slice>().filter(|slice| slice.axis == 2)?;
+    let slice = node.op_as::<Slice>()?;
     let (start, end) = (slice.start.to_usize().ok()?, slice.end.to_usize().ok()?);
     let heads = end - start;
-    let (source, leading, all) = split_heads(model, node.inputs[0])?;
-    let fits = leading == 2 && all.is_multiple_of(heads) && start.is_multiple_of(heads);
+    let (source, all) = split_heads(model, node.inputs[0])?;
+    let of_heads = slice.axis + 2 == model.outlet_fact(outlet).ok()?.rank();
+    let fits = of_heads && all.is_multiple_of(heads) && start.is_multiple_of(heads);
     fits.then(|| (source, heads, start / heads, all / heads))
 }
 
-/// Values of all heads, with nothing beside them: what they were split from, how many axes are tokens, and one part.
-fn all_heads(model: &TypedModel, outlet: OutletId, heads: usize) -> Option<(OutletId, usize, usize)> {
-    let (source, leading, all) = split_heads(model, outlet)?;
-    (all == heads && [1, 2].contains(&leading)).then_some((source, leading, 1))
-}
-
-/// `[.., heads * d]` seen as `[.., heads, d]`: the former, how many axes are before it, and how many heads.
-fn split_heads(model: &TypedModel, outlet: OutletId) -> Option<(OutletId, usize, usize)> {
+/// `[.., heads * d]` seen as `[.., heads, d]`: the former, and how many heads.
+fn split_heads(model: &TypedModel, outlet: OutletId) -> Option<(OutletId, usize)> {
     let node = model.node(outlet.node);
     let Some(AxisOp::Reshape(at, from, to)) = node.op_as::<AxisOp>() else { return None };
-    let heads = to.first()?.to_usize().ok()?;
-    (from.len() == 1 && to.len() == 2).then(|| (node.inputs[0], *at, heads))
+    let last = from.len() == 1 && to.len() == 2 && at + 2 == model.outlet_fact(outlet).ok()?.rank();
+    last.then(|| to[0].to_usize().ok().map(|heads| (node.inputs[0], heads)))?
 }
 
 /// A constant cut to the length of the batch along one of its last two axes, whole.
@@ -238,20 +247,27 @@ fn einsum(model: &TypedModel, outlet: OutletId, wanted: &[&str]) -> Option<[Outl
     let node = model.node(outlet.node);
     let op = node.op_as::<EinSum>().filter(|op| op.q_params.is_none())?;
     let [left, right] = *node.inputs else { return None };
+    let facts = [model.outlet_fact(left).ok()?, model.outlet_fact(right).ok()?];
+    let sums_over_one = |axis: &&Axis| {
+        let sizes = axis.inputs.iter().zip(facts).flat_map(|(at, fact)| at.iter().map(|at| &fact.shape[*at]));
+        sizes.clone().all(|size| *size == 1.to_dim())
+    };
+    let of_one: Vec<char> = op.axes.iter_all_axes().filter(sums_over_one).map(|axis| axis.repr).collect();
     let (inputs, outputs) = op.axes.to_strs();
     let is_wanted = |order: [usize; 2]| {
-        let found = canonical(&[&inputs[order[0]], &inputs[order[1]], &outputs[0]]);
-        wanted.iter().any(|wanted| {
+        let found = canonical(&[&inputs[order[0]], &inputs[order[1]], &outputs[0]], &of_one);
+        let is = |wanted: &&str| {
             let parts: Vec<&str> = wanted.split([',', '-', '>']).filter(|part| !part.is_empty()).collect();
-            found == canonical(&parts)
-        })
+            LEFT_OUT.iter().any(|left_out| found == canonical(&parts, left_out))
+        };
+        wanted.iter().any(|wanted| is(&wanted))
     };
     let straight = is_wanted([0, 1]).then_some([left, right]);
     straight.or_else(|| is_wanted([1, 0]).then_some([right, left]))
 }
 
-/// The same sum with its axes numbered as they appear.
-fn canonical(parts: &[&str]) -> Vec<Vec<usize>> {
+/// The same sum without some axes, the others numbered as they appear.
+fn canonical(parts: &[&str], left_out: &[char]) -> Vec<Vec<usize>> {
     let mut names: Vec<char> = Vec::new();
     let mut number = |name: char| {
         names.iter().position(|n| *n == name).unwrap_or_else(|| {
@@ -259,7 +275,7 @@ fn canonical(parts: &[&str]) -> Vec<Vec<usize>> {
             names.len() - 1
         })
     };
-    parts.iter().map(|part| part.chars().map(&mut number).collect()).collect()
+    parts.iter().map(|part| part.chars().filter(|c| !left_out.contains(c)).map(&mut number).collect()).collect()
 }
 
 fn is<Op: tract_core::ops::binary::BinMiniOp>(node: &TypedNode) -> bool {
