@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use tract_core::internal::{StaticName, TractResult, TypedModel, TypedSimplePlan};
 use tract_core::runtime::{RunOptions, Runnable, Runtime};
 
-/// The backend that tract finds under the name `mabert`. It prepares any typed model; rewritten models are plain
-/// matrix products, additions and ReLU, which tract's own CPU kernels run.
+/// The backend that tract finds under the name `mabert`. It prepares any typed model, for fixed sizes or symbols; linear
+/// layers and the linear attention of rewritten models run as fused operators, everything else as tract runs it.
 #[derive(Debug)]
 pub struct MabertRuntime;
 

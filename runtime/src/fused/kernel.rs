@@ -15,8 +15,8 @@ use tract_linalg::mmm::{
 };
 use tract_linalg::pack::PackedFormat;
 
-/// Bytes at which panels begin: a cache line, and the widest vector register.
-const ALIGNMENT: usize = 64;
+/// Bytes at which panels begin: the widest vector registers, and what Apple's matrix unit loads at once.
+const ALIGNMENT: usize = 128;
 
 const LARGE_PAGE: usize = 2 << 20;
 
@@ -119,7 +119,7 @@ impl<'t> Panels<'t> {
         ensure!(tensor.datum_type() == DatumType::F32 && width == kernel.width() && rows > 0, "not panels: {tensor:?}");
         // SAFETY: the address alone is looked at.
         let address = unsafe { tensor.as_ptr_unchecked::<f32>() }.addr();
-        ensure!(address.is_multiple_of(ALIGNMENT), "panels must begin at a cache line");
+        ensure!(address.is_multiple_of(ALIGNMENT), "panels must begin at {ALIGNMENT} bytes");
         Ok(Self { tensor, offset: 0, rows: rows - 1, count })
     }
 
