@@ -226,11 +226,3 @@ fn attribute_tensors(attribute: &mut AttributeProto, visit: &mut Visit) -> Resul
     }
     attribute.graphs.iter_mut().try_for_each(|g| graph_tensors(g, visit))
 }
-
-impl crate::Model {
-    /// The message without the data of its large initializers, which are left with their names, types and shapes.
-    /// For consumers that take the data from [`Model::graph`](crate::Model::graph) without a second copy.
-    pub fn without_data(&self) -> ModelProto {
-        without_data(self.proto(), |t| t.raw_data.len() >= SMALLEST_OUTSIDE)
-    }
-}

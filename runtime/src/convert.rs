@@ -8,17 +8,15 @@ use tract_onnx::prelude::{Datum, Tensor as TractTensor};
 
 use crate::{Error, Result};
 
-/// tract's own message of the model. It is encoded without the large constants, decoded with `prost`, and the
-/// constants are copied in directly: no second encoding of the weights, and no limit of 2 GiB.
-pub(crate) fn message(graph: &Graph) -> Result<pb::ModelProto> {
-    let light = graph.without_data();
-    let bytes = light.write_to_bytes().map_err(|e| Error::tract(e.to_string()))?;
+/// tract's own message of the model. It is encoded without the constants' values, decoded with `prost`, and the values are
+/// moved in directly: weights are never in memory twice on the way, and there is no limit of 2 GiB.
+pub(crate) fn message(graph: &mut Graph) -> Result<pb::ModelProto> {
+    let constants = &mut graph.graph_mut().initializer;
+    let values: Vec<Vec<u8>> = constants.iter_mut().map(|tensor| std::mem::take(&mut tensor.raw_data)).collect();
+    let bytes = graph.proto().write_to_bytes().map_err(|e| Error::tract(e.to_string()))?;
     let mut message = pb::ModelProto::decode(bytes.as_slice()).map_err(Error::tract)?;
-    let copies = message.graph.iter_mut().flat_map(|g| &mut g.initializer);
-    for (copy, whole) in copies.zip(&graph.graph().initializer) {
-        if copy.raw_data.is_empty() && !whole.raw_data.is_empty() {
-            copy.raw_data = whole.raw_data.clone();
-        }
+    for (tensor, values) in message.graph.iter_mut().flat_map(|g| &mut g.initializer).zip(values) {
+        tensor.raw_data = values;
     }
     Ok(message)
 }

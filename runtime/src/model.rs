@@ -89,7 +89,7 @@ impl Options {
     /// # Errors
     /// The file is not a model, or tract cannot handle it.
     pub fn load(self, path: impl AsRef<Path>) -> Result<Model> {
-        self.prepare(&Graph::load(path)?)
+        self.take(Graph::load(path)?)
     }
 
     /// Prepares a model that is in memory.
@@ -97,18 +97,19 @@ impl Options {
     /// # Errors
     /// tract cannot handle the model, or a tap names no value.
     pub fn prepare(self, graph: &Graph) -> Result<Model> {
+        self.take(graph.clone())
+    }
+
+    fn take(self, mut graph: Graph) -> Result<Model> {
         // tract knows few fused operators and takes their domain for granted: it only sees plain ones.
-        let mut plain = None;
         if graph.operators().keys().any(|op| op == "Attention" || op.starts_with("com.microsoft.")) {
-            let mut copy = graph.clone();
-            mabert_graph::decompose_fused(&mut copy)?;
-            plain = Some(copy);
+            mabert_graph::decompose_fused(&mut graph)?;
         }
-        let graph = plain.as_ref().unwrap_or(graph);
-        let checks = Checks::new(graph)?;
-        let mut message = convert::message(graph)?;
-        let outputs = add_taps(graph, &mut message, &self.taps)?;
+        let checks = Checks::new(&graph)?;
+        let mut message = convert::message(&mut graph)?;
+        let outputs = add_taps(&graph, &mut message, &self.taps)?;
         let declared = graph.inputs();
+        drop(graph);
         let parsed = guarded(|| {
             let onnx = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_output_types(true);
             parse(&onnx.with_ignore_value_info(true), &message)
@@ -192,7 +193,7 @@ impl Model {
     /// # Errors
     /// The bytes are not a model, or tract cannot handle it.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        Options::default().prepare(&Graph::from_bytes(bytes)?)
+        Options::default().take(Graph::from_bytes(bytes)?)
     }
 
     /// The inputs that [`run`](Self::run) needs.

@@ -1,5 +1,6 @@
 //! `bench`: models and engines in turn, in one process.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -55,7 +56,32 @@ struct Ratio {
 struct Entry<'p> {
     path: &'p Path,
     engine: EngineName,
+    inputs: Inputs,
     loaded: Box<dyn Engine>,
+}
+
+/// Inputs of one model by length and batch size.
+#[derive(Clone)]
+struct Inputs {
+    of: BTreeMap<(usize, usize), Named>,
+}
+
+impl Inputs {
+    /// Made before the model is loaded to run: it is not in memory twice.
+    fn new(path: &Path, arguments: &Bench, global: &Global) -> Result<Self> {
+        let model = Model::load(path)?;
+        let mut of = BTreeMap::new();
+        for (seq, batch) in arguments.seq.iter().flat_map(|s| arguments.batch.iter().map(move |b| (*s, *b))) {
+            let made = made_up_inputs(&model, batch, seq, global.seed)?;
+            // A model may fix its sizes: then nothing else can be timed on it.
+            if let Some((name, value)) = made.iter().find(|(_, t)| t.shape() != [batch, seq]) {
+                let reason = format!("{}: input `{name}` is fixed at {:?}", path.display(), value.shape());
+                return Err(Usage(format!("{reason}; give matching --batch and --seq")).into());
+            }
+            of.insert((seq, batch), made);
+        }
+        Ok(Self { of })
+    }
 }
 
 pub(super) fn bench(arguments: &Bench, global: &Global) -> Result<()> {
@@ -71,26 +97,27 @@ pub(super) fn bench(arguments: &Bench, global: &Global) -> Result<()> {
     let engines: Vec<EngineName> = engines.collect();
     let mut entries = Vec::new();
     for path in &arguments.models {
+        let inputs = Inputs::new(path, arguments, global)?;
         for &engine in &engines {
             let loaded = engine.load(path, global)?;
-            entries.push(Entry { path, engine, loaded });
+            entries.push(Entry { path, engine, inputs: inputs.clone(), loaded });
         }
     }
     let mut benchmark = Benchmark { results: Vec::new(), ratios: Vec::new(), profiles: Vec::new() };
     for &seq in &arguments.seq {
         for &batch in &arguments.batch {
             let rounds = Rounds { batch, seq, runs: arguments.runs as usize, warmup: arguments.warmup as usize };
-            rounds.measure(&entries, global, &mut benchmark)?;
+            rounds.measure(&entries, global.threads(), &mut benchmark)?;
         }
     }
     if arguments.profile {
-        drop(entries);
-        for path in &arguments.models {
+        entries.dedup_by_key(|entry| entry.path);
+        for Entry { path, inputs, loaded, .. } in entries {
+            drop(loaded);
             let model = crate::engine::tract(path, global)?;
-            for (seq, batch) in arguments.seq.iter().flat_map(|s| arguments.batch.iter().map(move |b| (*s, *b))) {
-                let inputs = made_up_inputs(&Model::load(path)?, batch, seq, global.seed)?;
+            for inputs in inputs.of.values() {
                 let runs = arguments.runs as usize;
-                benchmark.profiles.push(Profile::measure(path, &model, &inputs, runs, global.threads())?);
+                benchmark.profiles.push(Profile::measure(path, &model, inputs, runs, global.threads())?);
             }
         }
     }
@@ -111,20 +138,11 @@ struct Rounds {
 }
 
 impl Rounds {
-    fn measure(&self, entries: &[Entry<'_>], global: &Global, into: &mut Benchmark) -> Result<()> {
-        let mut inputs: Vec<Named> = Vec::new();
-        for entry in entries {
-            let made = made_up_inputs(&Model::load(entry.path)?, self.batch, self.seq, global.seed)?;
-            // A model may fix its sizes: then nothing else can be timed on it.
-            if let Some((name, value)) = made.iter().find(|(_, t)| t.shape() != [self.batch, self.seq]) {
-                let reason = format!("{}: input `{name}` is fixed at {:?}", entry.path.display(), value.shape());
-                return Err(Usage(format!("{reason}; give matching --batch and --seq")).into());
-            }
-            inputs.push(made);
-        }
+    fn measure(&self, entries: &[Entry<'_>], threads: usize, into: &mut Benchmark) -> Result<()> {
         let mut times = vec![Vec::with_capacity(self.runs); entries.len()];
         for round in 0..self.warmup + self.runs {
-            for ((entry, inputs), times) in entries.iter().zip(&inputs).zip(&mut times) {
+            for (entry, times) in entries.iter().zip(&mut times) {
+                let inputs = &entry.inputs.of[&(self.seq, self.batch)];
                 let start = Instant::now();
                 let outputs = run_on(entry.loaded.as_ref(), inputs)?;
                 let elapsed = start.elapsed().as_secs_f64() * 1e3;
@@ -142,7 +160,7 @@ impl Rounds {
                 engine: entry.engine.name(),
                 batch: self.batch,
                 seq: self.seq,
-                threads: global.threads(),
+                threads,
                 median_ms: quantile(&sorted, 0.5),
                 min_ms: sorted[0],
                 runs: sorted.len(),
