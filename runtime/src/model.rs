@@ -116,7 +116,8 @@ impl Options {
         })?;
         drop(message);
         let executor = match self.threads {
-            Some(n) if n > 1 => Executor::multithread(n),
+            // tract panics where the system gives no more threads.
+            Some(n) if n > 1 => guarded(|| Ok::<_, Error>(Executor::multithread(n)))?,
             _ => Executor::SingleThread,
         };
         let mut model = Model {

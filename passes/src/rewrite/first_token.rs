@@ -48,7 +48,7 @@ fn cuts(model: &Model, input: &str, query: &str, others: [&str; 2], hidden: &str
     let index = Index::new(model)?;
     let nodes = &index.graph().node;
     let reads = |node: &NodeProto, value: &str| node.input.iter().any(|v| v == value);
-    if index.is_output(hidden) || !index.consumers(hidden).all(|node| takes_first(model, node)) {
+    if index.is_output(hidden) || !index.consumers(hidden).all(|node| takes_first(model, node, hidden)) {
         return Ok(None);
     }
     let mut places = Vec::new();
@@ -79,14 +79,15 @@ fn cuts(model: &Model, input: &str, query: &str, others: [&str; 2], hidden: &str
     Ok(Some(places))
 }
 
-/// Whether a node takes the first of axis 1.
-fn takes_first(model: &Model, node: &NodeProto) -> bool {
+/// Whether a node takes the first of axis 1 of `value`.
+fn takes_first(model: &Model, node: &NodeProto, value: &str) -> bool {
     let is = |at: usize, wanted: f32| {
         let values = node.input.get(at).and_then(|name| model.constant(name).ok());
         values.is_some_and(|values| values.to_f32().iter().eq([wanted].iter()))
     };
     let slice = node.is("Slice") && is(1, 0.0) && is(2, 1.0) && is(3, 1.0) && (node.input.len() < 5 || is(4, 1.0));
-    slice || node.is("Gather") && node.int("axis", 0) == 1 && is(1, 0.0)
+    let gather = node.is("Gather") && node.int("axis", 0) == 1 && is(1, 0.0);
+    node.input[0] == value && (slice || gather)
 }
 
 #[cfg(test)]

@@ -54,8 +54,17 @@ impl EvalOp for LinearAttention {
         let kernel = super::kernel()?;
         let size = |dim: &TDim| dim.eval_to_i64(context.symbols).map(|d| d as usize);
         let (batch, length, queries) = (size(&self.batch)?, size(&self.length)?, size(&self.queries)?);
-        let output = kernel.room(inputs[0].shape()[0], self.heads * self.channels)?;
-        if batch * length * queries == 0 {
+        let mut output = kernel.room(inputs[0].shape()[0], self.heads * self.channels)?;
+        let nothing = batch * length * queries == 0;
+        if nothing || !(batch * queries).is_multiple_of(kernel.width()) {
+            // Lanes of the last panel that are no token's.
+            let panel = (self.heads * self.channels + 1) * kernel.width();
+            let mut view = output.try_as_plain_ram_mut()?;
+            let all = view.as_slice_mut::<f32>()?;
+            let spare = if nothing { 0 } else { all.len() - panel };
+            all[spare..].fill(0.0);
+        }
+        if nothing {
             return Ok(tvec![output.into_tvalue()]);
         }
         let groups = self.w1.len();

@@ -22,8 +22,8 @@ const LARGE_PAGE: usize = 2 << 20;
 
 /// Moves a tensor that will stay to large pages, where the system has them: a run reads all weights once, and would look up
 /// a page for every four kilobytes of them.
+#[cfg(target_os = "linux")]
 pub(super) fn on_large_pages(tensor: &Tensor) {
-    #[cfg(target_os = "linux")]
     // SAFETY: advice on whole pages that are the tensor's own, which leaves what is in them as it is.
     unsafe {
         let start = tensor.as_ptr_unchecked::<u8>();
@@ -35,6 +35,10 @@ pub(super) fn on_large_pages(tensor: &Tensor) {
         }
     }
 }
+
+/// Elsewhere the system decides.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn on_large_pages(_: &Tensor) {}
 
 /// The matrix kernel of this machine.
 pub(super) struct Kernel {
@@ -87,7 +91,7 @@ impl Kernel {
     }
 
     fn room_at(&self, panels: usize, rows: usize, alignment: usize) -> TractResult<Tensor> {
-        // SAFETY: any bits are an f32.
+        // SAFETY: what is to be read is written first: products write whole tiles, and who fills in less writes zeros.
         unsafe { Tensor::uninitialized_aligned::<f32>(&[panels, rows + 1, self.width()], alignment) }
     }
 }
@@ -411,7 +415,7 @@ mod tests {
     }
 
     /// Every kernel of this machine that has a square tile, ours among them.
-    pub(super) fn kernels() -> Vec<Kernel> {
+    fn kernels() -> Vec<Kernel> {
         let all = MmmDispatch::native().runnable().iter().cloned();
         #[cfg(target_arch = "x86_64")]
         let all = all.chain(super::super::avx512::kernel());

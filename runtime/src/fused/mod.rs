@@ -57,8 +57,10 @@ fn first(
     rule: impl Fn(&TypedModel, &TypedNode) -> TractResult<Option<TypedModelPatch>>,
 ) -> TractResult<Option<TypedModelPatch>> {
     for node in model.eval_order()? {
-        if let Some(patch) = rule(model, model.node(node))? {
-            return Ok(Some(patch));
+        match rule(model, model.node(node)) {
+            Ok(Some(patch)) => return Ok(Some(patch)),
+            Ok(None) => {}
+            Err(e) => tracing::debug!("`{}` is left to tract: {e:#}", model.node(node).name),
         }
     }
     Ok(None)

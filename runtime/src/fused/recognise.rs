@@ -32,7 +32,8 @@ const KEYS_W1: [&str; 2] = ["asbd,bsh->abdh", "asbd,sh->abdh"];
 const QUERY_KEYS_W1: [&str; 1] = ["atbd,abdh->abth"];
 const W2_VALUES: [&str; 2] = ["bhs,asbd->abhd", "hs,asbd->abhd"];
 const CONTEXTS: [&str; 1] = ["abth,abhd->atbd"];
-const B2_VALUES: [&str; 4] = ["abs,asbd->abd", "as,asbd->abd", "bs,asbd->abd", "s,asbd->abd"];
+const B2_VALUES: [&str; 2] = ["abs,asbd->abd", "bs,asbd->abd"];
+const SHARED_B2_VALUES: [&str; 2] = ["as,asbd->abd", "s,asbd->abd"];
 /// Fewer rows are not worth a panel.
 const FEW_ROWS: usize = 5;
 /// Axes that tract leaves out where their size is 1.
@@ -130,7 +131,11 @@ pub(super) fn attention(kernel: &Kernel, model: &TypedModel, relu: &TypedNode) -
     let ([w2, values], scale) = scaled(model, values_w2)?;
     let w2 = whole(model, w2, 0)?;
     let sum = only_reader(model, out.id.into()).filter(|sum| is::<Add>(sum))?;
-    let [b2, values_of_b2] = einsum(model, other_input(sum, out.id.into())?, &B2_VALUES)?;
+    let [longest, hidden] = w1.shape()[w1.rank() - 2..] else { return None };
+    let groups = w1.len().checked_div(longest * hidden)?;
+    (w2.len() == w1.len() && w2.shape()[w2.rank() - 2..] == [hidden, longest]).then_some(())?;
+    let b2_values = if groups == 1 { &SHARED_B2_VALUES } else { &B2_VALUES };
+    let [b2, values_of_b2] = einsum(model, other_input(sum, out.id.into())?, b2_values)?;
     (values_of_b2 == values).then_some(())?;
     let (values, mask_of_values) = masked(model, values);
     (mask == mask_of_values).then_some(())?;
@@ -151,9 +156,10 @@ pub(super) fn attention(kernel: &Kernel, model: &TypedModel, relu: &TypedNode) -
     let all = batch.clone() * length;
     let queries = if asking == all { length.clone() } else { (asking == *batch).then(|| 1.to_dim())? };
     let channels = channels.to_usize().ok()?;
-    let [longest, hidden] = w1.shape()[w1.rank() - 2..] else { return None };
-    let groups = w1.len().checked_div(longest * hidden)?;
-    let fits = w1.len() == w2.len() && [1, heads].contains(&groups) && channels.is_multiple_of(kernel.width());
+    let each = |outlet: OutletId| for_each_group(&shape_of(outlet)?, batch, [heads, groups, hidden]).then_some(());
+    each(b1)?;
+    scale.map_or(Some(()), each)?;
+    let fits = [1, heads].contains(&groups) && channels.is_multiple_of(kernel.width());
     fits.then(|| FoundAttention {
         query: query_of,
         keys_values: (of_keys, key_part, parts),
@@ -172,6 +178,19 @@ pub(super) fn attention(kernel: &Kernel, model: &TypedModel, relu: &TypedNode) -
         longest,
         output: sum.id.into(),
     })
+}
+
+/// Whether values are `hidden` for each group, the same for all sequences or for each; axes of size 1 do not count.
+fn for_each_group(shape: &[TDim], batch: &TDim, [heads, groups, hidden]: [usize; 3]) -> bool {
+    let one = TDim::from(1);
+    let long = |dims: &[TDim]| -> Vec<TDim> { dims.iter().filter(|dim| **dim != one).cloned().collect() };
+    let (groups_dim, hidden) = (groups.to_dim(), hidden.to_dim());
+    let found = long(shape);
+    let of_all = found == long(&[groups_dim.clone(), hidden.clone()]);
+    let of_each = found == long(&[batch.clone(), groups_dim, hidden]);
+    // As many sequences as heads: an axis of that size could be either.
+    let told_apart = *batch != heads.to_dim() || found.len() == 3;
+    (of_all || of_each) && told_apart
 }
 
 /// `scale (W2 V)` or `W2 V`: the two of the product, and the scale.
