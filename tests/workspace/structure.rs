@@ -21,7 +21,7 @@ fn structure(folder: &std::path::Path) -> Structure {
     let rewriting = Rewriting::new(model, options()).unwrap();
     let mut student = rewriting.approximate().unwrap();
     student.finish().unwrap();
-    let end = &rewriting.encoder.layers.last().unwrap().output_norm.output;
+    let end = &student.encoder.layers.last().unwrap().output_norm.output;
     let mask = rewriting.encoder.mask.as_ref().map(|m| m.input.as_str());
     let left = non_linear_nodes(&student.model, mask, Some(end)).unwrap();
     assert!(left.iter().all(|n| n.in_head), "{}: {left:?}", folder.display());

@@ -11,6 +11,7 @@ use mabert_passes::contract::non_linear_nodes;
 use mabert_passes::pipeline::{Keep, Options as PassOptions, Order, Pass, Rewriting, Student};
 use mabert_passes::recording::longest_sequence;
 use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
+use mabert_passes::sites::Encoder;
 use mabert_runtime::{Named, Options as RunOptions};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -259,9 +260,9 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
 
     progress.begin("finish", 3);
     let Rewriting { teacher, encoder, misses, .. } = rewriting;
-    let last = encoder.layers.last().map(|l| l.output_norm.output.as_str());
+    let end = |of: &Encoder| of.layers.last().map(|l| l.output_norm.output.clone());
     let mask = encoder.mask.as_ref().map(|m| m.input.as_str());
-    let non_linear_before = non_linear_nodes(&teacher, mask, last)?.len();
+    let non_linear_before = non_linear_nodes(&teacher, mask, end(&encoder).as_deref())?.len();
     drop(teacher);
     let (_, unfinished) = measure(&student.model)?;
     if let (true, bad @ 1..) = (calibrates, overflows(&held_out, &unfinished)) {
@@ -306,7 +307,7 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
         operators_before,
         operators_after: student.model.operators(),
         non_linear_before,
-        non_linear_after: non_linear_nodes(&student.model, mask, last)?,
+        non_linear_after: non_linear_nodes(&student.model, mask, end(&student.encoder).as_deref())?,
         parameters: student.model.graph().initializer.iter().map(|t| t.dims.iter().product::<i64>() as usize).sum(),
         seconds: start.elapsed().as_secs_f64(),
         peak_memory: peak_memory(),
