@@ -233,7 +233,8 @@ mod tests {
         assert!((790..=820).contains(&tokens), "{tokens}");
         assert!(first.calibration.iter().any(|s| s.ids.len() > 12));
         assert!(first.calibration.iter().filter(|s| s.ids.len() == 4).all(|s| !held.contains(&s.line)));
-        let trained: Vec<usize> = first.training.iter().filter(|s| s.ids.len() == 4).map(|s| s.line).collect();
+        // Behind the file's own texts stand joined ones, of which some may be as long.
+        let trained: Vec<usize> = first.training.iter().take_while(|s| s.ids.len() == 4).map(|s| s.line).collect();
         let judging: Vec<usize> = first.judges.iter().map(|s| s.line).collect();
         assert_eq!((trained.len(), judging.len()), (285, 15));
         assert!(judging.iter().all(|line| !held.contains(line)));
