@@ -275,11 +275,11 @@ fn einsum(model: &TypedModel, outlet: OutletId, wanted: &[&str]) -> Option<[Outl
     let (inputs, outputs) = op.axes.to_strs();
     let is_wanted = |order: [usize; 2]| {
         let found = canonical(&[&inputs[order[0]], &inputs[order[1]], &outputs[0]], &of_one);
-        let is = |wanted: &&str| {
+        let is = |wanted: &str| {
             let parts: Vec<&str> = wanted.split([',', '-', '>']).filter(|part| !part.is_empty()).collect();
             LEFT_OUT.iter().any(|left_out| found == canonical(&parts, left_out))
         };
-        wanted.iter().any(|wanted| is(&wanted))
+        wanted.iter().any(|wanted| is(wanted))
     };
     let straight = is_wanted([0, 1]).then_some([left, right]);
     straight.or_else(|| is_wanted([1, 0]).then_some([right, left]))
