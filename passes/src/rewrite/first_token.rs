@@ -17,53 +17,68 @@ use crate::sites::Encoder;
 /// The graph's wiring is broken.
 pub fn keep_first_token(model: &mut Model, encoder: &mut Encoder) -> Result<usize> {
     let Some(layer) = encoder.layers.last_mut() else { return Ok(0) };
-    let hidden = layer.output_norm.output.clone();
-    let Some(places) =
-        cuts(model, &layer.input, &layer.query.weight, [&layer.key.weight, &layer.value.weight], &hidden)?
-    else {
-        return Ok(0);
-    };
+    let hidden = &layer.output_norm.output;
+    let weights = [&layer.key.weight, &layer.value.weight];
+    let Some(cut) = cut(model, &layer.input, &layer.query.weight, weights, hidden)? else { return Ok(0) };
     let builder = Builder::new(model.opset(), "first-token");
     builder.scope(&format!("layer.{}/first_token", layer.index));
     let first = builder.value(&layer.input).slice(1, 0, 1).name();
     let graph = model.graph_mut();
-    let rename = |node: &mut NodeProto, from: &str, to: &str| {
-        node.input.iter_mut().chain(&mut node.output).filter(|v| *v == from).for_each(|v| *v = to.to_owned());
-    };
-    for at in places {
-        rename(&mut graph.node[at], &layer.input, &first);
+    for at in cut.readers {
+        graph.node[at].input.iter_mut().filter(|v| **v == layer.input).for_each(|v| v.clone_from(&first));
     }
-    // It is no longer what the teacher has by that name.
-    let of_first = format!("{hidden}/first_token");
-    graph.node.iter_mut().for_each(|node| rename(node, &hidden, &of_first));
+    // They are no longer what the teacher has by these names.
+    let rename = |value: &mut String| {
+        if cut.values.contains(value) {
+            value.push_str("/first_token");
+        }
+    };
+    graph.node.iter_mut().flat_map(|node| node.input.iter_mut().chain(&mut node.output)).for_each(rename);
+    let (attention, activation) = (&mut layer.attention, &mut layer.activation);
+    let values = [&mut attention.query, &mut attention.products, &mut attention.probabilities, &mut attention.context];
+    values.into_iter().for_each(rename);
+    [&mut activation.input, &mut activation.output].into_iter().for_each(rename);
+    for map in [&mut layer.query, &mut layer.attention_output, &mut layer.intermediate, &mut layer.output] {
+        [&mut map.input, &mut map.output].into_iter().for_each(rename);
+    }
+    for norm in [&mut layer.attention_norm, &mut layer.output_norm] {
+        [&mut norm.input, &mut norm.output].into_iter().for_each(rename);
+    }
     layer.query.input = first;
-    layer.output_norm.output = of_first;
     builder.patch().apply(model)?;
     Ok(1)
 }
 
-/// The nodes that are to read the first token of `input` alone: the queries' product and the residual. `None` where more
-/// of the layer is used than the first token of `hidden`.
-fn cuts(model: &Model, input: &str, query: &str, others: [&str; 2], hidden: &str) -> Result<Option<Vec<usize>>> {
+/// What is cut down to the first token.
+struct Cut {
+    /// The nodes that are to read the first token of the layer's input alone: the queries' product and the residual.
+    readers: Vec<usize>,
+    /// All values of the layer that then have one token.
+    values: HashSet<String>,
+}
+
+/// `None` where more of the layer is used than the first token of `hidden`.
+fn cut(model: &Model, input: &str, query: &str, others: [&String; 2], hidden: &str) -> Result<Option<Cut>> {
     let index = Index::new(model)?;
     let nodes = &index.graph().node;
     let reads = |node: &NodeProto, value: &str| node.input.iter().any(|v| v == value);
     if index.is_output(hidden) || !index.consumers(hidden).all(|node| takes_first(model, node, hidden)) {
         return Ok(None);
     }
-    let mut places = Vec::new();
+    let mut readers = Vec::new();
     for &at in index.consumers_at(input) {
         let node = &nodes[at];
         if reads(node, query) || node.is("Add") {
-            places.push(at);
+            readers.push(at);
         } else if !others.iter().any(|weight| reads(node, weight)) {
             return Ok(None);
         }
     }
-    if places.len() != 2 {
+    if readers.len() != 2 {
         return Ok(None);
     }
-    let mut open = places.clone();
+    let mut values = HashSet::from([hidden.to_owned()]);
+    let mut open = readers.clone();
     let mut seen: HashSet<usize> = open.iter().copied().collect();
     while let Some(at) = open.pop() {
         if nodes[at].is("Shape") {
@@ -73,10 +88,11 @@ fn cuts(model: &Model, input: &str, query: &str, others: [&str; 2], hidden: &str
             if index.is_output(value) {
                 return Ok(None);
             }
+            values.insert(value.clone());
             open.extend(index.consumers_at(value).iter().filter(|&&next| seen.insert(next)));
         }
     }
-    Ok(Some(places))
+    Ok(Some(Cut { readers, values }))
 }
 
 /// Whether a node takes the first of axis 1 of `value`.
@@ -96,7 +112,7 @@ mod tests {
 
     use super::*;
     use crate::pipeline::Pass;
-    use crate::testing::{inputs, layer_text, student};
+    use crate::testing::{inputs, layer_text, student, values};
     use mabert_graph::Tensor;
 
     /// The student with a head behind its hidden states.
@@ -129,6 +145,17 @@ mod tests {
             assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() < 1e-4), "{x:?} {y:?}");
         }
         insta::assert_snapshot!(layer_text(&after));
+        // What is still called as before is as before.
+        let computed = |model: &Model| -> HashSet<String> {
+            model.graph().node.iter().flat_map(|node| node.output.iter().cloned()).collect()
+        };
+        let both: Vec<String> = computed(&before).intersection(&computed(&after)).cloned().collect();
+        let floats = both.iter().filter(|name| name.contains("layer.") && !name.contains("head"));
+        let names: Vec<&str> = floats.map(String::as_str).collect();
+        assert!(names.len() > 5, "{both:?}");
+        for (x, y) in values(&before, &names, &[6, 3]).iter().zip(&values(&after, &names, &[6, 3])) {
+            assert_eq!(x.shape(), y.shape());
+        }
         // Queries no longer read what keys and values do, so two products are left.
         let merged = crate::rewrite::merge_query_key_value(&mut after, &encoder).unwrap();
         assert_eq!(merged, 1);
