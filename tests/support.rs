@@ -69,10 +69,15 @@ pub fn padded_inputs(
     let value = |name: &str, at: usize, rng: &mut rand::rngs::StdRng| match name {
         "input_ids" => rng.random_range(4..vocabulary),
         "attention_mask" => i64::from(at % length < kept(at / length)),
+        "position_ids" => (at % length) as i64,
         _ => 0,
     };
-    let tensor = |name: &str, rng: &mut rand::rngs::StdRng| {
-        Tensor::new(&[batch, length], (0..batch * length).map(|at| value(name, at, rng)).collect())
+    let tensor = |input: &mabert_runtime::TensorType, rng: &mut rand::rngs::StdRng| {
+        let values = (0..batch * length).map(|at| value(&input.name, at, rng));
+        match input.element {
+            Some(mabert_runtime::ElementType::I32) => Tensor::new(&[batch, length], values.map(|v| v as i32).collect()),
+            _ => Tensor::new(&[batch, length], values.collect()),
+        }
     };
-    inputs.iter().map(|i| (i.name.clone(), tensor(&i.name, &mut rng))).collect()
+    inputs.iter().map(|i| (i.name.clone(), tensor(i, &mut rng))).collect()
 }

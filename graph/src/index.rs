@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use onnx_protobuf::{GraphProto, NodeProto};
+use onnx_protobuf::{GraphProto, NodeProto, type_proto};
 
-use crate::{Error, Model, NodeExt, Result};
+use crate::{ElementType, Error, Model, NodeExt, Result, attribute};
 
 /// What a value depends on, from least to most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -134,6 +134,36 @@ impl<'g> Index<'g> {
     /// What `value` depends on; names that the graph does not know count as data.
     pub fn dependence(&self, value: &str) -> Dependence {
         self.dependence.get(value).copied().unwrap_or(Dependence::Data)
+    }
+
+    /// The element type of `value`, as far as constants, inputs and operators tell it: most give what their first operand
+    /// holds.
+    pub fn element_type(&self, value: &str) -> Option<ElementType> {
+        const BOOLEAN: [&str; 11] =
+            ["And", "Or", "Not", "Xor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "IsNaN", "IsInf"];
+        let mut value = value;
+        // Each step goes to an earlier node.
+        loop {
+            if let Some(&at) = self.initializers.get(value) {
+                return ElementType::from_onnx(self.graph.initializer[at].data_type);
+            }
+            let Some(node) = self.producer(value) else {
+                let input = self.graph.input.iter().find(|i| i.name == value)?;
+                let Some(type_proto::Value::TensorType(tensor)) = input.type_.as_ref()?.value.as_ref() else {
+                    return None;
+                };
+                return ElementType::from_onnx(tensor.elem_type);
+            };
+            let operand = match node.op_type.as_str() {
+                "Cast" => return ElementType::from_onnx(i32::try_from(node.int("to", 1)).ok()?),
+                "Shape" | "Size" | "NonZero" | "ArgMax" | "ArgMin" => return Some(ElementType::I64),
+                "Constant" | "ConstantOfShape" => return attribute::constant_element(node),
+                op if BOOLEAN.contains(&op) => return Some(ElementType::Bool),
+                "Where" | "CastLike" => 1,
+                _ => 0,
+            };
+            value = node.input.get(operand)?;
+        }
     }
 
     /// The inputs of `node` that depend on data, in order, each once.

@@ -95,10 +95,15 @@ pub mod attribute {
         AttributeProto { t: Some(value.to_proto("")).into(), ..named(name, AttributeType::TENSOR) }
     }
 
-    /// The element type of the tensor that a `Constant` node holds.
-    pub(crate) fn tensor_element(node: &onnx_protobuf::NodeProto) -> Option<crate::ElementType> {
-        let tensor = node.attribute.iter().find(|a| a.name == "value")?.t.as_ref()?;
-        crate::ElementType::from_onnx(tensor.data_type)
+    /// The element type of the tensor that a `Constant` or `ConstantOfShape` node holds.
+    pub(crate) fn constant_element(node: &onnx_protobuf::NodeProto) -> Option<crate::ElementType> {
+        let Some(a) = node.attribute.first() else { return Some(crate::ElementType::F32) };
+        match a.name.as_str() {
+            "value" => crate::ElementType::from_onnx(a.t.as_ref()?.data_type),
+            "value_int" | "value_ints" => Some(crate::ElementType::I64),
+            "value_float" | "value_floats" => Some(crate::ElementType::F32),
+            _ => None,
+        }
     }
 
     /// The value of a `Constant` node, in any of its spellings; `None` for texts and sparse tensors.

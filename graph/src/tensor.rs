@@ -212,7 +212,7 @@ impl Tensor {
             Error::tensor(name, format!("shape {shape:?} needs {count} elements of {element}, its data holds {found}"))
         };
         if !proto.raw_data.is_empty() || (count == 0) {
-            if proto.raw_data.len() != count * element.size() {
+            if Some(proto.raw_data.len()) != count.checked_mul(element.size()) {
                 return Err(short(proto.raw_data.len() / element.size()));
             }
             return Ok(Self::from_le_bytes(element, &shape, &proto.raw_data));

@@ -28,7 +28,7 @@ pub enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pass {
-    /// Fused operators spelled out.
+    /// The model's own functions, and fused operators, spelled out.
     DecomposeFused,
     /// What depends on no input is computed once.
     FoldConstants,
@@ -50,11 +50,13 @@ pub enum Pass {
     MergeQkv,
     /// Equal constants once.
     ShareConstants,
+    /// A model of half precision, worked on in single precision, back in half precision.
+    Narrow,
 }
 
 impl Pass {
     /// All passes in the order in which they run.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::DecomposeFused,
         Self::FoldConstants,
         Self::Canonical,
@@ -66,6 +68,7 @@ impl Pass {
         Self::FirstToken,
         Self::MergeQkv,
         Self::ShareConstants,
+        Self::Narrow,
     ];
 
     /// The name on the command line and on the nodes that the pass makes.
@@ -82,6 +85,7 @@ impl Pass {
             Self::FirstToken => "first-token",
             Self::MergeQkv => "merge-qkv",
             Self::ShareConstants => "share-constants",
+            Self::Narrow => "narrow",
         }
     }
 
@@ -177,6 +181,8 @@ pub struct Rewriting {
     pub encoder: Encoder,
     /// Sites that were missed and accepted.
     pub misses: Vec<Miss>,
+    /// Whether the model came in half precision; the teacher is in single precision then.
+    pub half: bool,
     options: Options,
     outcomes: Vec<Outcome>,
 }
@@ -191,8 +197,10 @@ impl Rewriting {
             return Err(Error::AlreadyRewritten(model.origin().to_owned()));
         }
         let mut outcomes = Vec::new();
+        let changed = mabert_graph::inline_functions(&mut model)?;
+        let half = mabert_graph::widen_half(&mut model)?;
         rewrite::refuse_unusable_weights(&model)?;
-        let changed = mabert_graph::decompose_fused(&mut model)?;
+        let changed = changed + mabert_graph::decompose_fused(&mut model)?;
         outcomes.push(done(Pass::DecomposeFused, changed));
         let changed = rewrite::fold_constants(&mut model)?;
         outcomes.push(done(Pass::FoldConstants, changed));
@@ -200,16 +208,19 @@ impl Rewriting {
         let misses =
             if options.partial && found.encoder.is_some() { std::mem::take(&mut found.misses) } else { vec![] };
         let mut encoder = found.complete(model.origin())?;
+        if encoder.has_position_bias() && options.order == Order::Linear && !options.keep.softmax {
+            return Err(Error::PositionBias(model.origin().to_owned()));
+        }
         match options.skipped(Pass::Canonical) {
             Some(reason) => outcomes.push(not_done(Pass::Canonical, reason)),
             None => {
-                rewrite::canonicalise(&mut model, &mut encoder)?;
+                rewrite::canonicalise(&mut model, &mut encoder, options.approximator.max_seq)?;
                 outcomes.push(done(Pass::Canonical, encoder.layers.len()));
             }
         }
         // What exporters declared of inner values no longer holds for all of them.
         model.graph_mut().value_info.clear();
-        Ok(Self { teacher: model, encoder, misses, options, outcomes })
+        Ok(Self { teacher: model, encoder, misses, half, options, outcomes })
     }
 
     /// The student: a copy of the teacher whose functions are replaced, its parameters not yet calibrated.
@@ -225,6 +236,7 @@ impl Rewriting {
             outcomes: self.outcomes.clone(),
             fold: FoldReport::default(),
             complete: self.misses.is_empty(),
+            half: self.half,
         };
         student.pass(Pass::Softmax, |s| {
             s.approximators = rewrite::approximate_softmax(&mut s.model, &s.encoder, &s.options.approximator)?;
@@ -252,6 +264,7 @@ pub struct Student {
     /// What folding did.
     pub fold: FoldReport,
     complete: bool,
+    half: bool,
 }
 
 impl Student {
@@ -283,6 +296,12 @@ impl Student {
         self.pass(Pass::FirstToken, |s| rewrite::keep_first_token(&mut s.model, &mut s.encoder))?;
         self.pass(Pass::MergeQkv, |s| rewrite::merge_query_key_value(&mut s.model, &s.encoder))?;
         self.pass(Pass::ShareConstants, |s| Ok(rewrite::share_equal_constants(&mut s.model)))?;
+        if self.half {
+            self.pass(Pass::Narrow, |s| {
+                mabert_graph::narrow_to_half(&mut s.model)?;
+                Ok(s.model.graph().initializer.len())
+            })?;
+        }
         Ok(())
     }
 

@@ -119,8 +119,15 @@ pub fn token_rows(index: &Index<'_>, model: &Model, input: &str) -> Option<usize
     let mut values = vec![input.to_owned()];
     while let Some(value) = values.pop() {
         for node in index.consumers(&value) {
-            if node.is("Gather") && node.input.get(1) == Some(&value) {
-                let table = model.initializer(&node.input[0]).filter(|t| t.dims.len() == 2);
+            // Where the embeddings are still one operator: ids, token types and positions, each with its table.
+            let embedded = [(0, 2), (1, 4), (8, 3)].into_iter();
+            let of_embedding = embedded
+                .filter(|_| node.op_type == "EmbedLayerNormalization")
+                .find(|(ids, _)| node.input.get(*ids) == Some(&value));
+            let looked_up = (node.is("Gather") && node.input.get(1) == Some(&value)).then_some(0);
+            if let Some(table) = looked_up.or(of_embedding.map(|(_, table)| table)) {
+                let table =
+                    node.input.get(table).and_then(|name| model.initializer(name)).filter(|t| t.dims.len() == 2);
                 if let Some(rows) = table.and_then(|t| usize::try_from(t.dims[0]).ok()) {
                     return Some(rows);
                 }

@@ -100,6 +100,17 @@ pub struct AttentionSite {
     pub head_size: usize,
     /// The graph input that holds the padding mask.
     pub mask: Option<ValueName>,
+    /// What is added to the scaled scores and depends on positions alone, as MPNet has it.
+    pub bias: Option<PositionBias>,
+}
+
+/// A term of the scores that depends on the positions of query and key alone.
+#[derive(Clone, Debug, Serialize)]
+pub struct PositionBias {
+    /// The value in the exporter's graph, `[1 or batch, heads, n, n]`.
+    pub value: ValueName,
+    /// What it is multiplied by before it is added.
+    pub factor: f32,
 }
 
 /// The padding mask: 1 keeps a token, 0 removes it, the same for every query.
@@ -162,6 +173,11 @@ impl Encoder {
     /// A head's size.
     pub fn head_size(&self) -> usize {
         self.layers[0].attention.head_size
+    }
+
+    /// Whether something that depends on positions is added to the scores.
+    pub fn has_position_bias(&self) -> bool {
+        self.layers.iter().any(|layer| layer.attention.bias.is_some())
     }
 
     /// Every norm with a name for reports: the embedding norm, then two a layer.

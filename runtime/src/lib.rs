@@ -30,6 +30,7 @@
 //!
 //! With the feature `onnxruntime`, `OrtModel` runs the same models on onnxruntime for cross-checks.
 
+mod adapt;
 mod backend;
 mod check;
 mod convert;

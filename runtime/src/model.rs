@@ -18,7 +18,7 @@ use tract_onnx::prelude::{
 };
 
 use crate::check::Checks;
-use crate::{ElementType, Error, Result, convert};
+use crate::{ElementType, Error, Result, adapt, convert};
 
 /// Values by name, in the order of the model's outputs (and taps).
 pub type Named = Vec<(String, Tensor)>;
@@ -101,10 +101,12 @@ impl Options {
     }
 
     fn take(self, mut graph: Graph) -> Result<Model> {
+        mabert_graph::inline_functions(&mut graph)?;
+        // CPUs have little arithmetic in half precision, and tract none that is fast: computed in single precision.
+        mabert_graph::widen_half(&mut graph)?;
         // tract knows few fused operators and takes their domain for granted: it only sees plain ones.
-        if graph.operators().keys().any(|op| op == "Attention" || op.starts_with("com.microsoft.")) {
-            mabert_graph::decompose_fused(&mut graph)?;
-        }
+        mabert_graph::decompose_fused(&mut graph)?;
+        adapt::adapt(&mut graph);
         let checks = Checks::new(&graph)?;
         let mut message = convert::message(&mut graph)?;
         let outputs = add_taps(&graph, &mut message, &self.taps)?;

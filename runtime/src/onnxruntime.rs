@@ -138,11 +138,10 @@ fn to_ort(tensor: &Tensor) -> Result<DynValue> {
                     let a = a.as_standard_layout().into_owned();
                     ort::value::Tensor::from_array(a).map(|t| t.into_dyn()).map_err(|e| fault(&e))
                 })*
-                Tensor::F16(_) => Err(fault("f16 inputs are not supported")),
             }
         };
     }
-    convert!(F32, F64, I64, I32, I8, U8, Bool)
+    convert!(F32, F64, F16, I64, I32, I8, U8, Bool)
 }
 
 fn from_ort(name: &str, value: &DynValue) -> Result<Tensor> {
@@ -153,7 +152,7 @@ fn from_ort(name: &str, value: &DynValue) -> Result<Tensor> {
             })*
         };
     }
-    attempt!(f32, i64, bool, f64, i32, i8, u8);
+    attempt!(f32, half::f16, i64, bool, f64, i32, i8, u8);
     Err(fault(format!("output `{name}` is of a type that is not supported")))
 }
 

@@ -1,5 +1,6 @@
 //! Tests that span the crates.
 
+mod coverage;
 mod engines;
 mod files;
 mod full;

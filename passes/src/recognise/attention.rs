@@ -1,13 +1,13 @@
 //! Scaled dot-product attention with a padding mask, however scale and mask are spelled.
 
 use mabert_graph::proto::NodeProto;
-use mabert_graph::{ElementType, NodeExt as _, Tensor};
+use mabert_graph::{Dependence, ElementType, NodeExt as _, Tensor};
 use ndarray::{ArrayD, IxDyn};
 
 use super::probe::Probe;
 use super::region::{Region, chain};
 use super::{Context, Verdict};
-use crate::sites::AttentionSite;
+use crate::sites::{AttentionSite, PositionBias};
 
 /// Probabilities may differ by this much.
 const TOLERANCE: f32 = 1e-4;
@@ -48,7 +48,11 @@ fn read_off(cx: &Context<'_>, anchor: usize) -> Result<(AttentionSite, Region), 
     }
     let (region, mask) = with_mask(cx, products, probabilities)?;
     let probe = Probe::new(cx.model, &cx.index, &cx.recording, &region)?;
-    let scale = check_softmax(&probe, mask.as_deref())?;
+    let candidate = position_bias(cx, &region, [batch, heads, n]);
+    let bias = candidate.map(|value| (value, to_array(cx.recording.value(value))));
+    let fit = check_softmax(&probe, mask.as_deref(), bias.as_ref().and_then(|(_, values)| values.as_ref()))?;
+    let Fit { scale, factor } = fit;
+    let bias = bias.filter(|_| factor != 0.0).map(|(value, _)| PositionBias { value: value.to_owned(), factor });
     let site = AttentionSite {
         node: softmax.label().to_owned(),
         query: with_keys.input[0].clone(),
@@ -61,6 +65,7 @@ fn read_off(cx: &Context<'_>, anchor: usize) -> Result<(AttentionSite, Region), 
         heads,
         head_size,
         mask,
+        bias,
     };
     Ok((site, region))
 }
@@ -101,8 +106,29 @@ fn with_mask(cx: &Context<'_>, products: &str, probabilities: &str) -> Result<(R
     Err("its mask does not come from one input of the model alone".to_owned())
 }
 
-/// Compares the region with `softmax(scale * products)` over the kept keys; returns the scale.
-fn check_softmax(probe: &Probe, mask: Option<&str>) -> Result<f32, String> {
+/// The value of shape `[1 or batch, heads, n, n]` that depends on shapes alone and goes into the region.
+fn position_bias<'g>(cx: &Context<'g>, region: &Region, [batch, heads, n]: [usize; 3]) -> Option<&'g str> {
+    let graph = cx.index.graph();
+    let inputs = region.nodes.iter().flat_map(|&at| &graph.node[at].input);
+    let fits = |value: &&String| {
+        let shape = cx.recording.shape(value);
+        cx.index.dependence(value) == Dependence::Shape && (shape == [1, heads, n, n] || shape == [batch, heads, n, n])
+    };
+    inputs.filter(fits).map(String::as_str).next()
+}
+
+fn to_array(value: Option<&Tensor>) -> Option<ArrayD<f32>> {
+    value.filter(|v| v.element_type() == ElementType::F32).map(Tensor::to_f32)
+}
+
+/// `softmax(scale * products + factor * bias)`.
+struct Fit {
+    scale: f32,
+    factor: f32,
+}
+
+/// Compares the region with `softmax(scale * products + factor * bias)` over the kept keys.
+fn check_softmax(probe: &Probe, mask: Option<&str>, bias: Option<&ArrayD<f32>>) -> Result<Fit, String> {
     let shape = probe.shape(0).to_vec();
     let (batch, n) = (shape[0], shape[2]);
     let products = ArrayD::from_shape_vec(IxDyn(&shape), probe.noise(0, 31)).map_err(|e| e.to_string())?;
@@ -118,26 +144,33 @@ fn check_softmax(probe: &Probe, mask: Option<&str>) -> Result<f32, String> {
     if full.shape() != shape {
         return Err("probabilities do not have the shape of the scores".to_owned());
     }
-    let scale = read_scale(&products, &full).ok_or_else(|| structure_of(&full))?;
-    let far = difference(&full, &reference(&products, scale, &everything));
+    let bias = match bias {
+        Some(bias) => {
+            bias.broadcast(IxDyn(&shape)).ok_or("what is added to the scores has not their shape")?.to_owned()
+        }
+        None => ArrayD::zeros(IxDyn(&shape)),
+    };
+    let fit = read_fit(&products, &bias, &full).ok_or_else(|| structure_of(&full))?;
+    let scores = &products * fit.scale + &bias * fit.factor;
+    let far = difference(&full, &reference(&scores, &everything));
     if far > TOLERANCE {
         return Err(format!("{} (differs from softmax by {far:.1e})", structure_of(&full)));
     }
     if mask.is_none() {
-        return Ok(scale);
+        return Ok(fit);
     }
     // Padding on the right, and holes anywhere: both must only remove keys.
     let right: Vec<bool> = (0..batch * n).map(|i| i % n < (i / n + 2).min(n)).collect();
     let holes: Vec<bool> = (0..batch * n).map(|i| i % 3 != 1 || i % n == 0).collect();
     for keep in [right, holes] {
-        let far = difference(&run(&keep)?, &reference(&products, scale, &keep));
+        let far = difference(&run(&keep)?, &reference(&scores, &keep));
         if far > TOLERANCE {
             return Err(format!(
                 "its mask is not a padding mask (1 keeps, 0 removes, the same for every query): probabilities differ by {far:.1e}"
             ));
         }
     }
-    Ok(scale)
+    Ok(fit)
 }
 
 fn mask_tensor(element: ElementType, shape: &[usize], keep: &[bool]) -> Result<Tensor, String> {
@@ -150,21 +183,33 @@ fn mask_tensor(element: ElementType, shape: &[usize], keep: &[bool]) -> Result<T
     })
 }
 
-/// `log p_j - log p_k = scale * (s_j - s_k)`: least squares over neighbouring keys.
-fn read_scale(products: &ArrayD<f32>, probabilities: &ArrayD<f32>) -> Option<f32> {
-    let (mut dot, mut square) = (0f64, 0f64);
-    for (s, p) in products.rows().into_iter().zip(probabilities.rows()) {
+/// `log p_j - log p_k = scale (s_j - s_k) + factor (b_j - b_k)`: least squares over neighbouring keys.
+fn read_fit(products: &ArrayD<f32>, bias: &ArrayD<f32>, probabilities: &ArrayD<f32>) -> Option<Fit> {
+    // Sums of products of the two differences and the logarithm's.
+    let (mut ss, mut sb, mut bb, mut sy, mut by) = (0f64, 0f64, 0f64, 0f64, 0f64);
+    for ((s, b), p) in products.rows().into_iter().zip(bias.rows()).zip(probabilities.rows()) {
         for k in 1..s.len() {
             if p[k] <= 0.0 || p[k - 1] <= 0.0 {
                 return None;
             }
-            let ds = f64::from(s[k]) - f64::from(s[k - 1]);
-            dot += ds * (f64::from(p[k]).ln() - f64::from(p[k - 1]).ln());
-            square += ds * ds;
+            let step = |row: &ndarray::ArrayView1<'_, f32>| f64::from(row[k]) - f64::from(row[k - 1]);
+            let (ds, db) = (step(&s), step(&b));
+            let y = f64::from(p[k]).ln() - f64::from(p[k - 1]).ln();
+            ss += ds * ds;
+            sb += ds * db;
+            bb += db * db;
+            sy += ds * y;
+            by += db * y;
         }
     }
-    let scale = (dot / square) as f32;
-    (scale.is_finite() && scale > 0.0).then_some(scale)
+    let determinant = ss * bb - sb * sb;
+    let (scale, factor) = match determinant > 1e-9 * ss * bb {
+        true => ((sy * bb - by * sb) / determinant, (by * ss - sy * sb) / determinant),
+        false => (sy / ss, 0.0),
+    };
+    let near = |x: f64, to: f64| if (x - to).abs() < 1e-4 { to as f32 } else { x as f32 };
+    let fit = Fit { scale: scale as f32, factor: near(near(factor, 1.0).into(), 0.0) };
+    (fit.scale.is_finite() && fit.scale > 0.0 && fit.factor.is_finite()).then_some(fit)
 }
 
 /// What else the probabilities of an unmasked sentence may be.
@@ -181,14 +226,13 @@ fn structure_of(probabilities: &ArrayD<f32>) -> String {
     }
 }
 
-fn reference(products: &ArrayD<f32>, scale: f32, keep: &[bool]) -> ArrayD<f32> {
-    let n = products.shape()[2];
-    let rows_a_batch = products.shape()[1] * n;
-    let mut result = products.clone();
+fn reference(scores: &ArrayD<f32>, keep: &[bool]) -> ArrayD<f32> {
+    let n = scores.shape()[2];
+    let rows_a_batch = scores.shape()[1] * n;
+    let mut result = scores.clone();
     for (row, mut p) in result.rows_mut().into_iter().enumerate() {
         let keep = &keep[row / rows_a_batch * n..][..n];
-        let weights: Vec<f64> =
-            p.iter().zip(keep).map(|(&s, &k)| if k { f64::from(scale * s).exp() } else { 0.0 }).collect();
+        let weights: Vec<f64> = p.iter().zip(keep).map(|(&s, &k)| if k { f64::from(s).exp() } else { 0.0 }).collect();
         let sum: f64 = weights.iter().sum();
         p.iter_mut().zip(&weights).for_each(|(p, w)| *p = (w / sum) as f32);
     }

@@ -232,8 +232,8 @@ fn layer(cx: &Context<'_>, found: &Recognition, index: usize, attention: &Attent
         let reason = format!("its input has shape {:?}; [batch, n, channels] is supported", cx.recording.shape(&input));
         return Err(miss("linear", &input, reason));
     }
-    let attention_output = linear_after(cx, &attention.context, Layout::Heads)?;
-    let attention_norm = norm_of_sum(cx, found, &input, &attention_output.output)?;
+    let mut attention_output = linear_after(cx, &attention.context, Layout::Heads)?;
+    let attention_norm = norm_of_sum(cx, found, &input, &mut attention_output)?;
     let stream = &attention_norm.output;
     let starts_here =
         |site: &&ActivationSite| linear_before(cx, &site.input, Layout::Rows).is_ok_and(|l| l.input == *stream);
@@ -244,8 +244,8 @@ fn layer(cx: &Context<'_>, found: &Recognition, index: usize, attention: &Attent
         return Err(miss("activation", stream, format!("no linear map from here leads to a GELU or ReLU{hint}")));
     };
     let intermediate = linear_before(cx, &activation.input, Layout::Rows)?;
-    let output = linear_after(cx, &activation.output, Layout::Rows)?;
-    let output_norm = norm_of_sum(cx, found, stream, &output.output)?;
+    let mut output = linear_after(cx, &activation.output, Layout::Rows)?;
+    let output_norm = norm_of_sum(cx, found, stream, &mut output)?;
     Ok(Layer {
         index,
         input,
@@ -262,9 +262,27 @@ fn layer(cx: &Context<'_>, found: &Recognition, index: usize, attention: &Attent
     })
 }
 
+/// Operators that leave the elements, and their order, as they are.
+const LAYOUT_ONLY: [&str; 6] = ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"];
+
+/// The value `[batch, n, channels]` behind flattened tokens `[batch * n, channels]`, which several maps may share.
+fn unflattened(cx: &Context<'_>, value: &str) -> String {
+    let mut from = value;
+    while let (2, Some(node)) = (cx.recording.shape(from).len(), cx.index.producer(from)) {
+        let moves = LAYOUT_ONLY.contains(&node.op_type.as_str());
+        match node.input.first() {
+            Some(input) if moves && cx.index.dependence(input) == Dependence::Data => from = input,
+            _ => break,
+        }
+    }
+    match (cx.recording.shape(from), cx.recording.shape(value)) {
+        (&[batch, n, channels], &[rows, same]) if batch * n == rows && channels == same => from.to_owned(),
+        _ => value.to_owned(),
+    }
+}
+
 /// The linear map that ends in `value`. Where it works on flattened tokens, it starts before they are flattened.
 fn linear_before(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearSite> {
-    const LAYOUT_ONLY: [&str; 6] = ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"];
     let mut found = Err(miss("linear", value, "no product with a constant weight leads to it"));
     let mut known: &[usize] = &[];
     let regions = Region::ending_in(&cx.index, value);
@@ -280,7 +298,7 @@ fn linear_before(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearS
         }
         known = &region.nodes;
     }
-    found
+    found.map(|site| LinearSite { input: unflattened(cx, &site.input), ..site })
 }
 
 /// The linear map that starts at `value`.
@@ -299,28 +317,49 @@ fn linear_after(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearSi
     best
 }
 
-/// The norm whose input is `stream + branch`.
-fn norm_of_sum(cx: &Context<'_>, found: &Recognition, stream: &str, branch: &str) -> Found<NormSite> {
-    let follows = |norm: &&NormSite| Region::between(&cx.index, &[stream, branch], &norm.input).is_some();
+/// The norm whose input is `stream + branch`, or that plus a vector, which then belongs to the branch's bias: optimisers
+/// add it last.
+fn norm_of_sum(cx: &Context<'_>, found: &Recognition, stream: &str, branch: &mut LinearSite) -> Found<NormSite> {
+    let end = branch.output.clone();
+    let entries = [stream, end.as_str()];
+    let follows = |norm: &&NormSite| Region::between(&cx.index, &entries, &norm.input).is_some();
     let Some(norm) = found.norms.iter().find(follows) else {
-        let reason = format!(
-            "no layer normalisation of `{stream}` + `{branch}` follows it; only post-LN encoders are supported"
-        );
-        return Err(miss("norm", branch, reason));
+        let reason =
+            format!("no layer normalisation of `{stream}` + `{end}` follows it; only post-LN encoders are supported");
+        return Err(miss("norm", &end, reason));
     };
-    let check = || -> std::result::Result<(), String> {
-        let region = Region::between(&cx.index, &[stream, branch], &norm.input).ok_or("no region")?;
+    let added = || -> std::result::Result<Vec<f32>, String> {
+        let region = Region::between(&cx.index, &entries, &norm.input).ok_or("no region")?;
         let probe = probe::Probe::new(cx.model, &cx.index, &cx.recording, &region)?;
-        let [a, b] = [0, 1].map(|at| mabert_graph::Tensor::new(probe.shape(at), probe.noise(at, 41 + at as u64)));
-        let sum = probe.run(&[a.clone(), b.clone()])?.to_f32();
-        let expected = a.to_f32() + b.to_f32();
-        let far = sum.iter().zip(&expected).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
-        if sum.shape() != expected.shape() || far.is_nan() || far > 1e-5 {
-            return Err(format!("the norm's input is not `{stream}` + `{branch}`: they differ by {far:.1e}"));
+        let run = |a: Vec<f32>, b: Vec<f32>| {
+            let [a, b] = [(0, a), (1, b)].map(|(at, values)| mabert_graph::Tensor::new(probe.shape(at), values));
+            let sum = probe.run(&[a.clone(), b.clone()])?.to_f32();
+            let expected = a.to_f32() + b.to_f32();
+            match sum.shape() == expected.shape() {
+                true => Ok::<_, String>(sum - expected),
+                false => Err(format!("the norm's input {:?} has not the shape of the stream", sum.shape())),
+            }
+        };
+        let count = probe.shape(0).iter().product();
+        let nothing = run(vec![0.0; count], vec![0.0; count])?;
+        let more = run(probe.noise(0, 41), probe.noise(1, 42))?;
+        let first = nothing.rows().into_iter().next().ok_or("no rows")?.to_vec();
+        let far = |rows: &ndarray::ArrayD<f32>| {
+            let differ = |row: ndarray::ArrayView1<'_, f32>| {
+                row.iter()
+                    .zip(&first)
+                    .fold(0f32, |m, (x, y)| if (x - y).is_nan() { f32::INFINITY } else { m.max((x - y).abs()) })
+            };
+            rows.rows().into_iter().map(differ).fold(0f32, f32::max)
+        };
+        let far = far(&nothing).max(far(&more));
+        if far > 1e-5 * first.iter().fold(1f32, |m, v| m.max(v.abs())) {
+            return Err(format!("the norm's input is not `{stream}` + `{end}`: they differ by {far:.1e}"));
         }
-        Ok(())
+        Ok(first)
     };
-    check().map_err(|reason| miss("norm", &norm.node, reason))?;
+    let added = added().map_err(|reason| miss("norm", &norm.node, reason))?;
+    branch.bias.iter_mut().zip(added).for_each(|(bias, more)| *bias += more);
     Ok(norm.clone())
 }
 

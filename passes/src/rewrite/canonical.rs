@@ -6,6 +6,7 @@
 
 use mabert_graph::{Builder, ElementType, Expr, Model, Tensor};
 
+use super::position_bias::PositionBiases;
 use crate::Result;
 use crate::sites::{Encoder, LinearSite};
 
@@ -15,17 +16,27 @@ pub const MASK: &str = "mask/float";
 /// What a masked score is lowered by: far beyond every score, far from the largest float.
 const REMOVED: f32 = 1e9;
 
-/// Rewrites attention and linear maps canonically; `encoder` then describes the new nodes.
+/// Rewrites attention and linear maps canonically; `encoder` then describes the new nodes. Where the scores have a bias by
+/// position, it becomes a table for up to `max_seq` tokens.
 ///
 /// # Errors
 /// A weight cannot be read.
-pub fn canonicalise(model: &mut Model, encoder: &mut Encoder) -> Result<()> {
+pub fn canonicalise(model: &mut Model, encoder: &mut Encoder, max_seq: usize) -> Result<()> {
     let builder = Builder::new(model.opset(), "canonical");
     let b = &builder;
     let mask = float_mask(b, encoder);
     b.scope("mask");
     let removed = (mask.reshape(&[0, 1, 1, -1]) - 1.0) * REMOVED;
+    let biases = PositionBiases::new(b, model, encoder, max_seq)?;
     let mut shunts = Vec::new();
+    if let Some(site) = &mut encoder.embedding_projection {
+        let (input, old) = (b.value(&site.input), site.output.clone());
+        let y = linear(b, model, site, input, "embeddings/projection", 1.0)?;
+        // Layers read it under its own name; whoever else uses it, under the exporter's.
+        shunts.push((old, b.op("Identity", &[y], vec![]).name()));
+        site.output = y.name();
+        encoder.layers[0].input = y.name();
+    }
     for layer in &mut encoder.layers {
         let (heads, d) = (layer.attention.heads as i64, layer.attention.head_size as i64);
         let scope = format!("layer.{}/attention", layer.index);
@@ -41,7 +52,7 @@ pub fn canonicalise(model: &mut Model, encoder: &mut Encoder) -> Result<()> {
         let query = query.reshape(&[0, 0, heads, d]).transpose(&[0, 2, 1, 3]).named(&format!("{scope}/q"));
         let key = key.reshape(&[0, 0, heads, d]).transpose(&[0, 2, 3, 1]).named(&format!("{scope}/k"));
         let value = value.reshape(&[0, 0, heads, d]).transpose(&[0, 2, 1, 3]).named(&format!("{scope}/v"));
-        let scores = query.matmul(key).named(&format!("{scope}/scores"));
+        let scores = biases.add(query.matmul(key), layer.attention.bias.as_ref()).named(&format!("{scope}/scores"));
         let probabilities = (scores + removed).softmax().named(&format!("{scope}/probabilities"));
         let context = probabilities.matmul(value).named(&format!("{scope}/context_of_heads"));
         let joined = context.transpose(&[0, 2, 1, 3]).reshape(&[0, 0, heads * d]).named(&format!("{scope}/context"));
@@ -55,17 +66,15 @@ pub fn canonicalise(model: &mut Model, encoder: &mut Encoder) -> Result<()> {
         let old = layer.attention_output.output.clone();
         let o = linear(b, model, &mut layer.attention_output, joined, &format!("{scope}/output"), 1.0)?;
         shunts.push((old, o.name()));
+        shunts.push((layer.attention_norm.input.clone(), (x + o).name()));
         let scope = format!("layer.{}", layer.index);
-        for (site, part) in [(&mut layer.intermediate, "intermediate"), (&mut layer.output, "output")] {
-            let (input, old) = (b.value(&site.input), site.output.clone());
-            let y = linear(b, model, site, input, &format!("{scope}/{part}"), 1.0)?;
-            shunts.push((old, y.name()));
-        }
-    }
-    if let Some(site) = &mut encoder.embedding_projection {
-        let (input, old) = (b.value(&site.input), site.output.clone());
-        let y = linear(b, model, site, input, "embeddings/projection", 1.0)?;
-        shunts.push((old, y.name()));
+        let stream = b.value(&layer.attention_norm.output);
+        let old = [&layer.intermediate.output, &layer.output.output].map(String::clone);
+        let up = linear(b, model, &mut layer.intermediate, stream, &format!("{scope}/intermediate"), 1.0)?;
+        let active = b.value(&layer.output.input);
+        let down = linear(b, model, &mut layer.output, active, &format!("{scope}/output"), 1.0)?;
+        shunts.extend(old.into_iter().zip([up.name(), down.name()]));
+        shunts.push((layer.output_norm.input.clone(), (stream + down).name()));
     }
     let patch = shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new));
     patch.apply(model)?;

@@ -50,7 +50,9 @@ pub fn fold_norms(model: &mut Model, encoder: &mut Encoder) -> Result<FoldReport
     if let Some(site) = &mut encoder.embedding_projection {
         let old = site.output.clone();
         let value = absorb(b, model, site, &stream, "embeddings/projection/folded")?;
-        shunts.push((old, value.name()));
+        // Under the old name for whoever else uses it; the layers read the stream by its own.
+        b.scope("embeddings/projection/leave");
+        shunts.push((old, b.op("Identity", &[value], vec![]).name()));
         let channels = site.outputs;
         stream = Stream { value, p: Array1::ones(channels), q: Array1::zeros(channels) };
     }

@@ -10,6 +10,7 @@ mod first_token;
 mod fold;
 mod merge_qkv;
 mod norm;
+mod position_bias;
 mod reassociate;
 mod softmax;
 
@@ -29,11 +30,14 @@ use mabert_graph::Model;
 
 use crate::Result;
 
-/// Brings a model into the form that the recogniser reads: fused operators spelled out, constants folded.
+/// Brings a model into the form that the recogniser reads: functions and fused operators spelled out, single precision,
+/// constants folded.
 ///
 /// # Errors
 /// The graph's wiring is broken, a constant cannot be computed, or a weight is not finite.
 pub fn prepare(model: &mut Model) -> Result<()> {
+    mabert_graph::inline_functions(model)?;
+    mabert_graph::widen_half(model)?;
     refuse_unusable_weights(model)?;
     mabert_graph::decompose_fused(model)?;
     fold_constants(model)?;

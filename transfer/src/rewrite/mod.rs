@@ -12,7 +12,7 @@ use mabert_passes::pipeline::{Keep, Options as PassOptions, Order, Pass, Rewriti
 use mabert_passes::recording::longest_sequence;
 use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
 use mabert_passes::sites::Encoder;
-use mabert_runtime::{Named, Options as RunOptions};
+use mabert_runtime::{Named, Options as RunOptions, Taps};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,8 @@ const BATCH_TOKENS: usize = 1024;
 const BATCH_ROWS: usize = 64;
 /// What the exact passes may change, relative to outputs above 1.
 const EXACT: f64 = 1e-3;
+/// The same where weights are rounded to half precision at the end.
+const EXACT_IN_HALF: f64 = 5e-2;
 
 /// How the student's parameters are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -259,7 +261,7 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     }
 
     progress.begin("finish", 3);
-    let Rewriting { teacher, encoder, misses, .. } = rewriting;
+    let Rewriting { teacher, encoder, misses, half, .. } = rewriting;
     let end = |of: &Encoder| of.layers.last().map(|l| l.output_norm.output.clone());
     let mask = encoder.mask.as_ref().map(|m| m.input.as_str());
     let non_linear_before = non_linear_nodes(&teacher, mask, end(&encoder).as_deref())?.len();
@@ -281,8 +283,11 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     let odd_inputs = OddInputs { sequences: count(&odd), overflow: overflows(&odd, &outputs(&prepared, &odd)?) };
     progress.end();
     let exact = distances(&held_out, &unfinished, &finished)?.iter().map(|o| o.exceeds).fold(0.0, f64::max);
-    if exact > EXACT {
+    if exact > if half { EXACT_IN_HALF } else { EXACT } {
         return Err(Error::Check(format!("the exact passes changed the outputs by {exact:.1e} of their size")));
+    }
+    if half && calibrates {
+        refuse_beyond_half(&student.model, &held_out)?;
     }
     let dev = note(job.transfer.name(), stage_start.elapsed().as_secs_f64(), &prepared, &finished)?;
     drop(prepared);
@@ -313,6 +318,26 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
         peak_memory: peak_memory(),
     };
     Ok((student.model, report))
+}
+
+/// Every value that the student computes on `batches` must fit half precision, in which it will be run.
+fn refuse_beyond_half(student: &Model, batches: &[Batch]) -> Result<()> {
+    const LARGEST: f32 = 65_504.0;
+    let everything = RunOptions::default().taps(Taps::Everything).prepare(student)?;
+    for batch in batches {
+        let inputs = batch.inputs(everything.inputs())?;
+        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+        for (name, value) in everything.run(&given)? {
+            let largest = value.as_f32().map_or(0.0, |v| v.iter().fold(0f32, |m, x| m.max(x.abs())));
+            if largest > LARGEST {
+                return Err(Error::Check(format!(
+                    "`{name}` of the student reaches {largest:.1e}, beyond half precision's {LARGEST}: keep what holds it \
+                     (--keep norm), or rewrite the model in single precision"
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The closed form, with gradient steps on each block where they are wanted.
@@ -427,6 +452,7 @@ fn made_by(model: &Path, job: &Job) -> serde_json::Value {
         "calibration-tokens": job.calibration_tokens,
         "training": job.full,
         "seed": job.seed,
+        "positions a step": full::DEFAULT_POSITIONS,
     })
 }
 

@@ -1,0 +1,49 @@
+//! Fused operators of the standard domain.
+
+use super::{Fused, Outputs};
+use crate::{ElementType, Expr, NodeExt as _, Tensor};
+
+/// `softmax(scale Q K^T + mask) V`, rows without any key giving zero.
+pub(super) fn attention<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
+    let Fused { b, index, node, .. } = *fused;
+    let causal = node.int("is_causal", 0) != 0 || node.float("softcap", 0.0) != 0.0;
+    let cached = (4..7).any(|at| fused.name(at).is_some());
+    if causal || cached || (1..4).any(|at| fused.used(at)) || node.attribute("q_num_heads").is_some() {
+        return None;
+    }
+    let [q, k, v] = [0, 1, 2].map(|at| b.value(&node.input[at]));
+    let scale = match node.attribute("scale") {
+        Some(scale) => b.parameter("scale", &Tensor::scalar(scale.f)),
+        None => head_size_scale(q),
+    };
+    let mut scores = q.matmul(k.transpose(&[0, 1, 3, 2])) * scale;
+    let mut guarded = false;
+    if let Some(mask) = fused.name(3) {
+        let mask_value = b.value(mask);
+        if index.element_type(mask) != Some(ElementType::Bool) {
+            scores = scores + mask_value;
+        } else {
+            let [zero, low] = [0.0, f32::NEG_INFINITY].map(|x| b.parameter("bias", &Tensor::scalar(x)));
+            scores = scores + b.op("Where", &[mask_value, zero, low], vec![]);
+            guarded = true;
+        }
+    }
+    let mut probabilities = scores.softmax();
+    if guarded {
+        let nothing = b.op("IsNaN", &[probabilities], vec![]);
+        let zero = b.parameter("zero", &Tensor::scalar(0f32));
+        probabilities = b.op("Where", &[nothing, zero, probabilities], vec![]);
+    }
+    Some(vec![(0, probabilities.matmul(v))])
+}
+
+/// `1 / sqrt(d)`, `d` read from the shape of `q` `[batch, heads, n, d]`.
+fn head_size_scale(q: Expr<'_>) -> Expr<'_> {
+    q.shape().slice(0, 3, 4).cast(ElementType::F32).sqrt().reciprocal()
+}
+
+/// `Cast` to the type of the other operand, which is needed for nothing else.
+pub(super) fn cast_like<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
+    let element = fused.index.element_type(fused.name(1)?)?;
+    Some(vec![(0, fused.operand(0)?.cast(element))])
+}

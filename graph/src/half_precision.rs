@@ -1,0 +1,214 @@
+//! Models that compute in half precision, brought to single precision and back.
+//!
+//! Work on a model (probing, calibrating, running where the CPU has no half-precision arithmetic) is done in `f32`; what
+//! the model takes and gives keeps its type.
+
+use onnx_protobuf::{AttributeProto, GraphProto, NodeProto, TensorProto, type_proto};
+
+use crate::{ElementType, Error, Model, NodeExt as _, Result, Tensor, attribute};
+
+/// The largest finite `f16`.
+const LARGEST: f32 = 65_504.0;
+
+/// Whether inner values of the model are of half precision: it holds constants of it, or casts to it that are not outputs.
+pub fn is_half(model: &Model) -> bool {
+    fn graph_is(graph: &GraphProto) -> bool {
+        let half = ElementType::F16.onnx();
+        let given_out = |node: &NodeProto| graph.output.iter().any(|o| node.output.contains(&o.name));
+        let casts = |n: &NodeProto| n.is("Cast") && n.int("to", 0) == i64::from(half) && !given_out(n);
+        graph.initializer.iter().any(|t| t.data_type == half)
+            || graph.node.iter().any(|n| casts(n) || n.subgraphs().into_iter().any(graph_is))
+    }
+    graph_is(model.graph())
+}
+
+/// Makes every inner value of half precision one of single precision; returns whether there were any. Inputs and outputs of
+/// the graph keep their types.
+///
+/// # Errors
+/// A constant cannot be read.
+pub fn widen_half(model: &mut Model) -> Result<bool> {
+    if !is_half(model) {
+        return Ok(false);
+    }
+    convert(model, ElementType::F16, ElementType::F32, &|tensor, _| Ok(tensor))?;
+    Ok(true)
+}
+
+/// Makes every inner value of single precision one of half precision. Inputs and outputs of the graph keep their types.
+/// Single numbers beyond the range of `f16`, as masks add them to scores, become the largest it has.
+///
+/// # Errors
+/// A constant cannot be read, or has an element beyond the range of `f16`.
+pub fn narrow_to_half(model: &mut Model) -> Result<()> {
+    convert(model, ElementType::F32, ElementType::F16, &|tensor, name| {
+        let values = tensor.to_f32();
+        match values.iter().position(|v| v.abs() > LARGEST) {
+            None => Ok(tensor),
+            Some(_) if values.len() == 1 => Ok(values.mapv(|v| v.clamp(-LARGEST, LARGEST)).into()),
+            Some(at) => {
+                let value = values.iter().nth(at).copied().unwrap_or_default();
+                Err(Error::tensor(name, format!("{value} at element {at} is beyond half precision's {LARGEST}")))
+            }
+        }
+    })
+}
+
+type Check<'c> = dyn Fn(Tensor, &str) -> Result<Tensor> + 'c;
+
+fn convert(model: &mut Model, from: ElementType, to: ElementType, check: &Check) -> Result<()> {
+    let graph = model.graph_mut();
+    let declared = |info: &onnx_protobuf::ValueInfoProto| match info.type_.as_ref().and_then(|t| t.value.as_ref()) {
+        Some(type_proto::Value::TensorType(tensor)) => ElementType::from_onnx(tensor.elem_type),
+        _ => None,
+    };
+    // Outputs that are cast already on their way out stay as they are.
+    let mut outputs: Vec<String> =
+        graph.output.iter().filter(|o| declared(o) == Some(from)).map(|o| o.name.clone()).collect();
+    let cast_out = |node: &NodeProto| node.is("Cast") && outputs.contains(&node.output[0]);
+    let (leaving, staying): (Vec<NodeProto>, _) = std::mem::take(&mut graph.node).into_iter().partition(cast_out);
+    graph.node = staying;
+    outputs.retain(|name| leaving.iter().all(|node| node.output[0] != *name));
+    convert_graph(graph, from, to, check)?;
+    graph.value_info.clear();
+    let cast = |name: String, input: String, to: ElementType| NodeProto {
+        op_type: "Cast".to_owned(),
+        name: name.clone(),
+        input: vec![input],
+        output: vec![name],
+        attribute: vec![attribute::int("to", i64::from(to.onnx()))],
+        ..NodeProto::default()
+    };
+    let initialised: Vec<String> = graph.initializer.iter().map(|t| t.name.clone()).collect();
+    let inputs: Vec<String> = graph
+        .input
+        .iter()
+        .filter(|i| declared(i) == Some(from) && !initialised.contains(&i.name))
+        .map(|i| i.name.clone())
+        .collect();
+    // An input that is also an initializer has the constant's type.
+    for input in graph.input.iter_mut().filter(|i| initialised.contains(&i.name)) {
+        if let Some(type_proto::Value::TensorType(tensor)) = input.type_.as_mut().and_then(|t| t.value.as_mut())
+            && tensor.elem_type == from.onnx()
+        {
+            tensor.elem_type = to.onnx();
+        }
+    }
+    for name in inputs {
+        let inner = format!("{name}/{to}");
+        graph.node.iter_mut().for_each(|n| rename_uses(n, &name, &inner));
+        graph.node.insert(0, cast(inner, name, to));
+    }
+    for name in outputs {
+        let inner = format!("{name}/{to}");
+        for node in &mut graph.node {
+            rename_uses(node, &name, &inner);
+            node.output.iter_mut().filter(|o| **o == name).for_each(|o| o.clone_from(&inner));
+        }
+        graph.node.push(cast(name, inner, from));
+    }
+    graph.node.extend(leaving);
+    Ok(())
+}
+
+fn convert_graph(graph: &mut GraphProto, from: ElementType, to: ElementType, check: &Check) -> Result<()> {
+    for tensor in &mut graph.initializer {
+        convert_tensor(tensor, from, to, check)?;
+    }
+    for node in &mut graph.node {
+        let is_cast = node.is("Cast");
+        for attribute in &mut node.attribute {
+            convert_attribute(attribute, is_cast, from, to, check)?;
+        }
+    }
+    Ok(())
+}
+
+fn convert_attribute(
+    attribute: &mut AttributeProto,
+    of_cast: bool,
+    from: ElementType,
+    to: ElementType,
+    check: &Check,
+) -> Result<()> {
+    if of_cast && attribute.name == "to" && attribute.i == i64::from(from.onnx()) {
+        attribute.i = i64::from(to.onnx());
+    }
+    let tensors = attribute.t.as_mut().into_iter().chain(&mut attribute.tensors);
+    for tensor in tensors {
+        convert_tensor(tensor, from, to, check)?;
+    }
+    for graph in attribute.g.as_mut().into_iter().chain(&mut attribute.graphs) {
+        convert_graph(graph, from, to, check)?;
+    }
+    Ok(())
+}
+
+fn convert_tensor(tensor: &mut TensorProto, from: ElementType, to: ElementType, check: &Check) -> Result<()> {
+    if tensor.data_type == from.onnx() {
+        let value = check(Tensor::from_proto(tensor)?, &tensor.name)?;
+        let value = match to {
+            ElementType::F16 => value.to_f32().mapv(half::f16::from_f32).into(),
+            _ => Tensor::F32(value.to_f32()),
+        };
+        *tensor = value.to_proto(&tensor.name);
+    }
+    Ok(())
+}
+
+fn rename_uses(node: &mut NodeProto, from: &str, to: &str) {
+    fn in_graph(graph: &mut GraphProto, from: &str, to: &str) {
+        graph.node.iter_mut().for_each(|n| rename_uses(n, from, to));
+        graph.output.iter_mut().filter(|o| o.name == from).for_each(|o| to.clone_into(&mut o.name));
+    }
+    node.input.iter_mut().filter(|i| *i == from).for_each(|i| to.clone_into(i));
+    for attribute in &mut node.attribute {
+        attribute.g.as_mut().into_iter().chain(&mut attribute.graphs).for_each(|g| in_graph(g, from, to));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+
+    use super::*;
+    use crate::Builder;
+
+    fn model() -> Model {
+        let b = Builder::new(17, "test");
+        let x = b.input("x", ElementType::F16, &["n", "2"]);
+        let w = b.constant("w", &Tensor::from(ndarray::arr1(&[1.5, -2.0].map(f16::from_f32)).into_dyn()));
+        let y = (x * w).named("y");
+        let mut model = b.model(&[y]);
+        model.graph_mut().output[0] = crate::builder::value_info("y", ElementType::F16, &["n", "2"]);
+        model
+    }
+
+    #[test]
+    fn inner_values_change_and_the_ends_keep_their_types() {
+        let mut wide = model();
+        assert!(widen_half(&mut wide).unwrap());
+        assert_eq!(wide.constant("w").unwrap(), Tensor::new(&[2], vec![1.5f32, -2.0]));
+        let ends = |m: &Model| (m.inputs()[0].element, m.outputs()[0].element);
+        assert_eq!(ends(&wide), (Some(ElementType::F16), Some(ElementType::F16)));
+        let casts: Vec<i64> = wide.graph().node.iter().filter(|n| n.is("Cast")).map(|n| n.int("to", 0)).collect();
+        assert_eq!(casts, [1, 10]);
+        let once = wide.proto().clone();
+        assert!(!widen_half(&mut wide).unwrap());
+        assert!(*wide.proto() == once);
+    }
+
+    #[test]
+    fn what_half_precision_cannot_hold_is_named() {
+        let b = Builder::new(17, "test");
+        let x = b.input("x", ElementType::F32, &["n", "2"]);
+        let w = b.constant("w", &Tensor::new(&[2], vec![1f32, 7e4]));
+        let mut model = b.model(&[((x + -1e9) * w).named("y")]);
+        let message = narrow_to_half(&mut model).unwrap_err().to_string();
+        assert!(message.contains("`w`: 70000 at element 1"), "{message}");
+        model.set_constant("w", &Tensor::new(&[2], vec![1f32, 7.0]));
+        narrow_to_half(&mut model).unwrap();
+        let scalar = &model.graph().node[1].input[1];
+        assert_eq!(model.constant(scalar).unwrap().to_f32().sum(), -65_504.0);
+    }
+}

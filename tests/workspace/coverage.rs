@@ -1,0 +1,218 @@
+//! Every model of `fixtures/coverage`, architecture x head x exporter x opset: rewritten and checked, or refused with the
+//! reason. `docs/coverage.md` is the table that this test makes; `UPDATE_DOCS=1` writes it anew.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use mabert_graph::{Dim, Model};
+use mabert_passes::contract::non_linear_nodes;
+use mabert_passes::pipeline::{Options, Order, Rewriting};
+use mabert_runtime::{Engine, Named, OrtModel};
+use mabert_tests::{MAX_SEQ, borrowed, fixture, options, padded_inputs};
+use mabert_transfer::progress::Silent;
+use mabert_transfer::rewrite::{Job, rewrite};
+use rayon::prelude::*;
+
+const WORDS: i64 = 64;
+
+/// What the table says of one model.
+struct Cell {
+    name: String,
+    outcome: Result<Measured, String>,
+}
+
+struct Measured {
+    order: Order,
+    half: bool,
+    /// Of the canonical teacher on tract, from the model as exported on onnxruntime.
+    teacher: f32,
+    /// Of the student on tract, from the same student on onnxruntime.
+    student: f32,
+    /// Operators of the head that are not matrix arithmetic.
+    head: Vec<String>,
+}
+
+/// Models that are refused, by what their names begin with, and a part of the reason.
+const REFUSED: [(&str, &str); 0] = [];
+
+/// Differences relative to outputs above 1. A student that is not calibrated computes large numbers on the way, whose
+/// rounding shows.
+const TEACHER: f32 = 1e-4;
+const STUDENT: f32 = 5e-4;
+/// onnxruntime rounds each value of a model of half precision; tract computes it in single precision.
+const HALF: f32 = 5e-2;
+
+fn models() -> Vec<PathBuf> {
+    let files = std::fs::read_dir(fixture("coverage")).expect("fixtures/coverage is part of the repository");
+    let mut found: Vec<PathBuf> = files.map(|f| f.expect("a readable folder").path()).collect();
+    found.retain(|f| f.extension().is_some_and(|e| e == "onnx"));
+    found.sort();
+    found
+}
+
+/// The furthest of all outputs over sizes and masks, relative to outputs above 1.
+fn furthest(a: &dyn Engine, b: &dyn Engine) -> Result<f32, String> {
+    let mut worst = 0f32;
+    for (batch, length) in sizes(a) {
+        let inputs = padded_inputs(a.inputs(), batch, length, WORDS, 5 + length as u64);
+        let run = |engine: &dyn Engine| engine.run(&borrowed(&inputs)).map_err(|e| format!("{batch} x {length}: {e}"));
+        let (x, y) = (run(a)?, run(b)?);
+        worst = worst.max(far(&x, &y)?);
+    }
+    Ok(worst)
+}
+
+fn far(x: &Named, y: &Named) -> Result<f32, String> {
+    let mut worst = 0f32;
+    for ((name, x), (other, y)) in x.iter().zip(y) {
+        if name != other || x.shape() != y.shape() || x.element_type() != y.element_type() {
+            return Err(format!("output `{name}` {:?} against `{other}` {:?}", x.shape(), y.shape()));
+        }
+        let (x, y) = (x.to_f32(), y.to_f32());
+        let largest = x.iter().fold(1f32, |m, v| m.max(v.abs()));
+        let differ = |d: f32| if d.is_nan() { f32::INFINITY } else { d.abs() };
+        worst = x.iter().zip(&y).fold(worst, |m, (x, y)| m.max(differ(x - y) / largest));
+    }
+    Ok(worst)
+}
+
+/// Batch sizes and lengths that the model takes.
+fn sizes(engine: &dyn Engine) -> Vec<(usize, usize)> {
+    let dims = engine.inputs()[0].dims.clone().unwrap_or_default();
+    let fixed = |axis: usize| match dims.get(axis) {
+        Some(Dim::Fixed(n)) => Some(*n),
+        _ => None,
+    };
+    let wanted = [(1, 1), (1, 7), (3, 12), (2, 5)];
+    let mut sizes: Vec<_> = wanted.map(|(b, l)| (fixed(0).unwrap_or(b), fixed(1).unwrap_or(l))).to_vec();
+    sizes.dedup();
+    sizes
+}
+
+fn check(path: &Path) -> Result<Measured, String> {
+    let model = Model::load(path).map_err(|e| e.to_string())?;
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let order = if name.starts_with("mpnet") { Order::Paper } else { Order::Linear };
+    let rewriting = Rewriting::new(model, Options { order, ..options() }).map_err(|e| e.to_string())?;
+    let half = rewriting.half;
+    let bound = |single: f32| if half { HALF } else { single };
+    let exported = OrtModel::load(path, 1).map_err(|e| e.to_string())?;
+    let tract = |model: &Model| mabert_runtime::Options::default().prepare(model).map_err(|e| e.to_string());
+    let teacher = furthest(&exported, &tract(&rewriting.teacher)?).map_err(|e| format!("teacher: {e}"))?;
+    if teacher.is_nan() || teacher > bound(TEACHER) {
+        return Err(format!("the canonical teacher is {teacher:.1e} from the exported model"));
+    }
+    // The structure is the same whether calibrated or not; only half precision needs values that fit it.
+    let model = match half {
+        true => {
+            let job = Job {
+                max_seq: Some(MAX_SEQ),
+                hidden: Some(8),
+                order,
+                calibration_tokens: Some(2_000),
+                ..Job::default()
+            };
+            rewrite(path, &job, &Silent).map_err(|e| e.to_string())?.0
+        }
+        false => {
+            let mut student = rewriting.approximate().map_err(|e| e.to_string())?;
+            student.finish().map_err(|e| e.to_string())?;
+            student.model
+        }
+    };
+    let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let saved = folder.path().join("student.onnx");
+    model.save(&saved).map_err(|e| e.to_string())?;
+    let last = rewriting.encoder.layers.last().expect("an encoder has layers");
+    let mask = rewriting.encoder.mask.as_ref().map(|m| m.input.as_str());
+    let end = [format!("{}/first_token", last.output_norm.output), last.output_norm.output.clone()];
+    let computed = |value: &&String| model.graph().node.iter().any(|n| n.output.contains(value));
+    let end = end.iter().find(computed).map(String::as_str);
+    let left = non_linear_nodes(&model, mask, end).map_err(|e| format!("contract: {e}"))?;
+    if let Some(node) = left.iter().find(|n| !n.in_head) {
+        return Err(format!("{} `{}` is left in the encoder", node.operator, node.node));
+    }
+    let on_ort = OrtModel::load(&saved, 1).map_err(|e| format!("student: {e}"))?;
+    let student = furthest(&on_ort, &tract(&model)?).map_err(|e| format!("student: {e}"))?;
+    if student.is_nan() || student > bound(STUDENT) {
+        return Err(format!("the student on tract is {student:.1e} from itself on onnxruntime"));
+    }
+    let mut head: Vec<String> = left.into_iter().map(|n| n.operator).collect();
+    head.sort();
+    head.dedup();
+    Ok(Measured { order, half, teacher, student, head })
+}
+
+/// The page that people read.
+fn page(cells: &[Cell]) -> String {
+    let mut rows: BTreeMap<[&str; 2], BTreeMap<String, Vec<&Cell>>> = BTreeMap::new();
+    for cell in cells {
+        let mut parts = cell.name.split('-');
+        let [family, head, exporter, opset] = std::array::from_fn(|_| parts.next().unwrap_or_default());
+        let column = format!("{exporter} {opset}");
+        rows.entry([family, head]).or_default().entry(column).or_default().push(cell);
+    }
+    let mut text = "# Coverage\n\n".to_owned();
+    text.push_str(INTRODUCTION);
+    let rewritten = cells.iter().filter(|c| c.outcome.is_ok()).count();
+    writeln!(text, "{} models: {rewritten} rewritten, {} refused.\n", cells.len(), cells.len() - rewritten).unwrap();
+    text.push_str("| architecture | head | exporter and opset | variant | result |\n|---|---|---|---|---|\n");
+    for ([family, head], columns) in &rows {
+        for (column, cells) in columns {
+            for cell in cells {
+                let variant = cell.name.splitn(5, '-').nth(4).unwrap_or_default().replace('-', " ");
+                let result = match &cell.outcome {
+                    Ok(m) => {
+                        let mut notes = vec!["rewritten".to_owned()];
+                        notes.extend((m.order == Order::Paper).then(|| "`--attention paper`".to_owned()));
+                        notes.extend(m.half.then(|| "in half precision".to_owned()));
+                        notes.extend((!m.head.is_empty()).then(|| format!("{} in the head", m.head.join(", "))));
+                        notes.join(", ")
+                    }
+                    Err(_) => {
+                        let reason = REFUSED.iter().find(|(part, _)| cell.name.starts_with(part));
+                        format!("refused: {}", reason.map_or("", |(_, reason)| reason))
+                    }
+                };
+                writeln!(text, "| {family} | {head} | {column} | {variant} | {result} |").unwrap();
+            }
+        }
+    }
+    text
+}
+
+const INTRODUCTION: &str = include_str!("coverage.md");
+
+#[test]
+fn every_model_is_rewritten_or_refused_with_the_reason() {
+    let of = |path: &PathBuf| {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Cell { name, outcome: check(path) }
+    };
+    let cells: Vec<Cell> = models().par_iter().map(of).collect();
+    assert!(cells.len() > 150, "only {} models", cells.len());
+    let mut faults = String::new();
+    let mut worst = [0f32; 2];
+    for cell in &cells {
+        let expected = REFUSED.iter().find(|(part, _)| cell.name.starts_with(part)).map(|(_, reason)| *reason);
+        match (&cell.outcome, expected) {
+            (Ok(found), None) if !found.half => {
+                worst = [worst[0].max(found.teacher), worst[1].max(found.student)];
+            }
+            (Ok(_), None) => {}
+            (Err(reason), Some(part)) if reason.contains(part) => {}
+            (Ok(_), Some(_)) => writeln!(faults, "{}: is rewritten, not refused", cell.name).unwrap(),
+            (Err(reason), _) => writeln!(faults, "{}: {reason}", cell.name).unwrap(),
+        }
+    }
+    eprintln!("furthest teacher {:.1e}, student {:.1e}", worst[0], worst[1]);
+    assert!(faults.is_empty(), "\n{faults}");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/coverage.md");
+    let page = page(&cells);
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&file, &page).unwrap();
+    }
+    let written = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(written == page, "docs/coverage.md is not what the models give: run this test with UPDATE_DOCS=1");
+}
