@@ -29,6 +29,11 @@ impl Boundary {
     pub fn symbolic(name: &str, element: ElementType, dims: &[&str]) -> Self {
         Self { name: name.to_owned(), element, dims: dims.iter().map(|d| (*d).to_owned()).collect() }
     }
+
+    /// The boundary as a graph declares its inputs.
+    pub fn declared(&self) -> ValueInfoProto {
+        value_info(&self.name, self.element, &self.dims.iter().map(String::as_str).collect::<Vec<_>>())
+    }
 }
 
 impl Model {
@@ -56,13 +61,11 @@ impl Model {
         }
         let mut constants: Vec<usize> = needed.iter().map(|n| initializers[n]).collect();
         constants.sort_unstable();
-        let declared =
-            |b: &Boundary| value_info(&b.name, b.element, &b.dims.iter().map(String::as_str).collect::<Vec<_>>());
         let graph = GraphProto {
             name: format!("{} (part)", graph.name),
             node: nodes,
             initializer: constants.into_iter().map(|i| graph.initializer[i].clone()).collect(),
-            input: inputs.iter().map(declared).collect(),
+            input: inputs.iter().map(Boundary::declared).collect(),
             output: outputs.iter().map(|o| ValueInfoProto { name: (*o).to_owned(), ..Default::default() }).collect(),
             ..GraphProto::default()
         };

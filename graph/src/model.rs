@@ -73,9 +73,14 @@ impl Model {
     /// The file or its external data is missing, truncated, or not ONNX.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let proto = decode(&path.display().to_string(), &bytes)?;
-        drop(bytes);
+        let unreadable = |source| Error::Read { path: path.to_owned(), source };
+        let mut file = std::fs::File::open(path).map_err(unreadable)?;
+        if file.metadata().map_err(unreadable)?.is_dir() {
+            return Err(unreadable(std::io::ErrorKind::IsADirectory.into()));
+        }
+        // Read as it comes: the file is never in memory beside the message. Not mapped either: a file that is cut short
+        // under a map ends the process.
+        let proto = decode(&path.display().to_string(), || ModelProto::parse_from_reader(&mut file))?;
         let mut model = Self { proto, storage: Storage::Inside, origin: path.display().to_string() };
         let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
         model.storage = external::load(&mut model.proto, &folder)?;
@@ -88,7 +93,7 @@ impl Model {
     /// The bytes are not ONNX, or refer to external data.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let origin = "<bytes>".to_owned();
-        let mut proto = decode(&origin, bytes)?;
+        let mut proto = decode(&origin, || ModelProto::parse_from_bytes(bytes))?;
         external::refuse(&mut proto)?;
         Ok(Self { proto, storage: Storage::Inside, origin })
     }
@@ -241,12 +246,9 @@ fn dim(dim: &tensor_shape_proto::Dimension) -> Dim {
     }
 }
 
-fn decode(origin: &str, bytes: &[u8]) -> Result<ModelProto> {
+fn decode(origin: &str, parse: impl FnOnce() -> protobuf::Result<ModelProto>) -> Result<ModelProto> {
     let fault = |reason: String| Error::NotOnnx { origin: origin.to_owned(), reason };
-    if bytes.is_empty() {
-        return Err(fault("the file is empty".to_owned()));
-    }
-    let proto = ModelProto::parse_from_bytes(bytes).map_err(|e| fault(e.to_string()))?;
+    let proto = parse().map_err(|e| fault(e.to_string()))?;
     check(origin, &proto)?;
     Ok(proto)
 }
@@ -254,6 +256,9 @@ fn decode(origin: &str, bytes: &[u8]) -> Result<ModelProto> {
 /// Random bytes can decode as a message of unknown fields: a model has a version, an operator set and a graph.
 fn check(origin: &str, proto: &ModelProto) -> Result<()> {
     let fault = |reason: &str| Err(Error::NotOnnx { origin: origin.to_owned(), reason: reason.to_owned() });
+    if *proto == ModelProto::default() {
+        return fault("it is empty");
+    }
     let Some(graph) = proto.graph.as_ref() else { return fault("it holds no graph") };
     if proto.ir_version <= 0 {
         return fault("it states no IR version");

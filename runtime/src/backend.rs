@@ -20,7 +20,8 @@ impl Runtime for MabertRuntime {
     }
 
     fn prepare_with_options(&self, mut model: TypedModel, options: &RunOptions) -> TractResult<Box<dyn Runnable>> {
-        crate::model::optimise(&mut model, true)?;
+        crate::model::declutter(&mut model)?;
+        crate::model::generate(&mut model, true)?;
         Ok(Box::new(TypedSimplePlan::new_with_options(model, options)?))
     }
 }

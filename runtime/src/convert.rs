@@ -1,10 +1,14 @@
 //! Between this project's models and tensors and tract's.
 
-use mabert_graph::proto::Message as _;
-use mabert_graph::{Model as Graph, Tensor};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use mabert_graph::proto::{Message as _, TensorProto};
+use mabert_graph::{Boundary, ElementType, Model as Graph, NodeExt as _, Tensor};
 use prost::Message as _;
+use tract_core::ops::konst::Const;
 use tract_onnx::pb;
-use tract_onnx::prelude::{Datum, Tensor as TractTensor};
+use tract_onnx::prelude::{Datum, InferenceModel, Tensor as TractTensor, TractResult, TypedFact};
 
 use crate::{Error, Result};
 
@@ -19,6 +23,61 @@ pub(crate) fn message(graph: &mut Graph) -> Result<pb::ModelProto> {
         tensor.raw_data = values;
     }
     Ok(message)
+}
+
+/// Constants of fewer bytes stay in the message: tract needs shapes and the like when it reads the graph.
+const WEIGHT: usize = 1 << 16;
+
+/// Takes large constants of `f32` out of the graph, where they become inputs: tract copies what it reads, and one at a time is
+/// less than all of them. [`put_weight`] puts each back.
+pub(crate) fn take_weights(graph: &mut Graph) -> Vec<TensorProto> {
+    // Subgraphs capture values by name: such models keep their constants where they are.
+    if graph.graph().node.iter().any(|node| !node.subgraphs().is_empty()) {
+        return Vec::new();
+    }
+    let outputs: HashSet<String> = graph.graph().output.iter().map(|o| o.name.clone()).collect();
+    let graph = graph.graph_mut();
+    let declared: HashSet<String> = graph.input.iter().map(|i| i.name.clone()).collect();
+    let is_weight = |t: &TensorProto| {
+        let known = declared.contains(&t.name) || outputs.contains(&t.name);
+        t.raw_data.len() >= WEIGHT && t.data_type == ElementType::F32.onnx() && !known
+    };
+    let all = std::mem::take(&mut graph.initializer);
+    let (weights, others): (Vec<TensorProto>, _) = all.into_iter().partition(is_weight);
+    graph.initializer = others;
+    graph.input.extend(weights.iter().map(|t| {
+        let dims: Vec<usize> = t.dims.iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect();
+        Boundary::fixed(&t.name, ElementType::F32, &dims).declared()
+    }));
+    weights
+}
+
+/// Makes the input that stands for `weight` a constant of `model`.
+pub(crate) fn put_weight(model: &mut InferenceModel, weight: TensorProto) -> Result<()> {
+    let shape: Vec<usize> = weight.dims.iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect();
+    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    if count.and_then(|n| n.checked_mul(ElementType::F32.size())) != Some(weight.raw_data.len()) {
+        // Told with the reason.
+        return Tensor::from_proto(&weight).map(drop).map_err(Into::into);
+    }
+    let filled = || -> TractResult<Arc<TractTensor>> {
+        let mut tensor = TractTensor::zero::<f32>(&shape)?;
+        let mut values = tensor.to_plain_array_view_mut::<f32>()?;
+        for (value, bytes) in values.iter_mut().zip(weight.raw_data.as_chunks::<4>().0) {
+            *value = f32::from_le_bytes(*bytes);
+        }
+        Ok(Arc::new(tensor))
+    };
+    let tensor = filled().map_err(Error::tract)?;
+    let place = || -> TractResult<()> {
+        let id = model.node_by_name(&weight.name)?.id;
+        let node = model.node_mut(id);
+        node.outputs[0].fact = TypedFact::try_from(tensor.clone())?.into();
+        node.op = Box::new(Const::new(tensor)?);
+        model.inputs.retain(|input| input.node != id);
+        Ok(())
+    };
+    place().map_err(Error::tract)
 }
 
 /// A tensor as tract holds it.

@@ -35,6 +35,7 @@ mod backend;
 mod check;
 mod convert;
 mod error;
+mod memory;
 mod fused;
 mod model;
 pub mod npz;

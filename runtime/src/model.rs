@@ -13,11 +13,12 @@ use tract_core::runtime::RunOptions;
 use tract_linalg::multithread::Executor;
 use tract_onnx::Onnx;
 use tract_onnx::prelude::{
-    DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoTValue, TDim, TVec, TractResult,
+    DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoTValue, TDim, TVec, TractError, TractResult,
     TypedModel, TypedRunnableModel, TypedSimpleState,
 };
 
 use crate::check::Checks;
+use crate::memory::Freed;
 use crate::{ElementType, Error, Result, adapt, convert};
 
 /// Values by name, in the order of the model's outputs (and taps).
@@ -108,36 +109,47 @@ impl Options {
         mabert_graph::decompose_fused(&mut graph)?;
         adapt::adapt(&mut graph);
         let checks = Checks::new(&graph)?;
+        let declared = graph.inputs();
+        let weights = convert::take_weights(&mut graph);
         let mut message = convert::message(&mut graph)?;
         let outputs = add_taps(&graph, &mut message, &self.taps)?;
-        let declared = graph.inputs();
         drop(graph);
-        let parsed = guarded(|| {
+        let mut parsed = guarded(|| {
             let onnx = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_output_types(true);
             parse(&onnx.with_ignore_value_info(true), &message)
         })?;
         drop(message);
+        let mut freed = Freed::default();
+        for weight in weights {
+            freed.add(weight.raw_data.len());
+            convert::put_weight(&mut parsed, weight)?;
+        }
         let executor = match self.threads {
             // tract panics where the system gives no more threads.
             Some(n) if n > 1 => guarded(|| Ok::<_, Error>(Executor::multithread(n)))?,
             _ => Executor::SingleThread,
         };
-        let mut model = Model {
-            inputs: declared,
-            outputs,
-            checks,
-            plans: Plans::PerShape { parsed: Box::new(parsed), cache: Mutex::default() },
+        let how = How {
             run_options: RunOptions { executor: Some(executor), ..RunOptions::default() },
             optimise: self.taps != Taps::Everything,
             fuse: !self.plain,
         };
-        if let (true, Plans::PerShape { parsed, .. }) = (model.optimise, &model.plans) {
-            match symbolic(parsed, &model.inputs).and_then(|m| model.plan(m)) {
-                Ok(plan) => model.plans = Plans::Symbolic(plan),
-                Err(e) => tracing::debug!("planned for each shape apart, as symbols do not unify: {e}"),
+        let typed = match how.optimise {
+            true => symbolic(&parsed, &declared).and_then(|m| how.typed(m)),
+            false => Err(Error::tract("every value is wanted: nothing is planned ahead")),
+        };
+        let plans = match typed {
+            Ok(typed) => {
+                // Weights are packed next, each in the place of the one that was read.
+                drop(parsed);
+                Plans::Symbolic(how.plan(typed)?)
             }
-        }
-        Ok(model)
+            Err(e) => {
+                tracing::debug!("planned for each shape apart, as symbols do not unify: {e}");
+                Plans::PerShape { parsed: Box::new(parsed), cache: Mutex::default() }
+            }
+        };
+        Ok(Model { inputs: declared, outputs, checks, plans, how })
     }
 }
 
@@ -147,6 +159,11 @@ pub struct Model {
     outputs: Vec<String>,
     checks: Checks,
     plans: Plans,
+    how: How,
+}
+
+/// How plans are made.
+struct How {
     run_options: RunOptions,
     optimise: bool,
     fuse: bool,
@@ -290,19 +307,31 @@ impl Model {
             return Ok(plan.clone());
         }
         let facts = shapes.iter().zip(&self.inputs).map(|(shape, input)| Ok(fact(datum_type(input)?, shape)));
-        let plan = self.plan(with_facts(parsed, facts.collect::<Result<_>>()?)?)?;
+        let plan = self.how.plan(self.how.typed(with_facts(parsed, facts.collect::<Result<_>>()?)?)?)?;
         if cache.len() >= CACHED_PLANS {
             cache.remove(0);
         }
         cache.push((shapes, plan.clone()));
         Ok(plan)
     }
+}
 
-    fn plan(&self, model: InferenceModel) -> Result<Plan> {
+impl How {
+    /// The model with all types known and what is needless taken out.
+    fn typed(&self, model: InferenceModel) -> Result<TypedModel> {
         guarded(|| {
             let mut typed: TypedModel = model.into_typed()?;
             if self.optimise {
-                optimise(&mut typed, self.fuse)?;
+                declutter(&mut typed)?;
+            }
+            Ok::<_, TractError>(typed)
+        })
+    }
+
+    fn plan(&self, mut typed: TypedModel) -> Result<Plan> {
+        guarded(|| {
+            if self.optimise {
+                generate(&mut typed, self.fuse)?;
             }
             typed.into_runnable_with_options(&self.run_options)
         })
@@ -310,13 +339,20 @@ impl Model {
 }
 
 /// tract's own optimisation, bounded: some of its passes never settle on axes of size 1 (as a sequence limit of 1 makes
-/// them). Stopped anywhere, the model is valid.
-///
-/// With `fuse`, the operators of [`fused`](crate::fused) take the place of tract's where they are recognised.
-pub(crate) fn optimise(model: &mut TypedModel, fuse: bool) -> TractResult<()> {
-    // Models settle within about one step a node.
-    let steps = 500 + 6 * model.nodes.len();
-    Optimizer::declutter().stopping_at(steps).optimize(model)?;
+/// them). Stopped anywhere, the model is valid. Models settle within about one step a node.
+fn steps(model: &TypedModel) -> usize {
+    500 + 6 * model.nodes.len()
+}
+
+/// What is independent of the machine.
+pub(crate) fn declutter(model: &mut TypedModel) -> TractResult<()> {
+    Optimizer::declutter().stopping_at(steps(model)).optimize(model)
+}
+
+/// What is the machine's. With `fuse`, the operators of [`fused`](crate::fused) take the place of tract's where they are
+/// recognised.
+pub(crate) fn generate(model: &mut TypedModel, fuse: bool) -> TractResult<()> {
+    let steps = steps(model);
     if fuse {
         let fused = crate::fused::fuse(model)?;
         tracing::debug!("fused {} attentions and {} linear layers", fused.attentions, fused.linears);

@@ -15,30 +15,10 @@ use tract_linalg::mmm::{
 };
 use tract_linalg::pack::PackedFormat;
 
+use crate::memory::LARGE_PAGE;
+
 /// Bytes at which panels begin: the widest vector registers, and what Apple's matrix unit loads at once.
 const ALIGNMENT: usize = 128;
-
-const LARGE_PAGE: usize = 2 << 20;
-
-/// Moves a tensor that will stay to large pages, where the system has them: a run reads all weights once, and would look up
-/// a page for every four kilobytes of them.
-#[cfg(target_os = "linux")]
-pub(super) fn on_large_pages(tensor: &Tensor) {
-    // SAFETY: advice on whole pages that are the tensor's own, which leaves what is in them as it is.
-    unsafe {
-        let start = tensor.as_ptr_unchecked::<u8>();
-        let bytes = tensor.len() * tensor.datum_type().size_of() / LARGE_PAGE * LARGE_PAGE;
-        if bytes > 0 && start.addr().is_multiple_of(LARGE_PAGE) {
-            // Older systems know the first alone, which is for pages that are not in use yet: then nothing changes.
-            libc::madvise(start.cast_mut().cast(), bytes, libc::MADV_HUGEPAGE);
-            libc::madvise(start.cast_mut().cast(), bytes, libc::MADV_COLLAPSE);
-        }
-    }
-}
-
-/// Elsewhere the system decides.
-#[cfg(not(target_os = "linux"))]
-pub(super) fn on_large_pages(_: &Tensor) {}
 
 /// The matrix kernel of this machine.
 pub(super) struct Kernel {

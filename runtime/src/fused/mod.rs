@@ -40,11 +40,16 @@ pub(crate) fn fuse(model: &mut TypedModel) -> TractResult<Fused> {
         fused.attentions += 1;
     }
     model.compact()?;
+    let mut freed = crate::memory::Freed::default();
     while let Some(patch) = first(model, |model, node| linear(kernel, model, node))? {
+        let made = patch.model.nodes().iter().find_map(|node| node.op_as::<Linear>());
+        let bytes = made.map_or(0, |linear| linear.weights.len() * f32::datum_type().size_of());
         patch.apply(model)?;
+        freed.add(bytes);
         fused.linears += 1;
+        // The weights as they were read go as their packed copy comes: together they would be twice the model.
+        model.compact()?;
     }
-    model.compact()?;
     while let Some(patch) = first(model, stay_in_panels)? {
         patch.apply(model)?;
     }

@@ -65,7 +65,7 @@ pub(super) fn weights(
 ) -> TractResult<Arc<Tensor>> {
     let room = kernel.room_for_weights(panels(lanes, kernel.width()), rows)?;
     let weights = fill(room, lanes, at)?;
-    kernel::on_large_pages(&weights);
+    crate::memory::on_large_pages(&weights);
     Ok(weights.into_arc_tensor())
 }
 
