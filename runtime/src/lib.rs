@@ -35,8 +35,8 @@ mod backend;
 mod check;
 mod convert;
 mod error;
-mod memory;
 mod fused;
+mod memory;
 mod model;
 pub mod npz;
 #[cfg(feature = "onnxruntime")]

@@ -13,8 +13,8 @@ use tract_core::runtime::RunOptions;
 use tract_linalg::multithread::Executor;
 use tract_onnx::Onnx;
 use tract_onnx::prelude::{
-    DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoTValue, TDim, TVec, TractError, TractResult,
-    TypedModel, TypedRunnableModel, TypedSimpleState,
+    DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoTValue, TDim, TVec, TractError,
+    TractResult, TypedModel, TypedRunnableModel, TypedSimpleState,
 };
 
 use crate::check::Checks;

@@ -1,5 +1,6 @@
-//! Attention of all heads in its linear order:
-//! `ctx = relu(Q ((m K)^T W1) + b1) (scale (W2 (m V))) + b2 (m V)` (design, section 4).
+//! Attention of all heads in its linear order,
+//! `ctx = relu(Q ((m K)^T W1) + b1) (scale (W2 (m V))) + b2 (m V)` (design, section 4), or in the paper's,
+//! `ctx = ((scale relu((Q K^T m) W1 + b1) W2 + b2) m) (m V)`, whichever is cheaper at the sequence's length.
 #![allow(unsafe_code)]
 
 use rayon::prelude::*;
@@ -31,6 +32,8 @@ pub(super) struct LinearAttention {
     pub(super) w1: Vec<Arc<Tensor>>,
     /// `[h, n]` of each group, in panels over `h`.
     pub(super) w2: Vec<Arc<Tensor>>,
+    /// The first columns of the same, as many as the paper's order may be cheaper for, in panels over them.
+    pub(super) w2_by_key: Vec<Arc<Tensor>>,
     pub(super) masked: bool,
     pub(super) scaled: bool,
 }
@@ -68,7 +71,7 @@ impl EvalOp for LinearAttention {
             return Ok(tvec![output.into_tvalue()]);
         }
         let groups = self.w1.len();
-        let work = Work {
+        let mut work = Work {
             op: self,
             kernel,
             length,
@@ -78,6 +81,7 @@ impl EvalOp for LinearAttention {
             keys_values: Panels::new(kernel, &inputs[1])?,
             b1: padded(kernel, &inputs[2], batch, groups, self.hidden)?,
             b2: PerSequence::new(&inputs[3], batch, groups, length)?,
+            b2_by_key: None,
             mask: self.masked.then(|| kernel::values(&inputs[4])).transpose()?,
             scale: match inputs.last() {
                 Some(scale) if self.scaled => Some(padded(kernel, scale, batch, groups, self.hidden)?),
@@ -85,14 +89,25 @@ impl EvalOp for LinearAttention {
             },
             contexts: Panels::new(kernel, &output)?,
         };
+        if work.in_papers_order() {
+            work.b2_by_key = Some(padded(kernel, &inputs[3], batch, groups, length)?);
+        }
         ensure!(work.mask.is_none_or(|mask| mask.len() == batch * length), "a mask of another shape");
         let tasks = batch * self.heads;
-        let one = |task: usize| work.head(task / self.heads, task % self.heads);
+        let one = |room: &mut TractResult<Room>, task: usize| match room {
+            Ok(room) => work.head(room, task / self.heads, task % self.heads),
+            Err(e) => bail!("{e}"),
+        };
         // Heads are spread over threads; products inside one are too small for that.
-        let alone = |task: usize| multithread_tract_scope(Executor::SingleThread, || one(task));
-        let all = || (0..tasks).into_par_iter().try_for_each(alone);
+        let alone = |room: &mut TractResult<Room>, task: usize| {
+            multithread_tract_scope(Executor::SingleThread, || one(room, task))
+        };
+        let all = || (0..tasks).into_par_iter().try_for_each_init(|| work.room(), alone);
         match current_tract_executor() {
-            Executor::SingleThread => (0..tasks).try_for_each(one)?,
+            Executor::SingleThread => {
+                let mut room = work.room();
+                (0..tasks).try_for_each(|task| one(&mut room, task))?;
+            }
             Executor::MultiThread(pool) => pool.install(all)?,
             Executor::RayonGlobal => all()?,
         }
@@ -171,59 +186,144 @@ struct Work<'r> {
     keys_values: Panels<'r>,
     b1: PerSequence,
     b2: PerSequence,
+    /// The same with zeros up to whole panels, where the paper's order needs it.
+    b2_by_key: Option<PerSequence>,
     /// `[batch, length]`.
     mask: Option<&'r [f32]>,
     scale: Option<PerSequence>,
     contexts: Panels<'r>,
 }
 
+/// What a head computes on the way. Heads of one evaluation use it one after the other.
+struct Room {
+    /// `[d / width, length]`: keys and values, tokens as rows.
+    keys: Tensor,
+    values: Tensor,
+    /// In the linear order `[h / width, d]`; in the paper's, scores `[queries / width, keys]`.
+    first: Tensor,
+    /// `[queries / width, h]`.
+    activations: Tensor,
+    /// In the linear order `[d / width, h]`; in the paper's, probabilities `[queries / width, keys]`.
+    second: Tensor,
+    /// `[queries / width, d]`, for sequences that share a panel with others.
+    contexts: Tensor,
+}
+
+/// Columns of `W2` that the paper's order may need: up to where both orders cost the same, `2 h d / (d + h)` keys where all
+/// tokens ask; where one alone does, it is always the cheaper one.
+pub(super) fn most_keys(channels: usize, hidden: usize, longest: usize, all_ask: bool) -> usize {
+    if all_ask { (2 * hidden * channels / (channels + hidden)).min(longest) } else { longest }
+}
+
 impl Work<'_> {
+    /// Panels that lanes of sequences of so many tokens may lie in.
+    fn most_panels(&self, tokens: usize) -> usize {
+        (tokens + self.kernel.width() - 1).div_ceil(self.kernel.width()) + 1
+    }
+
+    fn hidden(&self) -> usize {
+        self.op.hidden.next_multiple_of(self.kernel.width())
+    }
+
+    /// Whether the paper's order is cheaper: multiplications, whole panels counted.
+    fn in_papers_order(&self) -> bool {
+        let width = self.kernel.width();
+        let (d, h, length) = (self.op.channels, self.hidden(), self.length);
+        let (queries, keys) = (self.queries.next_multiple_of(width), length.next_multiple_of(width));
+        let paper = queries * (keys * d + length * h + h * keys + length * d);
+        let linear = 2 * h * d * (length + queries);
+        let columns = self.op.w2_by_key.first().map_or(0, |w2| w2.shape()[0] * width);
+        paper < linear && length <= columns
+    }
+
+    fn room(&self) -> TractResult<Room> {
+        let (kernel, d, h) = (self.kernel, self.op.channels, self.hidden());
+        let width = kernel.width();
+        let (queries, keys) = (self.most_panels(self.queries), self.most_panels(self.length) * width);
+        let paper = self.in_papers_order();
+        let either = |linear: [usize; 2], paper_s: [usize; 2]| {
+            let [panels, rows] = if paper { paper_s } else { linear };
+            kernel.room(panels, rows)
+        };
+        Ok(Room {
+            keys: either([d / width, self.length], [0, 0])?,
+            values: kernel.room(d / width, self.length)?,
+            first: either([h / width, d], [queries, keys])?,
+            activations: kernel.room(queries, h)?,
+            second: either([d / width, h], [queries, keys])?,
+            contexts: kernel.room(queries, d)?,
+        })
+    }
+
     /// The contexts of one head of one sequence.
-    fn head(&self, sequence: usize, head: usize) -> TractResult<()> {
+    fn head(&self, room: &mut Room, sequence: usize, head: usize) -> TractResult<()> {
         let Self { op, kernel, length, queries, .. } = *self;
         let (width, d) = (kernel.width(), op.channels);
         let group = if op.w1.len() == 1 { 0 } else { head };
-        let hidden = op.hidden.next_multiple_of(width);
         let tokens = sequence * length..(sequence + 1) * length;
         let mask = self.mask.map(|mask| &mask[tokens.clone()]);
-        let [keys, values] = [op.key_part, op.key_part + 1].map(|part| {
-            let rows = self.keys_values.rows((part * op.heads + head) * d, d)?;
-            rows.transposed(kernel, tokens.start, length, mask)
-        });
-        let (keys, values) = (keys?, values?);
-        let [keys, values] = [Panels::new(kernel, &keys)?, Panels::new(kernel, &values)?];
+        let [keys, values] =
+            [op.key_part, op.key_part + 1].map(|part| self.keys_values.rows((part * op.heads + head) * d, d));
+        let values = values?.transposed(kernel, tokens.start, length, mask, &mut room.values)?;
         let w1 = Panels::new(kernel, &op.w1[group])?.rows(0, length)?;
-        let w2 = Panels::new(kernel, &op.w2[group])?.rows(0, length)?;
-        let product = |a: Panels<'_>, b: Panels<'_>, epilogue: Epilogue<'_>, into: &Tensor| {
-            // SAFETY: the room is this function's own.
-            unsafe { kernel.product(a, b, &epilogue, Panels::new(kernel, into)?) }
-        };
-        let keys_w1 = kernel.room(hidden / width, d)?;
-        product(w1, keys, Epilogue::default(), &keys_w1)?;
         let asking = sequence * queries..(sequence + 1) * queries;
         let first = asking.start / width;
         let count = asking.end.div_ceil(width) - first;
         let query = self.query.rows(head * d, d)?.panels(first, count)?;
-        let activations = kernel.room(count, hidden)?;
-        let b1 = Some(self.b1.at(sequence, group));
-        let relu = Epilogue { bias: b1, relu: true, ..Epilogue::default() };
-        product(query, Panels::new(kernel, &keys_w1)?, relu, &activations)?;
-        let w2_values = kernel.room(d / width, hidden)?;
+        let activations = Panels::new(kernel, &room.activations)?.panels(0, count)?;
+        let b1 = self.b1.at(sequence, group);
         let scale = self.scale.as_ref().map(|scale| scale.at(sequence, group));
-        product(values, w2, Epilogue { scale, ..Epilogue::default() }, &w2_values)?;
-        let even = values.weighted_sum(self.b2.at(sequence, group))?;
-        let last = Epilogue { bias: Some(PerLane { tensor: &even, offset: 0 }), ..Epilogue::default() };
-        let [activations, w2_values] = [Panels::new(kernel, &activations)?, Panels::new(kernel, &w2_values)?];
+        let product = |a: Panels<'_>, b: Panels<'_>, epilogue: Epilogue<'_>, into: Panels<'_>| {
+            // SAFETY: the room is this thread's own.
+            unsafe { kernel.product(a, b, &epilogue, into) }
+        };
+        // What the last product takes, and adds.
+        let (probabilities, values, even) = if self.in_papers_order() {
+            // Panels of keys may hold other sequences' too: their scores are computed, and not looked at.
+            let panels = tokens.start / width..tokens.end.div_ceil(width);
+            let keys = keys?.panels(panels.start, panels.len())?;
+            let scores = Panels::new(kernel, &room.first)?.panels(0, count)?.rows(0, panels.len() * width)?;
+            product(query, keys, Epilogue::default(), scores)?;
+            let scores = scores.rows(tokens.start - panels.start * width, length)?;
+            if let Some(mask) = mask {
+                // SAFETY: the room is this thread's own.
+                unsafe { scores.scale_rows(mask)? };
+            }
+            product(
+                scores,
+                w1,
+                Epilogue { bias: Some(b1), relu: true, factor: scale, ..Epilogue::default() },
+                activations,
+            )?;
+            let keys = length.div_ceil(width);
+            let w2 = Panels::new(kernel, &op.w2_by_key[group])?.panels(0, keys)?;
+            let probabilities = Panels::new(kernel, &room.second)?.panels(0, count)?.rows(0, keys * width)?;
+            let b2 = self.b2_by_key.as_ref().context("b2 for whole panels")?.at(sequence, group);
+            // Values are masked, so that probabilities need not be.
+            product(activations, w2, Epilogue { bias: Some(b2), ..Epilogue::default() }, probabilities)?;
+            (probabilities.rows(0, length)?, values, None)
+        } else {
+            let keys = keys?.transposed(kernel, tokens.start, length, mask, &mut room.keys)?;
+            let w2 = Panels::new(kernel, &op.w2[group])?.rows(0, length)?;
+            let keys_w1 = Panels::new(kernel, &room.first)?;
+            product(w1, keys, Epilogue::default(), keys_w1)?;
+            product(query, keys_w1, Epilogue { bias: Some(b1), relu: true, ..Epilogue::default() }, activations)?;
+            let w2_values = Panels::new(kernel, &room.second)?;
+            product(values, w2, Epilogue { scale, ..Epilogue::default() }, w2_values)?;
+            (activations, w2_values, Some(values.weighted_sum(self.b2.at(sequence, group))?))
+        };
+        let bias = even.as_ref().map(|even| PerLane { tensor: even, offset: 0 });
+        let last = Epilogue { bias, ..Epilogue::default() };
         let contexts = self.contexts.rows(head * d, d)?.panels(first, count)?;
         let ends = asking.end.is_multiple_of(width) || asking.end == self.all_queries;
         if asking.start == first * width && ends {
             // SAFETY: no other head has these rows, no other sequence these panels.
-            unsafe { kernel.product(activations, w2_values, &last, contexts) }
+            unsafe { kernel.product(probabilities, values, &last, contexts) }
         } else {
-            let room = kernel.room(count, d)?;
-            product(activations, w2_values, last, &room)?;
+            let own = Panels::new(kernel, &room.contexts)?.panels(0, count)?;
+            product(probabilities, values, last, own)?;
             // SAFETY: no other head has these rows, no other sequence these lanes.
-            unsafe { contexts.copy_lanes(Panels::new(kernel, &room)?, asking.start - first * width, queries) }
+            unsafe { contexts.copy_lanes(own, asking.start - first * width, queries) }
         }
     }
 }
@@ -285,7 +385,9 @@ mod tests {
         let d = kernel.width();
         let longest = 40;
         let cases = [(1, 1, 2, d), (1, 40, 2, d + 3), (3, 13, 2, 2 * d), (4, 5, 1, 7), (2, d, 1, d)];
-        for ((batch, length, groups, h), first_only) in cases.into_iter().flat_map(|case| [(case, false), (case, true)])
+        let ways = [(false, 0), (true, 0), (false, 40), (true, 40)];
+        for ((batch, length, groups, h), (first_only, columns)) in
+            cases.into_iter().flat_map(|case| ways.map(|way| (case, way)))
         {
             let heads = 2;
             let queries = if first_only { 1 } else { length };
@@ -305,6 +407,12 @@ mod tests {
                 hidden: h,
                 w1: (0..groups).map(|g| weights(kernel, longest, h, |t, j| w1(g, t, j)).unwrap()).collect(),
                 w2: (0..groups).map(|g| weights(kernel, longest, h, |t, j| w2(g, j, t)).unwrap()).collect(),
+                w2_by_key: (0..groups)
+                    .map(|g| {
+                        weights(kernel, h.next_multiple_of(d), columns, |j, t| if j < h { w2(g, j, t) } else { 0.0 })
+                            .unwrap()
+                    })
+                    .collect(),
                 masked: true,
                 scaled: true,
             };

@@ -137,33 +137,42 @@ impl<'t> Panels<'t> {
         unsafe { self.tensor.as_ptr_unchecked::<f32>().add(self.offset) }
     }
 
-    /// So many lanes from `first` on as the rows of new panels, whose lanes are these rows; each lane times its `factor`.
-    pub(super) fn transposed(
+    /// Writes so many lanes from `first` on as the first rows of `into`, whose lanes are these rows; each lane times its
+    /// `factor`. Returns these rows.
+    pub(super) fn transposed<'i>(
         &self,
         kernel: &Kernel,
         first: usize,
         lanes: usize,
         factor: Option<&[f32]>,
-    ) -> TractResult<Tensor> {
+        into: &'i mut Tensor,
+    ) -> TractResult<Panels<'i>> {
         let width = self.width();
         ensure!(first + lanes <= self.lanes() && self.rows.is_multiple_of(width), "lanes of {self:?}");
         ensure!(factor.is_none_or(|factor| factor.len() == lanes), "a factor for each lane");
-        let mut transposed = kernel.room(self.rows / width, lanes)?;
-        let mut view = transposed.try_as_plain_ram_mut()?;
-        let panels = view.as_slice_mut::<f32>()?.chunks_exact_mut((lanes + 1) * width);
+        let &[count, rows, _] = into.shape() else { bail!("panels have three axes") };
+        ensure!(count == self.rows / width && lanes < rows, "no room for {lanes} lanes of {self:?}");
+        let mut view = into.try_as_plain_ram_mut()?;
+        let panels = view.as_slice_mut::<f32>()?.chunks_exact_mut(rows * width);
         for (block, panel) in panels.enumerate() {
-            let (panel, spare) = panel.split_at_mut(lanes * width);
-            spare.fill(0.0);
-            for (lane, into) in panel.chunks_exact_mut(width).enumerate() {
+            // The row after the last may be read, and means nothing.
+            panel[lanes * width..][..width].fill(0.0);
+            for (lane, into) in panel[..lanes * width].chunks_exact_mut(width).enumerate() {
                 let (from, at) = ((first + lane) / width, (first + lane) % width);
                 let values = &self.panel(from)[block * width * width + at..];
                 let factor = factor.map_or(1.0, |factor| factor[lane]);
+                if factor == 0.0 {
+                    // Whatever it was, which may be no number.
+                    into.fill(0.0);
+                    continue;
+                }
                 for (into, value) in into.iter_mut().zip(values.iter().step_by(width)) {
                     *into = value * factor;
                 }
             }
         }
-        Ok(transposed)
+        drop(view);
+        Panels::new(kernel, into)?.rows(0, lanes)
     }
 
     /// The sum of all rows, each times its weight: a value for each lane.
@@ -180,6 +189,30 @@ impl<'t> Panels<'t> {
             }
         }
         Ok(sums)
+    }
+
+    /// Multiplies each row with its factor; with zero it becomes zero, whatever it was.
+    ///
+    /// # Safety
+    /// Nothing else reads or writes these panels meanwhile.
+    pub(super) unsafe fn scale_rows(&self, factors: &[f32]) -> TractResult<()> {
+        ensure!(factors.len() == self.rows, "{} factors for {self:?}", factors.len());
+        let width = self.width();
+        for panel in 0..self.count {
+            // SAFETY: inside the panel; the caller's promise.
+            let rows = unsafe {
+                let start = self.address().cast_mut().add(panel * self.stride());
+                std::slice::from_raw_parts_mut(start, self.rows * width)
+            };
+            for (row, &factor) in rows.chunks_exact_mut(width).zip(factors) {
+                match factor {
+                    1.0 => {}
+                    0.0 => row.fill(0.0),
+                    _ => row.iter_mut().for_each(|value| *value *= factor),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Overwrites so many lanes from `first` on with those of other panels.
@@ -285,6 +318,8 @@ pub(super) struct Epilogue<'t> {
     pub(super) bias: Option<PerLane<'t>>,
     /// Whether negative values become zero.
     pub(super) relu: bool,
+    /// Multiplied with after that.
+    pub(super) factor: Option<PerLane<'t>>,
     /// Added last: panels like the target's.
     pub(super) residual: Option<Panels<'t>>,
 }
@@ -319,6 +354,9 @@ impl Kernel {
         }
         if epilogue.relu {
             steps.push(FusedSpec::BinScalar(&self.zero, BinOp::Max));
+        }
+        if let Some(factor) = &epilogue.factor {
+            steps.push(FusedSpec::BinPerCol(factor.view(b.lanes)?, BinOp::Mul));
         }
         if let Some(residual) = &epilogue.residual {
             steps.push(FusedSpec::AddUnicast(residual.store()));
@@ -441,6 +479,7 @@ mod tests {
                     scale: Some(PerLane { tensor: &scale, offset: 1 }),
                     bias: Some(PerLane { tensor: &bias, offset: 4 }),
                     relu,
+                    factor: relu.then_some(PerLane { tensor: &scale, offset: 3 }),
                     residual: Some(all(&residual)),
                 };
                 // SAFETY: nothing else has the target.
@@ -449,7 +488,7 @@ mod tests {
                     for i in 0..m * kernel.width() {
                         let sum: f32 = (0..k).map(|t| a_values[first + t][kernel.width() + i] * b_values[t][j]).sum();
                         let sum = sum * values(&scale).unwrap()[1 + j] + values(&bias).unwrap()[4 + j];
-                        let sum = if relu { sum.max(0.0) } else { sum };
+                        let sum = if relu { sum.max(0.0) * values(&scale).unwrap()[3 + j] } else { sum };
                         let wanted = sum + residual_values[j][i];
                         let found = into.panel(i / kernel.width())[j * kernel.width() + i % kernel.width()];
                         assert!((found - wanted).abs() < 1e-4, "{kernel:?}: {found} for {wanted} at {j}, {i}");
@@ -481,8 +520,8 @@ mod tests {
             let all = Panels::new(kernel, &tensor).unwrap();
             let (first, lanes) = (width - 1, width + 2);
             let factor: Vec<f32> = (0..lanes).map(|_| random(&mut seed)).collect();
-            let turned = all.transposed(kernel, first, lanes, Some(&factor)).unwrap();
-            let turned = Panels::new(kernel, &turned).unwrap();
+            let mut room = kernel.room(2, lanes + 2).unwrap();
+            let turned = all.transposed(kernel, first, lanes, Some(&factor), &mut room).unwrap();
             for row in 0..2 * width {
                 for lane in 0..lanes {
                     let found = turned.panel(row / width)[lane * width + row % width];

@@ -134,6 +134,9 @@ fn attention(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> TractResu
     let (n, h) = (found.longest, found.hidden);
     let w1 = kernel::values(&found.w1)?.chunks_exact(n * h);
     let w2 = kernel::values(&found.w2)?.chunks_exact(h * n);
+    let columns = attention::most_keys(found.channels, h, n, found.queries == found.length);
+    let whole = h.next_multiple_of(kernel.width());
+    let by_key = |w2: &[f32]| panels::weights(kernel, whole, columns, |j, t| if j < h { w2[j * n + t] } else { 0.0 });
     let op = LinearAttention {
         batch: found.batch,
         length: found.length,
@@ -143,7 +146,8 @@ fn attention(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> TractResu
         channels: found.channels,
         hidden: h,
         w1: w1.map(|w1| panels::weights(kernel, n, h, |t, j| w1[t * h + j])).collect::<TractResult<_>>()?,
-        w2: w2.map(|w2| panels::weights(kernel, n, h, |t, j| w2[j * n + t])).collect::<TractResult<_>>()?,
+        w2: w2.clone().map(|w2| panels::weights(kernel, n, h, |t, j| w2[j * n + t])).collect::<TractResult<_>>()?,
+        w2_by_key: w2.map(|w2| by_key(w2)).collect::<TractResult<_>>()?,
         masked: found.mask.is_some(),
         scaled: found.scale.is_some(),
     };
