@@ -316,7 +316,7 @@ pub(crate) struct Bench {
     /// Batch sizes
     #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N")]
     pub(crate) batch: Vec<usize>,
-    /// Sequence lengths
+    /// Sequence lengths; with --data, where texts are cut
     #[arg(long, value_delimiter = ',', default_value = "128", value_name = "N")]
     pub(crate) seq: Vec<usize>,
     /// The engines, in turn
@@ -329,8 +329,11 @@ pub(crate) struct Bench {
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub(crate) warmup: u32,
     /// Also time each operator and site, on tract
-    #[arg(long)]
+    #[arg(long, conflicts_with = "data")]
     pub(crate) profile: bool,
+    /// With --data a run is over the file's texts, up to 512, in batches of like lengths
+    #[command(flatten)]
+    pub(crate) data: DataArguments,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -8,6 +8,7 @@ use anyhow::Result;
 use mabert_graph::Model;
 use mabert_passes::recording::made_up_inputs;
 use mabert_runtime::{Engine, Named};
+use mabert_transfer::data::{BatchShape, Overlong, batches};
 use serde::Serialize;
 
 use super::profile::Profile;
@@ -32,9 +33,11 @@ struct Timing {
     batch: usize,
     seq: usize,
     threads: usize,
+    /// Of a run: one batch, or all batches of the data.
     median_ms: f64,
     min_ms: f64,
     runs: usize,
+    texts_per_second: f64,
 }
 
 /// A model's time over that of the first model on the first engine, round by round.
@@ -60,11 +63,14 @@ struct Entry<'p> {
     loaded: Box<dyn Engine>,
 }
 
-/// Inputs of one model by length and batch size.
+/// Inputs of one model by length and batch size: a run is over all of them.
 #[derive(Clone)]
 struct Inputs {
-    of: BTreeMap<(usize, usize), Named>,
+    of: BTreeMap<(usize, usize), Vec<Named>>,
 }
+
+/// Texts of the data that a run is over, at most.
+const MOST_TEXTS: usize = 512;
 
 impl Inputs {
     /// Made before the model is loaded to run: it is not in memory twice.
@@ -72,13 +78,23 @@ impl Inputs {
         let model = Model::load(path)?;
         let mut of = BTreeMap::new();
         for (seq, batch) in arguments.seq.iter().flat_map(|s| arguments.batch.iter().map(move |b| (*s, *b))) {
+            if arguments.data.data.is_some() {
+                let cut = super::longest(&model, seq)?;
+                let mut texts = arguments.data.sequences(cut, Overlong::Truncate, None)?;
+                texts.truncate(MOST_TEXTS);
+                let declared = model.inputs();
+                let batches = batches(&texts, usize::MAX, batch, BatchShape::of(&declared));
+                let inputs = batches.iter().map(|b| Ok(b.inputs(&declared)?)).collect::<Result<Vec<Named>>>()?;
+                of.insert((seq, batch), inputs);
+                continue;
+            }
             let made = made_up_inputs(&model, batch, seq, global.seed)?;
             // A model may fix its sizes: then nothing else can be timed on it.
             if let Some((name, value)) = made.iter().find(|(_, t)| t.shape() != [batch, seq]) {
                 let reason = format!("{}: input `{name}` is fixed at {:?}", path.display(), value.shape());
                 return Err(Usage(format!("{reason}; give matching --batch and --seq")).into());
             }
-            of.insert((seq, batch), made);
+            of.insert((seq, batch), vec![made]);
         }
         Ok(Self { of })
     }
@@ -115,7 +131,7 @@ pub(super) fn bench(arguments: &Bench, global: &Global) -> Result<()> {
         for Entry { path, inputs, loaded, .. } in entries {
             drop(loaded);
             let model = crate::engine::tract(path, global)?;
-            for inputs in inputs.of.values() {
+            for inputs in inputs.of.values().flatten() {
                 let runs = arguments.runs as usize;
                 benchmark.profiles.push(Profile::measure(path, &model, inputs, runs, global.threads())?);
             }
@@ -144,9 +160,10 @@ impl Rounds {
             for (entry, times) in entries.iter().zip(&mut times) {
                 let inputs = &entry.inputs.of[&(self.seq, self.batch)];
                 let start = Instant::now();
-                let outputs = run_on(entry.loaded.as_ref(), inputs)?;
+                for batch in inputs {
+                    drop(run_on(entry.loaded.as_ref(), batch)?);
+                }
                 let elapsed = start.elapsed().as_secs_f64() * 1e3;
-                drop(outputs);
                 if round >= self.warmup {
                     times.push(elapsed);
                 }
@@ -155,6 +172,8 @@ impl Rounds {
         for (entry, times) in entries.iter().zip(&times) {
             let mut sorted = times.clone();
             sorted.sort_by(f64::total_cmp);
+            let inputs = entry.inputs.of[&(self.seq, self.batch)].iter();
+            let texts: usize = inputs.filter_map(|batch| batch.first()).map(|(_, value)| value.shape()[0]).sum();
             into.results.push(Timing {
                 model: entry.path.display().to_string(),
                 engine: entry.engine.name(),
@@ -164,6 +183,7 @@ impl Rounds {
                 median_ms: quantile(&sorted, 0.5),
                 min_ms: sorted[0],
                 runs: sorted.len(),
+                texts_per_second: texts as f64 / (quantile(&sorted, 0.5) / 1e3),
             });
         }
         for (entry, of_entry) in entries.iter().zip(&times).skip(1) {
@@ -208,11 +228,22 @@ fn print_benchmark(benchmark: &Benchmark) {
             format!("{:.2}", t.median_ms),
             format!("{:.2}", t.min_ms),
             t.runs.to_string(),
+            format!("{:.0}", t.texts_per_second),
             ratio(t),
         ]
     });
-    let header =
-        ["Model", "Engine", "Batch", "Length", "Threads", "Median ms", "Least ms", "Runs", "To the first (quartiles)"];
+    let header = [
+        "Model",
+        "Engine",
+        "Batch",
+        "Length",
+        "Threads",
+        "Median ms",
+        "Least ms",
+        "Runs",
+        "Texts/s",
+        "To the first (quartiles)",
+    ];
     println!("{}", print::table(&header, 2, rows));
 }
 
