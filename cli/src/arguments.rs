@@ -154,7 +154,7 @@ pub(crate) struct FullArguments {
     /// Sequences a step [default: as many as have 840 tokens]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) batch: Option<u16>,
-    /// Learning rate, once warm [default: 4e-5]
+    /// Learning rate, once warm [default: 4e-5 over how often each text is seen]
     #[arg(long, value_name = "X", value_parser = positive)]
     pub(crate) lr: Option<f64>,
     /// Logits are divided by it before they are compared [default: 2]

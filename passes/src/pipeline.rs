@@ -30,7 +30,7 @@ pub enum Kind {
 pub enum Pass {
     /// The model's own functions, and fused operators, spelled out.
     DecomposeFused,
-    /// What depends on no input is computed once.
+    /// What depends on no input is computed once, and what does nothing is taken out.
     FoldConstants,
     /// Attention and linear maps in one spelling.
     Canonical,
@@ -202,7 +202,7 @@ impl Rewriting {
         rewrite::refuse_unusable_weights(&model)?;
         let changed = changed + mabert_graph::decompose_fused(&mut model)?;
         outcomes.push(done(Pass::DecomposeFused, changed));
-        let changed = rewrite::fold_constants(&mut model)?;
+        let changed = rewrite::fold_constants(&mut model)? + rewrite::remove_idle(&mut model)?;
         outcomes.push(done(Pass::FoldConstants, changed));
         let mut found = recognise(&model)?;
         let misses =

@@ -7,5 +7,6 @@ mod full;
 mod fused;
 mod main_job;
 mod sites;
+mod spellings;
 mod structure;
 mod twins;

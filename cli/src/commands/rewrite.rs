@@ -137,7 +137,7 @@ impl FullArguments {
         let full = full::Options {
             steps: self.steps.map_or(recipe.steps, |n| n as usize),
             batch: self.batch.map(usize::from).or(recipe.batch),
-            rate: self.lr.map_or(recipe.rate, |rate| rate as f32),
+            rate: self.lr.map(|rate| rate as f32).or(recipe.rate),
             temperature: self.temperature.unwrap_or(recipe.temperature),
             alpha: self.alpha.unwrap_or(recipe.alpha),
             hidden_weight: self.hidden_weight.unwrap_or(recipe.hidden_weight),
@@ -212,9 +212,10 @@ fn print_report(full: &FullReport<'_>) {
             some.map(|(name, value)| format!("{name} {}", print::number(*value))).collect::<Vec<_>>().join(", ")
         };
         println!(
-            "End to end, {} steps of {:.1} sequences at {:.0} tokens a second on the {}, loss on sequences kept apart: {} -> {}{}{}",
+            "End to end, {} steps of {:.1} sequences at rate {:.1e}, {:.0} tokens a second on the {}, loss on sequences kept apart: {} -> {}{}{}",
             full.options.steps,
             full.sequences_a_step,
+            full.rate,
             full.tokens_per_second,
             full.device,
             loss(&full.before),

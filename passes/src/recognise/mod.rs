@@ -205,7 +205,7 @@ fn assemble(cx: &Context<'_>, found: &mut Recognition) {
     match embedding(cx, found, &first.input) {
         Ok((embedding_norm, embedding_projection)) => {
             let mask = first.attention.mask.clone().map(|input| MaskSite { input });
-            unclaimed(cx, found, &layers);
+            unclaimed(cx, found, &layers, &embedding_norm);
             found.encoder = Some(Encoder { channels, embedding_norm, embedding_projection, mask, layers });
         }
         Err(miss) => found.misses.push(miss),
@@ -376,8 +376,9 @@ fn embedding(cx: &Context<'_>, found: &Recognition, input: &str) -> Found<(NormS
     Err(miss("norm", input, "the first layer does not start from a layer normalisation of the embeddings"))
 }
 
-/// Norms and activations that lie inside the encoder but belong to no layer.
-fn unclaimed(cx: &Context<'_>, found: &mut Recognition, layers: &[Layer]) {
+/// Norms and activations that lie inside the encoder but belong to no layer, and layers that the head seems to hold: their
+/// attention was not recognised.
+fn unclaimed(cx: &Context<'_>, found: &mut Recognition, layers: &[Layer], embedding_norm: &NormSite) {
     let end = layers.last().and_then(|l| cx.index.producer_at(&l.output_norm.output));
     let known: HashSet<&str> = layers.iter().map(|l| l.attention.node.as_str()).collect();
     let inside = |node: &str| {
@@ -385,16 +386,33 @@ fn unclaimed(cx: &Context<'_>, found: &mut Recognition, layers: &[Layer]) {
         at.zip(end).is_some_and(|(at, end)| at < end)
     };
     let lost = found.explanations.iter().filter(|e| e.reason.is_some() && e.kind != "attention" && inside(&e.node));
-    let lost: Vec<Miss> = lost
+    let mut misses: Vec<Miss> = lost
         .filter(|e| !known.contains(e.node.as_str()))
-        .map(|e| Miss {
-            layer: None,
-            expected: e.kind,
-            node: e.node.clone(),
-            reason: e.reason.clone().unwrap_or_default(),
-        })
+        .map(|e| miss(e.kind, &e.node, e.reason.clone().unwrap_or_default()))
         .collect();
-    found.misses.extend(lost);
+    let of_layers: HashSet<&str> = layers
+        .iter()
+        .flat_map(|l| [&l.attention_norm.output, &l.output_norm.output, &l.activation.output])
+        .chain([&embedding_norm.output])
+        .map(String::as_str)
+        .collect();
+    let norms = found.norms.iter().map(|site| ("norm", &site.node, &site.output, &site.input));
+    let activations = found.activations.iter().map(|site| ("activation", &site.node, &site.output, &site.input));
+    for (kind, node, _, input) in norms.chain(activations).filter(|site| !of_layers.contains(site.2.as_str())) {
+        if inside(node) {
+            misses.push(miss(kind, node, "it belongs to no layer: the attention of its layer was not recognised"));
+        } else if kind == "norm" && is_sum(cx, input) {
+            let reason =
+                "it normalises a sum, as layers do, but comes after the last layer whose attention was recognised";
+            misses.push(miss(kind, node, reason));
+        }
+    }
+    found.misses.extend(misses);
+}
+
+/// Whether a value is the sum of two that both depend on data.
+fn is_sum(cx: &Context<'_>, value: &str) -> bool {
+    cx.index.producer(value).is_some_and(|node| node.is("Add") && cx.index.data_inputs(node).len() == 2)
 }
 
 #[cfg(test)]

@@ -11,6 +11,9 @@ use crate::sites::NormSite;
 /// Probed and computed values may differ by this much, relative to the largest.
 const TOLERANCE: f32 = 2e-4;
 
+/// Values in a row that may follow a norm without being one, before the search for its end stops.
+const MOST_BEYOND: usize = 2;
+
 /// Whether a node can be the heart of a norm: the fused operator, or the root of the variance.
 pub(super) fn is_anchor(node: &NodeProto) -> bool {
     node.is("LayerNormalization") || node.is("Sqrt") || node.is("Pow") || node.is("Reciprocal")
@@ -20,6 +23,8 @@ pub(super) fn is_anchor(node: &NodeProto) -> bool {
 pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<NormSite> {
     let node = &cx.index.graph().node[anchor];
     let mut found = Verdict::NotASite("no single-entry region of one shape lies around it".to_owned());
+    // What follows a norm may belong to it, as beta does, even where a transposition or the like lies between.
+    let mut beyond = 0;
     for exit in chain(&cx.index, &node.output[0]).into_iter().take(8) {
         let before = found.is_site();
         let mut extended = false;
@@ -39,7 +44,8 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<NormSite> {
                 Err(_) => {}
             }
         }
-        if before && !extended {
+        beyond = if before && !extended { beyond + 1 } else { 0 };
+        if beyond > MOST_BEYOND {
             break;
         }
     }

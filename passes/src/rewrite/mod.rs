@@ -8,6 +8,7 @@ mod cleanup;
 mod constants;
 mod first_token;
 mod fold;
+mod idle;
 mod merge_qkv;
 mod norm;
 mod position_bias;
@@ -21,6 +22,7 @@ pub use cleanup::share_equal_constants;
 pub use constants::{fold_constants, refuse_unusable_weights};
 pub use first_token::keep_first_token;
 pub use fold::{FoldReport, fold_norms};
+pub use idle::remove_idle;
 pub use merge_qkv::merge_query_key_value;
 pub use norm::{approximate_norms, norm_parameters};
 pub use reassociate::reassociate_attention;
@@ -31,7 +33,7 @@ use mabert_graph::Model;
 use crate::Result;
 
 /// Brings a model into the form that the recogniser reads: functions and fused operators spelled out, single precision,
-/// constants folded.
+/// constants folded, what does nothing taken out.
 ///
 /// # Errors
 /// The graph's wiring is broken, a constant cannot be computed, or a weight is not finite.
@@ -41,5 +43,6 @@ pub fn prepare(model: &mut Model) -> Result<()> {
     refuse_unusable_weights(model)?;
     mabert_graph::decompose_fused(model)?;
     fold_constants(model)?;
+    remove_idle(model)?;
     Ok(())
 }

@@ -41,8 +41,10 @@ pub struct Options {
     /// Sequences a step. Without a number, as many as have [`DEFAULT_POSITIONS`]: a step takes as long for any text, and
     /// a token counts as much in a short text as in a long one.
     pub batch: Option<usize>,
-    /// Learning rate once warm; it rises over the first tenth of the steps and falls to nothing over the others.
-    pub rate: f32,
+    /// Learning rate once warm; it rises over the first tenth of the steps and falls to nothing over the others. Without a
+    /// number, [`DEFAULT_RATE`] divided by how often each sequence is seen: few texts are learnt by heart at the rate that
+    /// many need.
+    pub rate: Option<f32>,
     /// What the weights of linear maps lose a step, times the rate.
     pub weight_decay: f32,
     /// Logits are divided by it before they are compared.
@@ -62,7 +64,7 @@ impl Default for Options {
         Self {
             steps: 900,
             batch: None,
-            rate: 4e-5,
+            rate: None,
             weight_decay: 0.01,
             temperature: 2.0,
             alpha: 1.0,
@@ -73,6 +75,8 @@ impl Default for Options {
     }
 }
 
+/// Learning rate for texts that are seen once.
+pub const DEFAULT_RATE: f32 = 4e-5;
 /// Positions a step where no number of sequences is asked for, padding counted, unless one sequence has more.
 pub const DEFAULT_POSITIONS: usize = 840;
 
@@ -98,6 +102,8 @@ pub struct Report {
     pub options: Options,
     /// Where gradients were computed: `CPU` or `GPU`.
     pub device: &'static str,
+    /// Learning rate once warm.
+    pub rate: f32,
     /// Sequences to draw from.
     pub sequences: usize,
     /// Sequences a step, on average.
@@ -203,11 +209,15 @@ pub fn train(
     let training: Vec<usize> = (0..data.sequences.len()).filter(|&at| data.sequences[at].ids.len() > 1).collect();
     refuse_nothing(data)?;
     let pair = Pair::new(rewriting, student, data, options)?;
-    let mut adam = pair.optimizer(student, options)?;
+    let plan = plan(&training, data.sequences, options);
+    let base = options.rate.unwrap_or_else(|| {
+        let seen: usize = plan.iter().map(Vec::len).sum();
+        DEFAULT_RATE / (seen as f32 / training.len() as f32).max(1.0)
+    });
+    let mut adam = pair.optimizer(student, base, options.weight_decay)?;
     let judges = if data.judges.is_empty() { data.sequences } else { data.judges };
     let judges = pair.pieces(&judges[..judges.len().min(MOST_JUDGES)], PIECE, usize::MAX);
     let before = pair.losses(&judges)?;
-    let plan = plan(&training, data.sequences, options);
     let first = match checkpoint {
         Some(checkpoint) => checkpoint.restore(&mut adam, plan.len())?,
         None => 0,
@@ -249,6 +259,7 @@ pub fn train(
         options: *options,
         sites: changes(&rewriting.encoder, &before, &after),
         device: device_name(),
+        rate: base,
         sequences: training.len(),
         sequences_a_step: plan.iter().map(Vec::len).sum::<usize>() as f64 / plan.len().max(1) as f64,
         trained: pair.graph.variables().map(|(_, v)| v.elem_count()).sum(),
@@ -408,7 +419,7 @@ impl Pair {
         Ok(())
     }
 
-    fn optimizer(&self, student: &Student, options: &Options) -> Result<Adam> {
+    fn optimizer(&self, student: &Student, rate: f32, weight_decay: f32) -> Result<Adam> {
         let encoder = &student.encoder;
         let maps = encoder.layers.iter().flat_map(|l| {
             [&l.query, &l.key, &l.value, &l.attention_output, &l.intermediate, &l.output].map(|m| m.weight.as_str())
@@ -416,8 +427,8 @@ impl Pair {
         let decaying: Vec<&str> = maps.chain(encoder.embedding_projection.iter().map(|m| m.weight.as_str())).collect();
         let trained = self.graph.variables().map(|(name, variable)| Trained {
             variable: variable.clone(),
-            rate: options.rate,
-            decay: if decaying.contains(&name) { options.weight_decay } else { 0.0 },
+            rate,
+            decay: if decaying.contains(&name) { weight_decay } else { 0.0 },
         });
         Adam::new(trained, CLIP)
     }
