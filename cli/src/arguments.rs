@@ -93,6 +93,9 @@ pub(crate) struct Rewrite {
     /// Where to write the student
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
+    /// Keep large constants in a file of their own, OUTPUT.data, as a model does that came so
+    #[arg(long)]
+    pub(crate) external_data: bool,
     /// The longest sequence the student takes [default: the model's limit, at most 128]
     #[arg(long, value_name = "N")]
     pub(crate) max_seq: Option<usize>,
@@ -200,6 +203,9 @@ pub(crate) struct Transfer {
     /// Where to write the trained and folded student
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
+    /// Keep large constants in a file of their own, OUTPUT.data, as a model does that came so
+    #[arg(long)]
+    pub(crate) external_data: bool,
     #[command(flatten)]
     pub(crate) data: DataArguments,
     /// More text to train on, not to measure on; half of all sequences come from it

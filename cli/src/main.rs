@@ -36,7 +36,20 @@ fn keep_freed_memory() {
     }
 }
 
+/// Who reads what is printed may have read enough, as `head` has: then the program ends, as others do. Rust would go on and
+/// fail to print.
+#[cfg(unix)]
+#[expect(unsafe_code, reason = "the system's own switch")]
+fn end_with_the_reader() {
+    // SAFETY: the default action, set before any other thread runs.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
 fn main() -> ExitCode {
+    #[cfg(unix)]
+    end_with_the_reader();
     one_candle_thread_a_piece();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     keep_freed_memory();

@@ -5,10 +5,11 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Component, Path, PathBuf};
 
+use onnx_protobuf::Message as _;
 use onnx_protobuf::tensor_proto::DataLocation;
 use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, StringStringEntryProto, TensorProto};
 
-use crate::model::write_atomically;
+use crate::model::temporary_beside;
 use crate::tensor::checked_shape;
 use crate::{ElementType, Error, Result};
 
@@ -97,41 +98,89 @@ pub(crate) fn must_be_outside(proto: &ModelProto) -> bool {
     proto.graph.initializer.iter().map(|t| t.raw_data.len()).sum::<usize>() > LARGEST_INSIDE
 }
 
-/// The data file that goes with a model's file.
-pub(crate) fn data_path(model: &Path) -> PathBuf {
+/// The data file that goes with a model's file, the first of its kind or another.
+fn data_path(model: &Path, number: usize) -> PathBuf {
     let mut name = model.file_name().unwrap_or_default().to_owned();
-    name.push(".data");
+    name.push(if number == 1 { ".data".to_owned() } else { format!(".{number}.data") });
     model.with_file_name(name)
 }
 
-/// Writes the large constants to `data_path` and returns the message that refers to them.
-pub(crate) fn write(proto: &ModelProto, data_path: &Path) -> Result<ModelProto> {
-    let location = data_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let outside = |t: &TensorProto| t.raw_data.len() >= SMALLEST_OUTSIDE;
-    let mut light = without_data(proto, outside);
-    let light_graph = light.graph.as_mut().expect("copied from a model that has one");
-    let mut at = 0u64;
-    write_atomically(data_path, |file| {
-        for (kept, whole) in light_graph.initializer.iter_mut().zip(&proto.graph.initializer) {
-            if !outside(whole) {
-                continue;
-            }
-            let padding = at.next_multiple_of(ALIGNMENT) - at;
-            file.write_all(&vec![0; padding as usize])?;
-            at += padding;
-            file.write_all(&whole.raw_data)?;
-            let facts = [
-                ("location", location.clone()),
-                ("offset", at.to_string()),
-                ("length", whole.raw_data.len().to_string()),
-            ];
-            kept.external_data = facts.into_iter().map(|(k, v)| key_value(k, v)).collect();
-            kept.data_location = DataLocation::EXTERNAL.into();
-            at += whole.raw_data.len() as u64;
+/// Data files of the model that is at a path before it is overwritten.
+pub(crate) struct OldData(Vec<PathBuf>);
+
+impl OldData {
+    /// Those that this program would have named so.
+    pub(crate) fn of(model: &Path) -> Self {
+        let own = |name: &str| {
+            let rest = name.strip_prefix(&*model.file_name().unwrap_or_default().to_string_lossy());
+            rest.and_then(|rest| rest.strip_suffix(".data")).is_some_and(|number| {
+                number.is_empty() || number.strip_prefix('.').is_some_and(|n| n.parse::<usize>().is_ok())
+            })
+        };
+        let mut found: Vec<PathBuf> = Vec::new();
+        // Most models have none: then they need not be read.
+        if (1..4).any(|number| data_path(model, number).exists())
+            && let Ok(mut file) = File::open(model)
+            && let Ok(mut proto) = ModelProto::parse_from_reader(&mut file)
+        {
+            // Whatever else it is, it is about to be overwritten.
+            _ = for_each_tensor(&mut proto, &mut |tensor| {
+                let path = entry(tensor, "location").filter(|name| own(name)).map(|name| model.with_file_name(name));
+                found.extend(path.filter(|path| !found.contains(path)));
+                Ok(())
+            });
         }
-        Ok(())
-    })?;
-    Ok(light)
+        Self(found)
+    }
+
+    /// Removes them, but for what the new model refers to. One that cannot be removed is only in the way.
+    pub(crate) fn remove(self, new: Option<&Path>) {
+        for path in self.0.iter().filter(|path| Some(path.as_path()) != new) {
+            _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Writes the large constants to a new file beside `model`; returns the message that refers to them, and the file.
+pub(crate) fn write(proto: &ModelProto, model: &Path) -> Result<(ModelProto, PathBuf)> {
+    let outside = |t: &TensorProto| t.raw_data.len() >= SMALLEST_OUTSIDE;
+    let attempt = || -> std::io::Result<(PathBuf, Vec<u64>)> {
+        let mut offsets = Vec::new();
+        let mut temporary = temporary_beside(model, |file| {
+            let mut at = 0u64;
+            for whole in proto.graph.initializer.iter().filter(|t| outside(t)) {
+                let padding = at.next_multiple_of(ALIGNMENT) - at;
+                file.write_all(&vec![0; padding as usize])?;
+                at += padding;
+                file.write_all(&whole.raw_data)?;
+                offsets.push(at);
+                at += whole.raw_data.len() as u64;
+            }
+            Ok(())
+        })?;
+        // The name must be free: the model that is there now may read the file that has it.
+        for number in 1.. {
+            let path = data_path(model, number);
+            match temporary.persist_noclobber(&path) {
+                Ok(_) => return Ok((path, offsets)),
+                Err(e) if e.error.kind() == std::io::ErrorKind::AlreadyExists => temporary = e.file,
+                Err(e) => return Err(e.error),
+            }
+        }
+        unreachable!("some number is free")
+    };
+    let (path, offsets) = attempt().map_err(|source| Error::Write { path: data_path(model, 1), source })?;
+    let location = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut light = without_data(proto, outside);
+    let kept = light.graph.as_mut().expect("copied from a model that has one").initializer.iter_mut();
+    let moved = kept.zip(&proto.graph.initializer).filter(|(_, whole)| outside(whole));
+    for ((kept, whole), at) in moved.zip(offsets) {
+        let facts =
+            [("location", location.clone()), ("offset", at.to_string()), ("length", whole.raw_data.len().to_string())];
+        kept.external_data = facts.into_iter().map(|(k, v)| key_value(k, v)).collect();
+        kept.data_location = DataLocation::EXTERNAL.into();
+    }
+    Ok((light, path))
 }
 
 /// A copy of the message in which the data of the initializers that `strip` names is left out, never copied.

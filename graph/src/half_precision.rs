@@ -65,10 +65,10 @@ fn convert(model: &mut Model, from: ElementType, to: ElementType, check: &Check)
     // Outputs that are cast already on their way out stay as they are.
     let mut outputs: Vec<String> =
         graph.output.iter().filter(|o| declared(o) == Some(from)).map(|o| o.name.clone()).collect();
-    let cast_out = |node: &NodeProto| node.is("Cast") && outputs.contains(&node.output[0]);
+    let cast_out = |node: &NodeProto| node.is("Cast") && node.output.first().is_some_and(|o| outputs.contains(o));
     let (leaving, staying): (Vec<NodeProto>, _) = std::mem::take(&mut graph.node).into_iter().partition(cast_out);
     graph.node = staying;
-    outputs.retain(|name| leaving.iter().all(|node| node.output[0] != *name));
+    outputs.retain(|name| leaving.iter().all(|node| !node.output.contains(name)));
     convert_graph(graph, from, to, check)?;
     graph.value_info.clear();
     let cast = |name: String, input: String, to: ElementType| NodeProto {

@@ -64,6 +64,14 @@ impl<'g> Index<'g> {
     }
 
     fn add(&mut self, at: usize, node: &'g NodeProto) -> Result<()> {
+        let (inputs, fewest) = (node.input.len(), fewest_inputs(node));
+        if inputs < fewest || node.output.is_empty() {
+            let (label, op, outputs) = (node.label(), &node.op_type, node.output.len());
+            let reason = format!(
+                "node `{label}` ({op}) has {inputs} inputs and {outputs} outputs; {fewest} and 1 are the least"
+            );
+            return Err(Error::Graph(reason));
+        }
         let mut dependence = Dependence::Constant;
         for name in used_values(node) {
             let Some(&of_input) = self.dependence.get(name) else {
@@ -175,6 +183,24 @@ impl<'g> Index<'g> {
             }
         }
         found
+    }
+}
+
+/// Inputs that a node cannot do without, for the operators that are looked into: whoever has an index may take them for
+/// granted, and one output of every node.
+fn fewest_inputs(node: &NodeProto) -> usize {
+    if !node.is(&node.op_type) {
+        return 0;
+    }
+    match node.op_type.as_str() {
+        "Where" | "Attention" | "Range" => 3,
+        "MatMul" | "Gemm" | "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Gather" | "GatherND" | "Expand" | "CastLike"
+        | "CumSum" | "Equal" | "Less" | "Greater" | "And" | "Or" => 2,
+        "Identity" | "Cast" | "Dropout" | "Softmax" | "Transpose" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze"
+        | "Slice" | "Split" | "Concat" | "Shape" | "Size" | "Sqrt" | "Erf" | "Tanh" | "Sigmoid" | "Relu" | "Gelu"
+        | "Exp" | "Neg" | "Not" | "Reciprocal" | "LayerNormalization" | "ReduceMean" | "ReduceSum"
+        | "ConstantOfShape" => 1,
+        _ => 0,
     }
 }
 

@@ -31,7 +31,7 @@ pub use functions::inline_functions;
 pub use fused::decompose_fused;
 pub use half_precision::{is_half, narrow_to_half, widen_half};
 pub use index::{Dependence, Index};
-pub use model::{Dim, Model, TensorType, check_writable, write_atomically};
+pub use model::{Buffered, Dim, Model, TensorType, check_writable, write_atomically};
 pub use node::{NodeExt, attribute};
 pub use patch::Patch;
 pub use tensor::{ElementType, Tensor};

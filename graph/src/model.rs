@@ -109,21 +109,40 @@ impl Model {
         Ok(Self { proto, storage: Storage::Inside, origin })
     }
 
-    /// Writes the model to a temporary file beside `path` and renames it: `path` is either the old file or the new one.
-    /// A model that was read with external data, or that would exceed protobuf's 2 GiB, keeps its large constants in
-    /// `<file name>.data` beside it.
+    /// Writes the model to a temporary file beside `path` and renames it: `path` is either the old model or the new one,
+    /// whole. A model that was read with external data, or that would exceed protobuf's 2 GiB, keeps its large constants in
+    /// `<file name>.data` beside it; where another model's data has that name already, in `<file name>.2.data` and so on,
+    /// and what the old model at `path` kept in such a file is removed once the new one is there.
     ///
     /// # Errors
     /// The folder or the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let outside = self.storage == Storage::Outside || external::must_be_outside(&self.proto);
-        if !outside {
-            return write_atomically(path, |file| self.proto.write_to_writer(file).map_err(std::io::Error::other));
+        let write = |proto: &ModelProto| {
+            write_atomically(path, |file| proto.write_to_writer(file).map_err(std::io::Error::other))
+        };
+        if self.storage != Storage::Outside && !external::must_be_outside(&self.proto) {
+            let old = external::OldData::of(path);
+            write(&self.proto)?;
+            old.remove(None);
+            return Ok(());
         }
-        let data_path = external::data_path(path);
-        let proto = external::write(&self.proto, &data_path)?;
-        write_atomically(path, |file| proto.write_to_writer(file).map_err(std::io::Error::other))
+        let (proto, data) = external::write(&self.proto, path)?;
+        let old = external::OldData::of(path);
+        match write(&proto) {
+            Ok(()) => old.remove(Some(&data)),
+            Err(e) => {
+                // Nothing refers to it.
+                _ = std::fs::remove_file(&data);
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps large constants in a file of their own when saved, whatever the model came as.
+    pub fn keep_data_outside(&mut self) {
+        self.storage = Storage::Outside;
     }
 
     /// The bytes of the model, everything inside.
@@ -277,26 +296,34 @@ fn check(origin: &str, proto: &ModelProto) -> Result<()> {
 ///
 /// # Errors
 /// The folder cannot be written to, or `write` fails.
-pub fn write_atomically(
-    path: &Path,
-    write: impl FnOnce(&mut std::io::BufWriter<&mut std::fs::File>) -> std::io::Result<()>,
-) -> Result<()> {
+pub fn write_atomically(path: &Path, write: impl FnOnce(&mut Buffered<'_>) -> std::io::Result<()>) -> Result<()> {
     let attempt = || -> std::io::Result<()> {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".onnx-mabert-");
-        // A temporary file is private by default; the model should be as readable as any file the user makes.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut temporary = builder.tempfile_in(folder_of(path))?;
-        let mut buffered = std::io::BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
-        write(&mut buffered)?;
-        buffered.flush()?;
-        drop(buffered);
-        temporary.as_file().sync_all()?;
-        temporary.persist(path).map_err(|e| e.error)?;
+        temporary_beside(path, write)?.persist(path).map_err(|e| e.error)?;
         Ok(())
     };
     attempt().map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+/// What is written to before it has its name.
+pub type Buffered<'f> = std::io::BufWriter<&'f mut std::fs::File>;
+
+/// A temporary file in the folder of `path`, written and durable.
+pub(crate) fn temporary_beside(
+    path: &Path,
+    write: impl FnOnce(&mut Buffered<'_>) -> std::io::Result<()>,
+) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".onnx-mabert-");
+    // A temporary file is private by default; the model should be as readable as any file the user makes.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut temporary = builder.tempfile_in(folder_of(path))?;
+    let mut buffered = std::io::BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
+    write(&mut buffered)?;
+    buffered.flush()?;
+    drop(buffered);
+    temporary.as_file().sync_all()?;
+    Ok(temporary)
 }
 
 /// Whether a file can be made at `path`: asked before long work, whose result would be lost.

@@ -195,11 +195,11 @@ impl Tensor {
         })
     }
 
-    /// Reads a constant out of its message.
+    /// Whether a constant's data fills its shape; nothing is copied. Returns its type and shape.
     ///
     /// # Errors
     /// A type that this project does not handle, negative dimensions, or data that does not fill the shape.
-    pub fn from_proto(proto: &TensorProto) -> Result<Self> {
+    pub fn check(proto: &TensorProto) -> Result<(ElementType, Vec<usize>)> {
         let name = proto.name.as_str();
         let Some(element) = ElementType::from_onnx(proto.data_type) else {
             return Err(Error::tensor(name, format!("element type {} is not supported", proto.data_type)));
@@ -208,25 +208,37 @@ impl Tensor {
             return Err(Error::tensor(name, "its external data was not loaded"));
         }
         let (shape, count) = checked_shape(proto)?;
-        let short = |found: usize| {
-            Error::tensor(name, format!("shape {shape:?} needs {count} elements of {element}, its data holds {found}"))
-        };
-        if !proto.raw_data.is_empty() || (count == 0) {
-            if Some(proto.raw_data.len()) != count.checked_mul(element.size()) {
-                return Err(short(proto.raw_data.len() / element.size()));
+        let (found, fills) = match proto.raw_data.len() {
+            0 if count > 0 => {
+                let found = match element {
+                    ElementType::F32 => proto.float_data.len(),
+                    ElementType::F64 => proto.double_data.len(),
+                    ElementType::I64 => proto.int64_data.len(),
+                    _ => proto.int32_data.len(),
+                };
+                (found, found == count)
             }
+            bytes => (bytes / element.size(), count.checked_mul(element.size()) == Some(bytes)),
+        };
+        match fills {
+            true => Ok((element, shape)),
+            false => Err(Error::tensor(
+                name,
+                format!("shape {shape:?} needs {count} elements of {element}, its data holds {found}"),
+            )),
+        }
+    }
+
+    /// Reads a constant out of its message.
+    ///
+    /// # Errors
+    /// As those of [`check`](Self::check).
+    pub fn from_proto(proto: &TensorProto) -> Result<Self> {
+        let (element, shape) = Self::check(proto)?;
+        if !proto.raw_data.is_empty() || shape.contains(&0) {
             return Ok(Self::from_le_bytes(element, &shape, &proto.raw_data));
         }
         let int32 = &proto.int32_data;
-        let found = match element {
-            ElementType::F32 => proto.float_data.len(),
-            ElementType::F64 => proto.double_data.len(),
-            ElementType::I64 => proto.int64_data.len(),
-            _ => int32.len(),
-        };
-        if found != count {
-            return Err(short(found));
-        }
         Ok(match element {
             ElementType::F32 => Self::new(&shape, proto.float_data.clone()),
             ElementType::F64 => Self::new(&shape, proto.double_data.clone()),

@@ -54,12 +54,7 @@ pub(crate) fn take_weights(graph: &mut Graph) -> Vec<TensorProto> {
 
 /// Makes the input that stands for `weight` a constant of `model`.
 pub(crate) fn put_weight(model: &mut InferenceModel, weight: TensorProto) -> Result<()> {
-    let shape: Vec<usize> = weight.dims.iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect();
-    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-    if count.and_then(|n| n.checked_mul(ElementType::F32.size())) != Some(weight.raw_data.len()) {
-        // Told with the reason.
-        return Tensor::from_proto(&weight).map(drop).map_err(Into::into);
-    }
+    let (_, shape) = Tensor::check(&weight)?;
     let filled = || -> TractResult<Arc<TractTensor>> {
         let mut tensor = TractTensor::zero::<f32>(&shape)?;
         let mut values = tensor.to_plain_array_view_mut::<f32>()?;

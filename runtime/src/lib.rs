@@ -36,6 +36,7 @@ mod check;
 mod convert;
 mod error;
 mod fused;
+mod limits;
 mod memory;
 mod model;
 pub mod npz;

@@ -19,7 +19,7 @@ use tract_onnx::prelude::{
 
 use crate::check::Checks;
 use crate::memory::Freed;
-use crate::{ElementType, Error, Result, adapt, convert};
+use crate::{ElementType, Error, Result, adapt, convert, limits};
 
 /// Values by name, in the order of the model's outputs (and taps).
 pub type Named = Vec<(String, Tensor)>;
@@ -107,6 +107,7 @@ impl Options {
         mabert_graph::widen_half(&mut graph)?;
         // tract knows few fused operators and takes their domain for granted: it only sees plain ones.
         mabert_graph::decompose_fused(&mut graph)?;
+        limits::check(&graph)?;
         adapt::adapt(&mut graph);
         let checks = Checks::new(&graph)?;
         let declared = graph.inputs();

@@ -1,5 +1,7 @@
 //! The command line as a user meets it: what it prints, what it writes, how it exits.
 
+mod faults;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

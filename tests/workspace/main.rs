@@ -5,6 +5,7 @@ mod engines;
 mod files;
 mod full;
 mod fused;
+mod hostile;
 mod main_job;
 mod sites;
 mod spellings;

@@ -31,11 +31,25 @@ struct FullReport<'r> {
 
 pub(super) fn rewrite(arguments: &Rewrite, global: &Global) -> Result<()> {
     let job = job(arguments, global)?;
-    make(&arguments.model, &job, &arguments.output, arguments.report.as_deref(), global)
+    let output = Output { path: &arguments.output, external_data: arguments.external_data };
+    make(&arguments.model, &job, &output, arguments.report.as_deref(), global)
+}
+
+/// Where a student goes.
+pub(super) struct Output<'a> {
+    pub(super) path: &'a Path,
+    pub(super) external_data: bool,
 }
 
 /// Runs a job, writes the student and its report, and prints what was done.
-pub(super) fn make(model: &Path, job: &Job, output: &Path, report_file: Option<&Path>, global: &Global) -> Result<()> {
+pub(super) fn make(
+    model: &Path,
+    job: &Job,
+    to: &Output<'_>,
+    report_file: Option<&Path>,
+    global: &Global,
+) -> Result<()> {
+    let output = to.path;
     let mut others = std::iter::once(model).chain(job.parameters.as_deref());
     if let Some(other) = others.find(|other| same_file(other, output)) {
         let (output, other) = (output.display(), other.display());
@@ -46,7 +60,10 @@ pub(super) fn make(model: &Path, job: &Job, output: &Path, report_file: Option<&
     if let Some(report) = report_file {
         mabert_graph::check_writable(report)?;
     }
-    let (student, report) = rewrite_model(model, job, &Bars::new(global))?;
+    let (mut student, report) = rewrite_model(model, job, &Bars::new(global))?;
+    if to.external_data {
+        student.keep_data_outside();
+    }
     student.save(output)?;
     if Model::load(output)?.proto() != student.proto() {
         return Err(CheckFailed(format!("{}: what was written does not read back the same", output.display())).into());
@@ -176,12 +193,16 @@ fn same_file(a: &Path, b: &Path) -> bool {
     a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
 }
 
-/// The size of a model's file and of its external data.
+/// The size of a model's file and of its external data, as this program names it.
 fn bytes(model: &Path) -> u64 {
     let size = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.len());
-    let mut data = model.as_os_str().to_owned();
-    data.push(".data");
-    size(model) + size(Path::new(&data))
+    let beside = |ending: &str| {
+        let mut name = model.as_os_str().to_owned();
+        name.push(ending);
+        size(Path::new(&name))
+    };
+    let data = [".data", ".2.data", ".3.data"].map(beside).into_iter().find(|&bytes| bytes > 0);
+    size(model) + data.unwrap_or(0)
 }
 
 fn print_report(full: &FullReport<'_>) {

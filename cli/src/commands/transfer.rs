@@ -3,7 +3,7 @@
 use anyhow::Result;
 use mabert_transfer::rewrite::Job;
 
-use super::rewrite::make;
+use super::rewrite::{Output, make};
 use crate::arguments::{Global, Transfer};
 use crate::failure::Usage;
 
@@ -16,5 +16,6 @@ pub(super) fn transfer(arguments: &Transfer, global: &Global) -> Result<()> {
         parameters: Some(arguments.student.clone()),
         ..arguments.full.job(&arguments.data, &arguments.dev, &arguments.extra_data, global)?
     };
-    make(&arguments.teacher, &job, &arguments.output, arguments.report.as_deref(), global)
+    let output = Output { path: &arguments.output, external_data: arguments.external_data };
+    make(&arguments.teacher, &job, &output, arguments.report.as_deref(), global)
 }

@@ -5,7 +5,7 @@ mod standard;
 
 use onnx_protobuf::NodeProto;
 
-use crate::{Builder, Expr, Index, Model, NodeExt, Patch, Result};
+use crate::{Builder, Error, Expr, Index, Model, NodeExt, Patch, Result};
 
 /// Replaces the fused operators of `model` by what they compute; returns how many were replaced.
 ///
@@ -15,22 +15,23 @@ use crate::{Builder, Expr, Index, Model, NodeExt, Patch, Result};
 /// Others, and variants that do more than an encoder needs, are left as they are.
 ///
 /// # Errors
-/// The graph's wiring is broken.
+/// The graph's wiring is broken, or there are more such operators than any encoder has.
 pub fn decompose_fused(model: &mut Model) -> Result<usize> {
-    let mut count = 0;
-    let mut skipped = 0;
-    // One node at a time: a patch changes the graph that the index describes.
-    while let Some(replacement) = next(model, skipped)? {
-        match replacement {
-            Some(patch) => {
-                patch.apply(model)?;
-                count += 1;
-            }
-            None => skipped += 1,
-        }
+    let patches: Vec<Patch> = {
+        let index = Index::new(model)?;
+        model.graph().node.iter().filter_map(|node| plain(model, &index, node)).collect()
+    };
+    if patches.len() > MOST {
+        return Err(Error::Graph(format!("{} fused operators, more than {MOST}", patches.len())));
     }
+    let count = patches.len();
+    // Each names values only: that an earlier one made some of them anew does not matter.
+    patches.into_iter().try_for_each(|patch| patch.apply(model))?;
     Ok(count)
 }
+
+/// Each patch looks at the whole graph: more would take for ever.
+const MOST: usize = 10_000;
 
 /// What is needed to replace a node.
 struct Fused<'b, 'm> {
@@ -65,22 +66,18 @@ impl<'b, 'm> Fused<'b, 'm> {
 /// What a node gives, by the number of the output.
 type Outputs<'b> = Vec<(usize, Expr<'b>)>;
 
-/// The fused node before the last `skip` ones, and its replacement if it has one. Attention comes before the embeddings, from
-/// which it may have its mask.
-fn next(model: &Model, skip: usize) -> Result<Option<Option<Patch>>> {
-    let index = Index::new(model)?;
-    let fused = |n: &&NodeProto| n.is("Attention") || n.is("CastLike") || n.domain == "com.microsoft";
-    let Some(node) = model.graph().node.iter().rev().filter(fused).nth(skip) else { return Ok(None) };
+/// What replaces a node, if it is fused and can be replaced.
+fn plain(model: &Model, index: &Index<'_>, node: &NodeProto) -> Option<Patch> {
     let builder = Builder::new(model.opset(), "decompose-fused");
     builder.scope(&format!("{}/plain", node.label()));
-    let fused = Fused { b: &builder, model, index: &index, node };
+    let fused = Fused { b: &builder, model, index, node };
     let outputs = match node.op_type.as_str() {
         "Attention" if node.is("Attention") => standard::attention(&fused),
         "CastLike" if node.is("CastLike") => standard::cast_like(&fused),
-        _ => microsoft::plain(&fused),
-    };
-    Ok(Some(outputs.map(|outputs| {
-        let shunts: Vec<(&String, String)> = outputs.iter().map(|(at, y)| (&node.output[*at], y.name())).collect();
-        shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new))
-    })))
+        _ if node.domain == "com.microsoft" => microsoft::plain(&fused),
+        _ => None,
+    }?;
+    let shunts: Vec<(&String, String)> =
+        outputs.iter().map(|(at, y)| Some((node.output.get(*at)?, y.name()))).collect::<Option<_>>()?;
+    Some(shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new)))
 }

@@ -11,7 +11,7 @@ pub(super) fn attention<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
     if causal || cached || (1..4).any(|at| fused.used(at)) || node.attribute("q_num_heads").is_some() {
         return None;
     }
-    let [q, k, v] = [0, 1, 2].map(|at| b.value(&node.input[at]));
+    let [q, k, v] = [fused.operand(0)?, fused.operand(1)?, fused.operand(2)?];
     let scale = match node.attribute("scale") {
         Some(scale) => b.parameter("scale", &Tensor::scalar(scale.f)),
         None => head_size_scale(q),

@@ -50,7 +50,7 @@ fn inline_constant_nodes(model: &mut Model) -> Result<()> {
     let graph = model.graph_mut();
     let mut fault = None;
     graph.node.retain(|node| {
-        if !node.is("Constant") || outputs.contains(&node.output[0]) {
+        if !node.is("Constant") || node.output.first().is_none_or(|o| outputs.contains(o)) {
             return true;
         }
         match attribute::constant(node) {

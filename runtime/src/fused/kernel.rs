@@ -171,7 +171,6 @@ impl<'t> Panels<'t> {
                 }
             }
         }
-        drop(view);
         Panels::new(kernel, into)?.rows(0, lanes)
     }
 

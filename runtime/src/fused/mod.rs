@@ -147,7 +147,7 @@ fn attention(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> TractResu
         hidden: h,
         w1: w1.map(|w1| panels::weights(kernel, n, h, |t, j| w1[t * h + j])).collect::<TractResult<_>>()?,
         w2: w2.clone().map(|w2| panels::weights(kernel, n, h, |t, j| w2[j * n + t])).collect::<TractResult<_>>()?,
-        w2_by_key: w2.map(|w2| by_key(w2)).collect::<TractResult<_>>()?,
+        w2_by_key: w2.map(by_key).collect::<TractResult<_>>()?,
         masked: found.mask.is_some(),
         scaled: found.scale.is_some(),
     };
