@@ -134,8 +134,10 @@ fn attention(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> TractResu
     let (n, h) = (found.longest, found.hidden);
     let w1 = kernel::values(&found.w1)?.chunks_exact(n * h);
     let w2 = kernel::values(&found.w2)?.chunks_exact(h * n);
-    let columns = attention::most_keys(found.channels, h, n, found.queries == found.length);
     let whole = h.next_multiple_of(kernel.width());
+    // Whole panels of keys: one that is begun is complete.
+    let columns = attention::most_keys(found.channels, h, n, found.queries == found.length);
+    let columns = columns.next_multiple_of(kernel.width()).min(n);
     let by_key = |w2: &[f32]| panels::weights(kernel, whole, columns, |j, t| if j < h { w2[j * n + t] } else { 0.0 });
     let op = LinearAttention {
         batch: found.batch,
