@@ -62,7 +62,7 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Measure models on a labelled task, and their agreement with the first
     Eval(Eval),
-    /// Time models in turn
+    /// Time models in turn: on made-up tokens, or with --data on a file's texts, 512 at most, in batches of like lengths
     Bench(Bench),
 }
 
@@ -337,7 +337,6 @@ pub(crate) struct Bench {
     /// Also time each operator and site, on tract
     #[arg(long, conflicts_with = "data")]
     pub(crate) profile: bool,
-    /// With --data a run is over the file's texts, up to 512, in batches of like lengths
     #[command(flatten)]
     pub(crate) data: DataArguments,
 }

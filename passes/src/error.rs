@@ -33,12 +33,6 @@ pub enum Error {
     /// The model is the result of an earlier rewrite.
     #[error("{0}: already rewritten by onnx-mabert; start from the original model")]
     AlreadyRewritten(String),
-    /// The linear order has no place for something added to the scores.
-    #[error(
-        "{0}: its attention adds a bias by relative position to the scores, an n x n matrix that the linear order cannot \
-         keep apart from them; add --attention paper (or --keep softmax)"
-    )]
-    PositionBias(String),
     /// A bias of the scores is not a table of positions.
     #[error("value `{value}` is added to the scores and {reason}; only biases by position are supported")]
     NotATable {

@@ -209,7 +209,11 @@ impl Rewriting {
             if options.partial && found.encoder.is_some() { std::mem::take(&mut found.misses) } else { vec![] };
         let mut encoder = found.complete(model.origin())?;
         if encoder.has_position_bias() && options.order == Order::Linear && !options.keep.softmax {
-            return Err(Error::PositionBias(model.origin().to_owned()));
+            return Err(Error::Option(format!(
+                "{}: its attention adds a bias by relative position to the scores, an n x n matrix that the linear order \
+                 cannot keep apart from them; add --attention paper (or --keep softmax)",
+                model.origin()
+            )));
         }
         match options.skipped(Pass::Canonical) {
             Some(reason) => outcomes.push(not_done(Pass::Canonical, reason)),

@@ -229,3 +229,11 @@ fn every_model_is_rewritten_or_refused_with_the_reason() {
     let written = std::fs::read_to_string(&file).unwrap_or_default();
     assert!(written == page, "docs/coverage.md is not what the models give: run this test with UPDATE_DOCS=1");
 }
+
+#[test]
+fn a_bias_by_position_needs_the_papers_order() {
+    let path = fixture("coverage/mpnet-classification-torchscript-17.onnx");
+    let refused = Rewriting::new(Model::load(path).unwrap(), options()).unwrap_err();
+    assert!(matches!(refused, mabert_passes::Error::Option(_)), "{refused}");
+    assert!(refused.to_string().contains("--attention paper"), "{refused}");
+}

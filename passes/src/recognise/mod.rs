@@ -398,7 +398,10 @@ fn unclaimed(cx: &Context<'_>, found: &mut Recognition, layers: &[Layer], embedd
         .collect();
     let norms = found.norms.iter().map(|site| ("norm", &site.node, &site.output, &site.input));
     let activations = found.activations.iter().map(|site| ("activation", &site.node, &site.output, &site.input));
-    for (kind, node, _, input) in norms.chain(activations).filter(|site| !of_layers.contains(site.2.as_str())) {
+    for (kind, node, output, input) in norms.chain(activations) {
+        if of_layers.contains(output.as_str()) {
+            continue;
+        }
         if inside(node) {
             misses.push(miss(kind, node, "it belongs to no layer: the attention of its layer was not recognised"));
         } else if kind == "norm" && is_sum(cx, input) {
