@@ -5,44 +5,175 @@
 use std::collections::{HashMap, HashSet};
 
 use mabert_graph::proto::NodeProto;
-use mabert_graph::{ElementType, Model as Graph, NodeExt as _, Tensor, attribute};
+use mabert_graph::{ElementType, Index, Model as Graph, NodeExt as _, Tensor, attribute};
+
+use crate::Result;
+use crate::check::as_given;
 
 /// Rewrites what needs it, exactly.
-pub(crate) fn adapt(graph: &mut Graph) {
+///
+/// # Errors
+/// The graph is not valid.
+pub(crate) fn adapt(graph: &mut Graph) -> Result<()> {
+    widen_sizes(graph);
+    narrow_flat_indices(graph)?;
     narrow_counts(graph);
     compute_largest(graph);
+    tell_apart(graph);
+    Ok(())
+}
+
+fn cast(input: &str, output: &str, to: ElementType) -> NodeProto {
+    NodeProto {
+        op_type: "Cast".to_owned(),
+        name: output.to_owned(),
+        input: vec![input.to_owned()],
+        output: vec![output.to_owned()],
+        attribute: vec![attribute::int("to", i64::from(to.onnx()))],
+        ..NodeProto::default()
+    }
+}
+
+fn casts_to(node: &NodeProto, to: ElementType) -> bool {
+    node.is("Cast") && node.int("to", 0) == i64::from(to.onnx())
+}
+
+/// tract knows sizes while it plans as long as they stay in 64 bits; exporters of TensorFlow's models compute with them in 32
+/// and widen the result. What is widened is computed in 64 bits, beside what is not.
+fn widen_sizes(graph: &mut Graph) {
+    let mut sizes: HashSet<String> = HashSet::new();
+    // The same values in 64 bits.
+    let mut wide: HashMap<String, String> = HashMap::new();
+    let nodes = std::mem::take(&mut graph.graph_mut().node);
+    for mut node in nodes {
+        let (Some(input), Some(output)) = (node.input.first().cloned(), node.output.first().cloned()) else {
+            graph.graph_mut().node.push(node);
+            continue;
+        };
+        let twin = || format!("{output}/i64");
+        if node.is("Shape") {
+            sizes.insert(output);
+        } else if casts_to(&node, ElementType::I32) && sizes.contains(&input) {
+            wide.insert(output, input);
+        } else if casts_to(&node, ElementType::I64)
+            && let Some(known) = wide.get(&input)
+        {
+            node.op_type = "Identity".to_owned();
+            node.attribute.clear();
+            node.input[0].clone_from(known);
+        } else if matches!(node.op_type.as_str(), "Slice" | "Squeeze" | "Unsqueeze" | "Gather")
+            && let Some(known) = wide.get(&input)
+        {
+            let mut copy = node.clone();
+            copy.name = twin();
+            copy.input[0].clone_from(known);
+            copy.output[0] = twin();
+            graph.graph_mut().node.push(copy);
+            wide.insert(output.clone(), twin());
+        } else if (node.is("Concat") || node.is("Range"))
+            && node.input.iter().any(|i| wide.contains_key(i))
+            && let Some(known) = node.input.iter().map(|i| widened(graph, &wide, i)).collect::<Option<Vec<String>>>()
+        {
+            let mut copy = node.clone();
+            copy.name = twin();
+            copy.input = known;
+            copy.output[0] = twin();
+            graph.graph_mut().node.push(copy);
+            if node.is("Range") {
+                // As long as a symbol says only where its end is one.
+                node = cast(&twin(), &output, ElementType::I32);
+            }
+            wide.insert(output.clone(), twin());
+        }
+        graph.graph_mut().node.push(node);
+    }
+}
+
+/// The name of an operand in 64 bits: one of `wide`, or a constant.
+fn widened(graph: &mut Graph, wide: &HashMap<String, String>, value: &str) -> Option<String> {
+    if let Some(name) = wide.get(value) {
+        return Some(name.clone());
+    }
+    graph.initializer(value)?;
+    let constant = graph.constant(value).ok()?.to_i64()?;
+    let name = format!("{value}/i64");
+    graph.set_constant(&name, &constant.into());
+    Some(name)
+}
+
+/// `mask[b, k]`, as transformers 5 looks the attention mask up, is exported as a `Gather` from the flattened mask at
+/// `b * length + k`. tract neither flattens symbols nor multiplies them: the mask is reshaped, and the places in it are
+/// computed in 32 bits.
+fn narrow_flat_indices(graph: &mut Graph) -> Result<()> {
+    let ranks: HashMap<String, usize> =
+        graph.inputs().into_iter().filter_map(|input| Some((input.name, input.dims?.len()))).collect();
+    let index = Index::new(graph)?;
+    let (mut flattened, mut places) = (HashSet::new(), HashSet::new());
+    for node in graph.graph().node.iter().filter(|n| n.is("Gather") && n.int("axis", 0) == 0) {
+        let [flat, place] = node.input.as_slice() else { continue };
+        let Some(flatten) = index.producer(flat).filter(|n| n.is("Flatten")) else { continue };
+        let rank = ranks.get(as_given(&index, &flatten.input[0]));
+        let whole = rank.and_then(|&rank| i64::try_from(rank).ok()) == Some(flatten.int("axis", 1));
+        if !whole || index.element_type(place) == Some(ElementType::I32) {
+            continue;
+        }
+        flattened.insert(flat.clone());
+        let mut pending = vec![place];
+        while let Some(value) = pending.pop() {
+            let Some(node) = index.producer(value).filter(|n| n.is("Add") || n.is("Mul")) else { continue };
+            if places.insert(value.clone()) {
+                pending.extend(&node.input);
+            }
+        }
+    }
+    if flattened.is_empty() {
+        return Ok(());
+    }
+    for mut node in std::mem::take(&mut graph.graph_mut().node) {
+        let output = node.output.first().cloned().unwrap_or_default();
+        if flattened.contains(&output) {
+            let shape = format!("{output}/shape");
+            graph.set_constant(&shape, &Tensor::ints(&[-1, 1]));
+            node.op_type = "Reshape".to_owned();
+            node.attribute.clear();
+            node.input.push(shape);
+            graph.graph_mut().node.push(node);
+        } else if places.contains(&output) {
+            let operands = node.input.len();
+            in_32_bits(&mut graph.graph_mut().node, node, operands);
+        } else {
+            graph.graph_mut().node.push(node);
+        }
+    }
+    Ok(())
+}
+
+/// Adds `node` so that it computes its first `operands` inputs in 32 bits, between casts.
+fn in_32_bits(nodes: &mut Vec<NodeProto>, mut node: NodeProto, operands: usize) {
+    let output = node.output[0].clone();
+    for (at, input) in node.input.iter_mut().take(operands).enumerate() {
+        let narrow = format!("{output}/operand{at}_i32");
+        nodes.push(cast(input, &narrow, ElementType::I32));
+        *input = narrow;
+    }
+    let narrow = format!("{output}/i32");
+    node.name.clone_from(&narrow);
+    node.output[0].clone_from(&narrow);
+    nodes.push(node);
+    nodes.push(cast(&narrow, &output, ElementType::I64));
 }
 
 /// `CumSum` cannot sum symbols up: where positions are counted in 64 bits, as exporters of RoBERTa's family do, they are
 /// counted in 32.
 fn narrow_counts(graph: &mut Graph) {
-    let int64 = i64::from(ElementType::I64.onnx());
     let nodes = &mut graph.graph_mut().node;
-    let widened: HashSet<String> = nodes
-        .iter()
-        .filter(|n| n.is("Cast") && n.int("to", 0) == int64)
-        .flat_map(|n| n.output.iter().cloned())
-        .collect();
-    let cast = |input: &str, output: &str, to: i64| NodeProto {
-        op_type: "Cast".to_owned(),
-        name: output.to_owned(),
-        input: vec![input.to_owned()],
-        output: vec![output.to_owned()],
-        attribute: vec![attribute::int("to", to)],
-        ..NodeProto::default()
-    };
-    for mut node in std::mem::take(nodes) {
-        if !(node.is("CumSum") && node.input.first().is_some_and(|i| widened.contains(i))) {
-            nodes.push(node);
-            continue;
+    let widened: HashSet<String> =
+        nodes.iter().filter(|n| casts_to(n, ElementType::I64)).flat_map(|n| n.output.iter().cloned()).collect();
+    for node in std::mem::take(nodes) {
+        match node.is("CumSum") && node.input.first().is_some_and(|i| widened.contains(i)) {
+            true => in_32_bits(nodes, node, 1),
+            false => nodes.push(node),
         }
-        let (given, sum) = (node.input[0].clone(), node.output[0].clone());
-        let [narrow, narrow_sum] = ["given_i32", "i32"].map(|part| format!("{sum}/{part}"));
-        node.input[0].clone_from(&narrow);
-        node.output[0].clone_from(&narrow_sum);
-        nodes.push(cast(&given, &narrow, i64::from(ElementType::I32.onnx())));
-        nodes.push(node);
-        nodes.push(cast(&narrow_sum, &sum, int64));
     }
 }
 
@@ -63,9 +194,8 @@ fn compute_largest(graph: &mut Graph) {
             continue;
         }
         let Some(given) = node.input.first().and_then(|input| known.get(input)) else { continue };
-        let to_int64 = node.is("Cast") && node.int("to", 0) == i64::from(ElementType::I64.onnx());
         let moved = match node.op_type.as_str() {
-            "Cast" | "Identity" if to_int64 || node.is("Identity") => Some(given.clone()),
+            "Cast" | "Identity" if casts_to(node, ElementType::I64) || node.is("Identity") => Some(given.clone()),
             // Of a single number: whatever shape is asked for, it is a vector of one.
             "Reshape" | "Unsqueeze" if given.len() == 1 && given.shape().is_empty() => given.clone().reshaped(&[1]),
             "Reshape" if given.shape().len() == 1 => Some(given.clone()),
@@ -90,6 +220,23 @@ fn compute_largest(graph: &mut Graph) {
     });
     for (name, value) in computed.iter().filter(|(name, _)| !outputs.contains(name)) {
         graph.set_constant(name, value);
+    }
+}
+
+/// Names of nodes say nothing in ONNX, and some tools repeat them; tract tells nodes, inputs and constants apart by name.
+fn tell_apart(graph: &mut Graph) {
+    let graph = graph.graph_mut();
+    let values = graph.input.iter().map(|i| &i.name).chain(graph.initializer.iter().map(|t| &t.name));
+    let mut taken: HashSet<String> = values.cloned().collect();
+    for node in &mut graph.node {
+        let mut name = node.label().to_owned();
+        if taken.contains(&name) {
+            name = node.output.first().cloned().unwrap_or_default();
+        }
+        while !taken.insert(name.clone()) {
+            name.push('_');
+        }
+        node.name = name;
     }
 }
 
@@ -118,6 +265,71 @@ mod tests {
             &[5, 1, 7, 9],
         );
         assert_eq!(counted.to_i64().unwrap().as_slice().unwrap(), [1, 1, 2, 3]);
+    }
+
+    /// The model whose output `y` makes of `x`, planned once for every shape, and its output for each of `given`.
+    fn symbolic(y: impl for<'b> Fn(&'b Builder, Expr<'b>) -> Expr<'b>, given: &[(&[usize], &[i64])]) -> Vec<Vec<f32>> {
+        let b = Builder::new(17, "test");
+        let x = b.input("x", ElementType::I64, &["batch", "n"]);
+        let model = crate::Options::default().prepare(&b.model(&[y(&b, x).named("y")])).unwrap();
+        assert!(!model.operators().is_empty(), "planned for each shape apart");
+        let run = |(shape, values): &(&[usize], &[i64])| {
+            let outputs = model.run(&[("x", Tensor::new(shape, values.to_vec()))]).unwrap();
+            outputs[0].1.to_f32().into_iter().collect()
+        };
+        given.iter().map(run).collect()
+    }
+
+    fn int<'b>(b: &'b Builder, value: i64) -> Expr<'b> {
+        b.parameter("int", &Tensor::scalar(value))
+    }
+
+    #[test]
+    fn a_mask_looked_up_by_place_is_planned_for_every_shape() {
+        let looked_up = symbolic(
+            |b, x| {
+                let size = |axis| b.op("Gather", &[x.shape(), int(b, axis)], vec![]);
+                let range = |axis| b.op("Range", &[int(b, 0), size(axis), int(b, 1)], vec![]);
+                let unsqueezed = |value, axes: &[i64]| b.op("Unsqueeze", &[value, b.ints(axes)], vec![]);
+                let (row, column) = (unsqueezed(range(0), &[1, 2, 3]), unsqueezed(range(1), &[0, 1, 2]));
+                let place = column + row * size(1);
+                let flat = b.op("Flatten", &[x], vec![attribute::int("axis", 2)]);
+                let found = b.op("Gather", &[flat, place], vec![]);
+                found.reshape(&[-1]).reshape_to(place.shape()).cast(ElementType::F32)
+            },
+            &[(&[2, 3], &[1, 0, 2, 3, 4, 5]), (&[1, 4], &[7, 8, 9, 6])],
+        );
+        assert_eq!(looked_up, [vec![1.0, 0.0, 2.0, 3.0, 4.0, 5.0], vec![7.0, 8.0, 9.0, 6.0]]);
+    }
+
+    #[test]
+    fn sizes_in_32_bits_are_planned_for_every_shape() {
+        let filled = symbolic(
+            |b, x| {
+                let sizes = x.shape().cast(ElementType::I32);
+                let length = sizes.slice(0, 1, 2);
+                let scalar = b.op("Squeeze", &[length, b.ints(&[0])], vec![]);
+                let int = |value: i32| b.parameter("int", &Tensor::scalar(value));
+                let positions = b.op("Range", &[int(0), scalar, int(1)], vec![]);
+                let one = b.parameter("one", &Tensor::new(&[1], vec![1i32]));
+                let shape = b.concat(&[one, length], 0).cast(ElementType::I64);
+                x.cast(ElementType::F32) + positions.reshape_to(shape).cast(ElementType::F32)
+            },
+            &[(&[2, 3], &[0, 0, 0, 5, 5, 5]), (&[1, 1], &[7])],
+        );
+        assert_eq!(filled, [vec![0.0, 1.0, 2.0, 5.0, 6.0, 7.0], vec![7.0]]);
+    }
+
+    #[test]
+    fn nodes_of_one_name_are_told_apart() {
+        let b = Builder::new(17, "test");
+        let x = b.input("x", ElementType::F32, &["batch", "n"]);
+        let y = (x + b.parameter("one", &Tensor::scalar(1f32))).relu().reshape(&[-1]);
+        let mut graph = b.model(&[y.named("y")]);
+        graph.graph_mut().node.iter_mut().for_each(|node| node.name = "x".to_owned());
+        let model = crate::Options::default().prepare(&graph).unwrap();
+        let outputs = model.run(&[("x", Tensor::new(&[1, 2], vec![-2f32, 3.0]))]).unwrap();
+        assert_eq!(outputs[0].1.to_f32().as_slice().unwrap(), [0.0, 4.0]);
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl Lookup {
 }
 
 /// The value behind casts and identities.
-fn as_given<'g>(index: &Index<'g>, mut value: &'g str) -> &'g str {
+pub(crate) fn as_given<'g>(index: &Index<'g>, mut value: &'g str) -> &'g str {
     while let Some(node) = index.producer(value) {
         if !(node.is("Cast") || node.is("Identity")) {
             break;

@@ -10,7 +10,7 @@ use tract_core::ops::konst::Const;
 use tract_onnx::pb;
 use tract_onnx::prelude::{Datum, InferenceModel, Tensor as TractTensor, TractResult, TypedFact};
 
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// tract's own message of the model. It is encoded without the constants' values, decoded with `prost`, and the values are
 /// moved in directly: weights are never in memory twice on the way, and there is no limit of 2 GiB.
@@ -55,15 +55,7 @@ pub(crate) fn take_weights(graph: &mut Graph) -> Vec<TensorProto> {
 /// Makes the input that stands for `weight` a constant of `model`.
 pub(crate) fn put_weight(model: &mut InferenceModel, weight: TensorProto) -> Result<()> {
     let (_, shape) = Tensor::check(&weight)?;
-    let filled = || -> TractResult<Arc<TractTensor>> {
-        let mut tensor = TractTensor::zero::<f32>(&shape)?;
-        let mut values = tensor.to_plain_array_view_mut::<f32>()?;
-        for (value, bytes) in values.iter_mut().zip(weight.raw_data.as_chunks::<4>().0) {
-            *value = f32::from_le_bytes(*bytes);
-        }
-        Ok(Arc::new(tensor))
-    };
-    let tensor = filled().map_err(Error::tract)?;
+    let tensor = Arc::new(memory::from_le_bytes(&shape, &weight.raw_data).map_err(Error::tract)?);
     let place = || -> TractResult<()> {
         let id = model.node_by_name(&weight.name)?.id;
         let node = model.node_mut(id);

@@ -99,10 +99,12 @@ impl Error {
     }
 }
 
-/// tract's reports can run over hundreds of lines (whole constants are printed): keep what names the node.
+/// tract's reports can run over hundreds of lines (whole constants are printed, and backtraces where the environment asks for
+/// them): keep what names the node.
 fn first_lines(report: &str) -> String {
     const LINES: usize = 12;
     const WIDTH: usize = 300;
-    let lines = report.lines().filter(|l| !l.trim().is_empty()).take(LINES);
+    let causes = report.lines().take_while(|l| l.trim() != "Stack backtrace:");
+    let lines = causes.filter(|l| !l.trim().is_empty()).take(LINES);
     lines.map(|l| l.trim().chars().take(WIDTH).collect::<String>()).collect::<Vec<_>>().join("; ")
 }

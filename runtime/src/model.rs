@@ -108,7 +108,7 @@ impl Options {
         // tract knows few fused operators and takes their domain for granted: it only sees plain ones.
         mabert_graph::decompose_fused(&mut graph)?;
         limits::check(&graph)?;
-        adapt::adapt(&mut graph);
+        adapt::adapt(&mut graph)?;
         let checks = Checks::new(&graph)?;
         let declared = graph.inputs();
         let weights = convert::take_weights(&mut graph);

@@ -15,10 +15,7 @@ use tract_linalg::mmm::{
 };
 use tract_linalg::pack::PackedFormat;
 
-use crate::memory::LARGE_PAGE;
-
-/// Bytes at which panels begin: the widest vector registers, and what Apple's matrix unit loads at once.
-const ALIGNMENT: usize = 128;
+use crate::memory::ALIGNMENT;
 
 /// The matrix kernel of this machine.
 pub(super) struct Kernel {
@@ -61,18 +58,14 @@ impl Kernel {
 
     /// Room for panels of so many rows, `[panels, rows + 1, width]`; what is in it is arbitrary.
     pub(super) fn room(&self, panels: usize, rows: usize) -> TractResult<Tensor> {
-        self.room_at(panels, rows, ALIGNMENT)
-    }
-
-    /// The same for weights, which stay and are large: it begins at a large page.
-    pub(super) fn room_for_weights(&self, panels: usize, rows: usize) -> TractResult<Tensor> {
-        let large = panels * rows * self.width() * size_of::<f32>() >= LARGE_PAGE;
-        self.room_at(panels, rows, if large { LARGE_PAGE } else { ALIGNMENT })
-    }
-
-    fn room_at(&self, panels: usize, rows: usize, alignment: usize) -> TractResult<Tensor> {
         // SAFETY: what is to be read is written first: products write whole tiles, and who fills in less writes zeros.
-        unsafe { Tensor::uninitialized_aligned::<f32>(&[panels, rows + 1, self.width()], alignment) }
+        unsafe { Tensor::uninitialized_aligned::<f32>(&[panels, rows + 1, self.width()], ALIGNMENT) }
+    }
+
+    /// The same for weights, which stay and are large.
+    pub(super) fn room_for_weights(&self, panels: usize, rows: usize) -> TractResult<Tensor> {
+        // SAFETY: as above.
+        unsafe { crate::memory::room(&[panels, rows + 1, self.width()]) }
     }
 }
 

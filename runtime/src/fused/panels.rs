@@ -64,9 +64,7 @@ pub(super) fn weights(
     at: impl Fn(usize, usize) -> f32,
 ) -> TractResult<Arc<Tensor>> {
     let room = kernel.room_for_weights(panels(lanes, kernel.width()), rows)?;
-    let weights = fill(room, lanes, at)?;
-    crate::memory::on_large_pages(&weights);
-    Ok(weights.into_arc_tensor())
+    Ok(fill(room, lanes, at)?.into_arc_tensor())
 }
 
 fn fill(mut room: Tensor, lanes: usize, at: impl Fn(usize, usize) -> f32) -> TractResult<Tensor> {
