@@ -34,10 +34,12 @@ enum Equivalent {
     Unsqueezed,
     /// An initializer as a `Constant` node.
     ConstantNode,
+    /// A node by the name of another, or of none.
+    NodeName,
 }
 
 use Equivalent::*;
-const EQUIVALENT: [Equivalent; 12] = [
+const EQUIVALENT: [Equivalent; 13] = [
     Swap,
     SubAsAdd,
     DivAsMul,
@@ -50,6 +52,7 @@ const EQUIVALENT: [Equivalent; 12] = [
     Transposed,
     Unsqueezed,
     ConstantNode,
+    NodeName,
 ];
 
 fn node(op: &str, inputs: &[&str], output: &str, attributes: Vec<AttributeProto>) -> NodeProto {
@@ -77,6 +80,12 @@ fn apply(model: &mut Model, change: Equivalent, at: usize, count: usize, recordi
             if let Some(i) = of(model, &|n| n.is("Add") || n.is("Mul")) {
                 model.graph_mut().node[i].input.reverse();
             }
+        }
+        NodeName => {
+            let nodes = &mut model.graph_mut().node;
+            let name = nodes.first().filter(|_| at % 3 > 0).map_or_else(String::new, |n| n.name.clone());
+            let i = at % nodes.len().max(1);
+            nodes[i].name = name;
         }
         SubAsAdd => {
             let Some(i) = of(model, &|n| n.is("Sub") && float(&n.output[0])) else { return };
