@@ -7,6 +7,7 @@ mod full;
 mod fused;
 mod hostile;
 mod main_job;
+mod numbers;
 mod sites;
 mod spellings;
 mod structure;
