@@ -16,6 +16,10 @@ pub struct LinearSite {
     pub weight: String,
     /// Whether the initializer is `[out, in]` rather than `[in, out]`.
     pub transposed: bool,
+    /// Where the initializer holds several maps side by side, as one of queries, keys and values may: the columns of this
+    /// one, `[out]`.
+    #[serde(skip)]
+    pub columns: Option<Vec<usize>>,
     /// What the product is multiplied by.
     pub scale: f32,
     /// The bias, `[out]`, as probed.

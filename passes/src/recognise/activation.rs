@@ -47,7 +47,7 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<ActivationSi
         if !cx.index.producer(exit).is_some_and(elementwise) {
             break;
         }
-        for region in Region::ending_in(&cx.index, exit) {
+        for region in Region::ending_in(&cx.index, exit, false) {
             let pure = region.nodes.iter().all(|&at| elementwise(&graph.node[at]));
             if !region.contains(anchor) || !pure {
                 continue;

@@ -2,7 +2,7 @@
 //! reshapes and transposes the exporter put around them.
 
 use mabert_graph::{Dependence, NodeExt as _, Tensor};
-use ndarray::{Array2, ArrayD, Axis, IxDyn};
+use ndarray::{Array2, ArrayD, ArrayView1, Axis, IxDyn};
 
 use super::Context;
 use super::probe::Probe;
@@ -32,7 +32,7 @@ struct Weight {
 
 /// The region as a linear map, if it is one.
 pub(super) fn read_off(cx: &Context<'_>, region: &Region, from: Layout, to: Layout) -> Result<LinearSite, String> {
-    let weight = weight(cx, region)?;
+    let mut weight = weight(cx, region)?;
     let probe = Probe::new(cx.model, &cx.index, &cx.recording, region)?;
     let width: usize = probe.shape(0).iter().product();
     let zero = to_rows(&probe.run_f32(vec![0.0; width])?, to)?;
@@ -40,6 +40,16 @@ pub(super) fn read_off(cx: &Context<'_>, region: &Region, from: Layout, to: Layo
     let input = Tensor::new(probe.shape(0), probe.noise(0, 21));
     let output = to_rows(&probe.run(std::slice::from_ref(&input))?, to)?;
     let x = to_rows(&input, from)?;
+    let mut columns = None;
+    if x.ncols() == weight.values.nrows() && output.ncols() < weight.values.ncols() {
+        let found = columns_of(&output - &ArrayView1::from(&bias), x.dot(&weight.values));
+        let found = found.ok_or_else(|| {
+            let (name, exit) = (&weight.name, &region.exit);
+            format!("`{exit}` is not some of the columns of weight `{name}` times the input")
+        })?;
+        weight.values = weight.values.select(Axis(1), &found);
+        columns = Some(found);
+    }
     if x.ncols() != weight.values.nrows() || output.ncols() != weight.values.ncols() || x.nrows() != output.nrows() {
         return Err(format!(
             "weight `{}` {:?} does not lead from {} to {} channels",
@@ -50,7 +60,7 @@ pub(super) fn read_off(cx: &Context<'_>, region: &Region, from: Layout, to: Layo
         ));
     }
     let product = x.dot(&weight.values);
-    let centred = &output - &ndarray::ArrayView1::from(&bias);
+    let centred = &output - &ArrayView1::from(&bias);
     let (dot, square) = product
         .iter()
         .zip(&centred)
@@ -78,12 +88,36 @@ pub(super) fn read_off(cx: &Context<'_>, region: &Region, from: Layout, to: Layo
         output: region.exit.clone(),
         weight: weight.name,
         transposed: weight.transposed,
+        columns,
         scale,
         bias,
         bias_name: None,
         inputs: x.ncols(),
         outputs: output.ncols(),
     })
+}
+
+/// The column of `product` that each column of `part` is, up to one positive factor.
+fn columns_of(part: Array2<f32>, product: Array2<f32>) -> Option<Vec<usize>> {
+    let is_zero = |column: ArrayView1<'_, f32>| column.iter().all(|v| *v == 0.0);
+    let zero = product.columns().into_iter().position(is_zero);
+    let normalised = |mut values: Array2<f32>| {
+        for mut column in values.columns_mut() {
+            let norm = column.iter().map(|v| v * v).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+            column /= norm;
+        }
+        values
+    };
+    let part = normalised(part).reversed_axes();
+    let likeness = part.dot(&normalised(product));
+    let most_like = |(column, likeness): (ArrayView1<'_, f32>, ArrayView1<'_, f32>)| {
+        if is_zero(column) {
+            return zero;
+        }
+        let (at, most) = likeness.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1))?;
+        (most > 0.999).then_some(at)
+    };
+    part.rows().into_iter().zip(likeness.rows()).map(most_like).collect()
 }
 
 /// Whether a node multiplies data by a constant matrix.

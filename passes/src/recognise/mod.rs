@@ -285,7 +285,12 @@ fn unflattened(cx: &Context<'_>, value: &str) -> String {
 fn linear_before(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearSite> {
     let mut found = Err(miss("linear", value, "no product with a constant weight leads to it"));
     let mut known: &[usize] = &[];
-    let regions = Region::ending_in(&cx.index, value);
+    let has_weight = |regions: &[Region]| regions.iter().flat_map(|r| &r.nodes).any(|&at| linear::has_weight(cx, at));
+    let mut regions = Region::ending_in(&cx.index, value, false);
+    if !has_weight(&regions) {
+        // One product may make queries, keys and values.
+        regions = Region::ending_in(&cx.index, value, true);
+    }
     for region in regions.iter().skip_while(|r| !r.nodes.iter().any(|&at| linear::has_weight(cx, at))) {
         let only_layout = |at: &usize| LAYOUT_ONLY.contains(&cx.index.graph().node[*at].op_type.as_str());
         if found.is_ok() && !region.nodes.iter().filter(|at| !known.contains(at)).all(only_layout) {

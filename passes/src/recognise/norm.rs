@@ -28,7 +28,7 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<NormSite> {
     for exit in chain(&cx.index, &node.output[0]).into_iter().take(8) {
         let before = found.is_site();
         let mut extended = false;
-        for region in Region::ending_in(&cx.index, exit) {
+        for region in Region::ending_in(&cx.index, exit, false) {
             let shape = cx.recording.shape(exit);
             let same_shape = shape.len() >= 2 && cx.recording.shape(&region.entries[0]) == shape;
             if !region.contains(anchor) || !same_shape {

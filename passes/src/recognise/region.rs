@@ -54,8 +54,9 @@ impl Region {
         self.nodes.binary_search(&node).is_ok()
     }
 
-    /// The single-entry regions that end in `exit`, from the smallest; entries are `exit`'s dominators.
-    pub(crate) fn ending_in(index: &Index<'_>, exit: &str) -> Vec<Self> {
+    /// The single-entry regions that end in `exit`, from the smallest; entries are `exit`'s dominators. With `shared`, others
+    /// may use what is inside.
+    pub(crate) fn ending_in(index: &Index<'_>, exit: &str, shared: bool) -> Vec<Self> {
         let mut found = Vec::new();
         let mut frontier: Vec<&str> = vec![exit];
         for _ in 0..LARGEST {
@@ -69,7 +70,7 @@ impl Region {
                 }
             }
             if let [entry] = frontier.as_slice() {
-                found.extend(Self::between(index, &[entry], exit));
+                found.extend(Self::spanning(index, &[entry], exit).filter(|r| shared || r.has_single_exit(index)));
             }
         }
         found

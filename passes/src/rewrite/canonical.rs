@@ -5,6 +5,7 @@
 //! still called.
 
 use mabert_graph::{Builder, ElementType, Expr, Model, Tensor};
+use ndarray::Axis;
 
 use super::position_bias::PositionBiases;
 use crate::Result;
@@ -106,6 +107,10 @@ fn linear<'b>(
     let stored = model.constant(&site.weight)?.to_f32();
     let stored = stored.into_dimensionality::<ndarray::Ix2>().expect("the recogniser only takes matrices");
     let weight = if site.transposed { stored.reversed_axes() } else { stored } * (site.scale * factor);
+    let weight = match site.columns.take() {
+        Some(columns) => weight.select(Axis(1), &columns),
+        None => weight,
+    };
     let weight = weight.as_standard_layout().into_owned();
     site.bias.iter_mut().for_each(|v| *v *= factor);
     b.scope(scope);
