@@ -134,6 +134,12 @@ fn explain_says_what_was_found() {
     let anchors = explained["anchors"].as_array().unwrap();
     assert_eq!(anchors.iter().filter(|a| a["kind"] == "norm" && a["reason"].is_null()).count(), 7);
     fails(&["explain", &teacher(), "--node", "nowhere"], 2, &["no node `nowhere`"]);
+    // Rotated queries are no linear map: what was probed, and that it is not one.
+    let rotated = fixture("coverage/modernbert-classification-torchscript-17.onnx");
+    let missed = &json(&["explain", &rotated])["misses"][0];
+    assert!(missed["reason"].as_str().unwrap().contains("columns of weight"), "{missed}");
+    let nodes = missed["tried"]["nodes"].as_array().unwrap();
+    assert!(nodes.iter().any(|n| n.as_str().unwrap().starts_with("MatMul `")) && nodes.len() > 4, "{missed}");
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! Loading and saving changes nothing.
 
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+
 use mabert_graph::proto::{
     FunctionProto, Message as _, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
 };
-use mabert_graph::{Model, Tensor};
+use mabert_graph::{Builder, ElementType, Model, Tensor};
 use mabert_tests::{exports, fixture};
+use onnx_protobuf::tensor_proto::DataLocation;
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -34,6 +37,51 @@ fn external_data_stays_external_and_is_read_back() {
     std::fs::remove_file(folder.path().join("other.onnx.data")).unwrap();
     let message = Model::load(&path).unwrap_err().to_string();
     assert!(message.contains("other.onnx.data") && message.contains("initializer"), "{message}");
+}
+
+/// Beyond protobuf's 2 GiB; the file that is read is sparse, the one that is written is not.
+#[test]
+fn a_model_of_more_than_two_gigabytes_is_loaded_and_saved() {
+    const ROWS: usize = 1_200_000;
+    const CHANNELS: usize = 512;
+    let bytes = (ROWS * CHANNELS * size_of::<f32>()) as u64;
+    // Temporary folders may be in memory.
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let b = Builder::new(17, "test");
+    let ids = b.input("ids", ElementType::I64, &["batch", "n"]);
+    let words = b.parameter("words", &Tensor::new(&[1, CHANNELS], vec![0f32; CHANNELS]));
+    let mut proto = b.model(&[b.op("Gather", &[words, ids], vec![]).named("y")]).proto().clone();
+    let table = &mut proto.graph.as_mut().unwrap().initializer[0];
+    table.raw_data.clear();
+    table.dims = vec![ROWS as i64, CHANNELS as i64];
+    table.data_location = DataLocation::EXTERNAL.into();
+    let entry =
+        |key: &str, value: &str| StringStringEntryProto { key: key.into(), value: value.into(), ..Default::default() };
+    table.external_data =
+        vec![entry("location", "words.bin"), entry("offset", "0"), entry("length", &bytes.to_string())];
+    let path = folder.path().join("model.onnx");
+    std::fs::write(&path, proto.write_to_bytes().unwrap()).unwrap();
+    let mut data = std::fs::File::create(folder.path().join("words.bin")).unwrap();
+    data.set_len(bytes).unwrap();
+    data.seek(SeekFrom::End(-4)).unwrap();
+    data.write_all(&1.5f32.to_le_bytes()).unwrap();
+    drop(data);
+
+    let model = Model::load(&path).unwrap();
+    let table = model.initializer("words").unwrap();
+    assert_eq!((table.dims.as_slice(), table.raw_data.len() as u64), (&[ROWS as i64, CHANNELS as i64][..], bytes));
+    let saved = folder.path().join("saved.onnx");
+    model.save(&saved).unwrap();
+    drop(model);
+    let mut written = std::fs::File::open(folder.path().join("saved.onnx.data")).unwrap();
+    assert_eq!(written.metadata().unwrap().len(), bytes);
+    written.seek(SeekFrom::End(-4)).unwrap();
+    let mut last = [0; 4];
+    written.read_exact(&mut last).unwrap();
+    assert_eq!(f32::from_le_bytes(last), 1.5);
+    // In one file it would be no model that others can read.
+    let reloaded = ModelProto::parse_from_bytes(&std::fs::read(&saved).unwrap()).unwrap();
+    assert_eq!(reloaded.graph.initializer[0].data_location, DataLocation::EXTERNAL.into());
 }
 
 #[test]

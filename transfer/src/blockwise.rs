@@ -126,7 +126,12 @@ pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &Options) -> 
     let missed = |piece: &Piece, gradient: Option<&Arc<Gradient>>| -> Result<Real> {
         let (stream, mask) = (read(block.streams, piece)?, cut(&block.masks[piece.batch], piece)?);
         let found = graph.run(&[Value::Real(stream), Value::Real(mask)], gradient)?.remove(0);
-        Ok(squared_distance(&found, &read(block.targets, piece)?, &cut(&block.weights[piece.batch], piece)?)?)
+        Ok(squared_distance(
+            &found,
+            &read(block.targets, piece)?,
+            &cut(&block.weights[piece.batch], piece)?,
+            f64::INFINITY,
+        )?)
     };
     let mut rng = StdRng::seed_from_u64(options.seed);
     pieces.shuffle(&mut rng);

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use mabert_graph::{Model, NodeExt as _};
-use mabert_passes::recognise::{Explanation, Miss, recognise};
+use mabert_passes::recognise::{Explanation, Miss, Tried, recognise};
 use mabert_passes::rewrite::prepare;
 use serde::Serialize;
 
@@ -39,12 +39,23 @@ pub(super) fn explain(arguments: &Explain, global: &Global) -> Result<()> {
             }
             (Some(reason), _) => println!("{} `{}`: no {}: {reason}", anchor.operator, anchor.node, anchor.kind),
         }
+        print_tried(anchor.tried.as_ref());
     }
     match explained.misses.as_slice() {
         [] if arguments.node.is_none() => println!("nothing was missed"),
-        misses => misses.iter().for_each(|miss| println!("missed: {miss}")),
+        misses => misses.iter().for_each(|miss| {
+            println!("missed: {miss}");
+            print_tried(miss.tried.as_ref());
+        }),
     }
     Ok(())
+}
+
+/// What was probed in vain: a person can look at these nodes.
+fn print_tried(tried: Option<&Tried>) {
+    if let Some(tried) = tried {
+        println!("  tried {tried}");
+    }
 }
 
 /// Why there is nothing to say about a node.

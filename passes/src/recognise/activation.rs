@@ -42,7 +42,7 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<ActivationSi
     let graph = cx.index.graph();
     let node = &graph.node[anchor];
     let elementwise = |node: &NodeProto| ELEMENTWISE.contains(&node.op_type.as_str());
-    let mut found = Verdict::NotASite("no single-entry element-wise region lies around it".to_owned());
+    let mut found = Verdict::NotASite("no single-entry element-wise region lies around it".to_owned(), None);
     for exit in chain(&cx.index, &node.output[0]).into_iter().take(10) {
         if !cx.index.producer(exit).is_some_and(elementwise) {
             break;
@@ -63,7 +63,7 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<ActivationSi
                     found = Verdict::Site(site, region);
                     break;
                 }
-                Err(reason) if !found.is_site() => found = Verdict::NotASite(reason),
+                Err(reason) if !found.is_site() => found = Verdict::NotASite(reason, Some(region)),
                 Err(_) => {}
             }
         }

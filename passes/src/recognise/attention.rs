@@ -14,13 +14,16 @@ const TOLERANCE: f32 = 1e-4;
 
 /// The attention around the `Softmax` at `anchor`.
 pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<AttentionSite> {
-    match read_off(cx, anchor) {
-        Ok((site, region)) => Verdict::Site(site, region),
-        Err(reason) => Verdict::NotASite(reason),
+    let mut tried = None;
+    match (read_off(cx, anchor, &mut tried), tried) {
+        (Ok(site), Some(region)) => Verdict::Site(site, region),
+        (Ok(_), None) => unreachable!("a site has a region"),
+        (Err(reason), tried) => Verdict::NotASite(reason, tried),
     }
 }
 
-fn read_off(cx: &Context<'_>, anchor: usize) -> Result<(AttentionSite, Region), String> {
+/// The site; `tried` is its region, from where one is found.
+fn read_off(cx: &Context<'_>, anchor: usize, tried: &mut Option<Region>) -> Result<AttentionSite, String> {
     let graph = cx.index.graph();
     let softmax = &graph.node[anchor];
     let product = |node: &NodeProto| node.is("MatMul") && cx.index.data_inputs(node).len() == 2;
@@ -47,13 +50,14 @@ fn read_off(cx: &Context<'_>, anchor: usize) -> Result<(AttentionSite, Region), 
         return Err(format!("scores [{batch}, {heads}, {n}, {keys}] are not those of self-attention"));
     }
     let (region, mask) = with_mask(cx, products, probabilities)?;
-    let probe = Probe::new(cx.model, &cx.index, &cx.recording, &region)?;
-    let candidate = position_bias(cx, &region, [batch, heads, n]);
+    let region = tried.insert(region);
+    let probe = Probe::new(cx.model, &cx.index, &cx.recording, region)?;
+    let candidate = position_bias(cx, region, [batch, heads, n]);
     let bias = candidate.map(|value| (value, to_array(cx.recording.value(value))));
     let fit = check_softmax(&probe, mask.as_deref(), bias.as_ref().and_then(|(_, values)| values.as_ref()))?;
     let Fit { scale, factor } = fit;
     let bias = bias.filter(|_| factor != 0.0).map(|(value, _)| PositionBias { value: value.to_owned(), factor });
-    let site = AttentionSite {
+    Ok(AttentionSite {
         node: softmax.label().to_owned(),
         query: with_keys.input[0].clone(),
         key: with_keys.input[1].clone(),
@@ -66,8 +70,7 @@ fn read_off(cx: &Context<'_>, anchor: usize) -> Result<(AttentionSite, Region), 
         head_size,
         mask,
         bias,
-    };
-    Ok((site, region))
+    })
 }
 
 /// The nearest product of two data values that the softmax's input comes from.

@@ -29,6 +29,26 @@ pub struct Miss {
     pub node: String,
     /// The probe that failed and by how much, or what was not found.
     pub reason: String,
+    /// What was probed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tried: Option<Tried>,
+}
+
+/// A region that was probed and is no site.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tried {
+    /// The values that it starts from; the probe gives numbers of its own there.
+    pub entries: Vec<String>,
+    /// The value that it ends in.
+    pub exit: String,
+    /// The nodes between, as "Operator `name`".
+    pub nodes: Vec<String>,
+}
+
+impl std::fmt::Display for Tried {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "from `{}` to `{}`: {}", self.entries.join("`, `"), self.exit, self.nodes.join(", "))
+    }
 }
 
 impl std::fmt::Display for Miss {
@@ -51,6 +71,9 @@ pub struct Explanation {
     pub region: Option<String>,
     /// Why it was not recognised.
     pub reason: Option<String>,
+    /// And what was probed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tried: Option<Tried>,
 }
 
 /// What was found in a model.
@@ -89,7 +112,8 @@ impl Recognition {
 /// The outcome for one anchor.
 enum Verdict<T> {
     Site(T, Region),
-    NotASite(String),
+    /// Why, and the region that was probed last, if any was.
+    NotASite(String, Option<Region>),
 }
 
 impl<T> Verdict<T> {
@@ -103,6 +127,17 @@ struct Context<'m> {
     model: &'m Model,
     index: Index<'m>,
     recording: Recording,
+}
+
+impl Context<'_> {
+    fn tried(&self, region: &Region) -> Tried {
+        let name = |&at: &usize| {
+            let node = &self.index.graph().node[at];
+            format!("{} `{}`", node.op_type, node.label())
+        };
+        let Region { entries, exit, nodes } = region;
+        Tried { entries: entries.clone(), exit: exit.clone(), nodes: nodes.iter().map(name).collect() }
+    }
 }
 
 /// Finds the sites of `model`, which must be free of fused operators and of unfolded constants
@@ -121,13 +156,13 @@ pub fn recognise(model: &Model) -> Result<Recognition> {
             continue;
         }
         let mut note = |kind: &'static str, region: Option<&Region>, reason: Option<String>| {
-            found.explanations.push(Explanation {
-                node: node.label().to_owned(),
-                operator: node.op_type.clone(),
-                kind,
-                region: region.map(|r| format!("{} -> {} ({} nodes)", r.entries.join(", "), r.exit, r.nodes.len())),
-                reason,
-            });
+            let words = |r: &Region| format!("{} -> {} ({} nodes)", r.entries.join(", "), r.exit, r.nodes.len());
+            let (region, tried) = match reason {
+                None => (region.map(words), None),
+                Some(_) => (None, region.map(|r| cx.tried(r))),
+            };
+            let (node, operator) = (node.label().to_owned(), node.op_type.clone());
+            found.explanations.push(Explanation { node, operator, kind, region, reason, tried });
         };
         if node.is("Softmax") {
             match attention::recognise(&cx, at) {
@@ -135,7 +170,7 @@ pub fn recognise(model: &Model) -> Result<Recognition> {
                     note("attention", Some(&region), None);
                     found.attentions.push(site);
                 }
-                Verdict::NotASite(reason) => note("attention", None, Some(reason)),
+                Verdict::NotASite(reason, tried) => note("attention", tried.as_ref(), Some(reason)),
             }
         } else if activation::is_anchor(node) {
             match activation::recognise(&cx, at) {
@@ -144,7 +179,7 @@ pub fn recognise(model: &Model) -> Result<Recognition> {
                     claimed.extend(region.nodes);
                     found.activations.push(site);
                 }
-                Verdict::NotASite(reason) => note("activation", None, Some(reason)),
+                Verdict::NotASite(reason, tried) => note("activation", tried.as_ref(), Some(reason)),
             }
         } else if norm::is_anchor(node) {
             match norm::recognise(&cx, at) {
@@ -154,8 +189,8 @@ pub fn recognise(model: &Model) -> Result<Recognition> {
                     found.norms.push(site);
                 }
                 // Squares and roots are everywhere; only the operator that can be nothing else is worth a word.
-                Verdict::NotASite(reason) if !node.is("Pow") => note("norm", None, Some(reason)),
-                Verdict::NotASite(_) => {}
+                Verdict::NotASite(reason, tried) if !node.is("Pow") => note("norm", tried.as_ref(), Some(reason)),
+                Verdict::NotASite(..) => {}
             }
         }
     }
@@ -169,9 +204,8 @@ fn assemble(cx: &Context<'_>, found: &mut Recognition) {
         if explanation.kind == "attention"
             && let Some(reason) = &explanation.reason
         {
-            let miss =
-                Miss { layer: None, expected: "attention", node: explanation.node.clone(), reason: reason.clone() };
-            found.misses.push(miss);
+            let tried = explanation.tried.clone();
+            found.misses.push(Miss { tried, ..miss("attention", &explanation.node, reason) });
         }
     }
     let mut layers: Vec<Layer> = Vec::new();
@@ -186,19 +220,14 @@ fn assemble(cx: &Context<'_>, found: &mut Recognition) {
     }
     let Some(first) = layers.first() else {
         if found.attentions.is_empty() && found.misses.is_empty() {
-            let reason = "no softmax of scaled scores was found".to_owned();
-            found.misses.push(Miss { layer: None, expected: "attention", node: "graph".to_owned(), reason });
+            found.misses.push(miss("attention", "graph", "no softmax of scaled scores was found"));
         }
         return;
     };
     for pair in layers.windows(2) {
         if pair[1].input != pair[0].output_norm.output {
-            found.misses.push(Miss {
-                layer: Some(pair[1].index),
-                expected: "linear",
-                node: pair[1].input.clone(),
-                reason: format!("the layer does not start from the norm that ends layer {}", pair[0].index),
-            });
+            let reason = format!("the layer does not start from the norm that ends layer {}", pair[0].index);
+            found.misses.push(Miss { layer: Some(pair[1].index), ..miss("linear", &pair[1].input, reason) });
         }
     }
     let channels = first.query.inputs;
@@ -213,7 +242,7 @@ fn assemble(cx: &Context<'_>, found: &mut Recognition) {
 }
 
 fn miss(expected: &'static str, node: &str, reason: impl Into<String>) -> Miss {
-    Miss { layer: None, expected, node: node.to_owned(), reason: reason.into() }
+    Miss { layer: None, expected, node: node.to_owned(), reason: reason.into(), tried: None }
 }
 
 type Found<T> = std::result::Result<T, Miss>;
@@ -298,7 +327,9 @@ fn linear_before(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearS
         }
         match linear::read_off(cx, region, Layout::Rows, layout) {
             Ok(site) => found = Ok(site),
-            Err(reason) if known.is_empty() => return Err(miss("linear", value, reason)),
+            Err(reason) if known.is_empty() => {
+                return Err(Miss { tried: Some(cx.tried(region)), ..miss("linear", value, reason) });
+            }
             Err(_) => break,
         }
         known = &region.nodes;
@@ -314,7 +345,9 @@ fn linear_after(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearSi
         if region.nodes.iter().any(|&at| linear::has_weight(cx, at)) {
             match linear::read_off(cx, &region, layout, Layout::Rows) {
                 Ok(site) => best = Ok(site),
-                Err(reason) if best.is_err() => best = Err(miss("linear", value, reason)),
+                Err(reason) if best.is_err() => {
+                    best = Err(Miss { tried: Some(cx.tried(&region)), ..miss("linear", value, reason) });
+                }
                 Err(_) => break,
             }
         }
@@ -393,7 +426,7 @@ fn unclaimed(cx: &Context<'_>, found: &mut Recognition, layers: &[Layer], embedd
     let lost = found.explanations.iter().filter(|e| e.reason.is_some() && e.kind != "attention" && inside(&e.node));
     let mut misses: Vec<Miss> = lost
         .filter(|e| !known.contains(e.node.as_str()))
-        .map(|e| miss(e.kind, &e.node, e.reason.clone().unwrap_or_default()))
+        .map(|e| Miss { tried: e.tried.clone(), ..miss(e.kind, &e.node, e.reason.clone().unwrap_or_default()) })
         .collect();
     let of_layers: HashSet<&str> = layers
         .iter()
@@ -480,6 +513,8 @@ mod tests {
         let changes: [(Change, &str); 3] = [(causal, "causal"), (biased, "added"), (capped, "softmax")];
         for (change, reason) in changes {
             let model = encoder_with(Spelling::default(), change);
+            let tried = recognised(&model).misses.remove(0).tried.unwrap();
+            assert!(tried.nodes.iter().any(|n| n.starts_with("Softmax")), "{tried}");
             let message = Rewriting::new(model, options(None)).unwrap_err().to_string();
             assert!(message.contains(reason), "{reason}: {message}");
         }

@@ -22,7 +22,7 @@ pub(super) fn is_anchor(node: &NodeProto) -> bool {
 /// The norm around the node at `anchor`.
 pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<NormSite> {
     let node = &cx.index.graph().node[anchor];
-    let mut found = Verdict::NotASite("no single-entry region of one shape lies around it".to_owned());
+    let mut found = Verdict::NotASite("no single-entry region of one shape lies around it".to_owned(), None);
     // What follows a norm may belong to it, as beta does, even where a transposition or the like lies between.
     let mut beyond = 0;
     for exit in chain(&cx.index, &node.output[0]).into_iter().take(8) {
@@ -40,7 +40,7 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<NormSite> {
                     extended = true;
                     break;
                 }
-                Err(reason) if !found.is_site() => found = Verdict::NotASite(reason),
+                Err(reason) if !found.is_site() => found = Verdict::NotASite(reason, Some(region)),
                 Err(_) => {}
             }
         }

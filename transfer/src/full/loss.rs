@@ -5,8 +5,11 @@ use mabert_runtime::Tensor;
 use serde::Serialize;
 
 use crate::data::{Batch, Sequence};
-use crate::gradient::{device, squared_distance};
+use crate::gradient::{bounded, device, squared_distance};
 use crate::{Error, Result};
+
+/// Beyond it a row's distance counts by its logarithm ([`bounded`]): four variances of the teacher, or as many nats.
+const FAR: f64 = 4.0;
 
 /// How an output is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,7 +221,8 @@ impl Criterion {
         for ((student, teacher), variance) in compared.hidden.iter().zip(&self.variances) {
             let norms = self.variances.len() as f64;
             let share = 1.0 / (totals.tokens as f64 * variance * norms);
-            let part = take(squared_distance(student, teacher, &tokens)?, share, weights.hidden)?;
+            let distance = squared_distance(student, teacher, &tokens, FAR * variance)?;
+            let part = take(distance, share, weights.hidden)?;
             losses.hidden += part;
             losses.norms.push(part * norms);
         }
@@ -234,7 +238,7 @@ impl Criterion {
             let part = if head.kind.is_of_logits() {
                 divergence(head.kind, student, teacher, compared.batch, &of_rows, weights.temperature)?
             } else {
-                (squared_distance(student, teacher, &of_rows)? / head.variance)?
+                (squared_distance(student, teacher, &of_rows, FAR * head.variance)? / head.variance)?
             };
             losses.outputs += take(part, share, weights.alpha)?;
             if self.labelled == Some(at) {
@@ -285,8 +289,8 @@ fn divergence(
         log_softmax(&value)
     };
     let (student, teacher) = (prepared(student)?, prepared(teacher)?.detach());
-    let rows = (teacher.exp()? * (&teacher - student)?)?.sum_keepdim(1)?;
-    Ok(((rows * weights)?.sum_all()? * (temperature * temperature))?)
+    let rows = ((teacher.exp()? * (&teacher - student)?)?.sum_keepdim(1)? * (temperature * temperature))?;
+    Ok((bounded(&rows, FAR)? * weights)?.sum_all()?)
 }
 
 fn log_softmax(value: &Real) -> Result<Real> {
@@ -310,7 +314,7 @@ fn against_labels(head: &Head, student: &Real, labels: &[Option<f64>]) -> Result
     let values = (0..count).map(|row| of_row(row).unwrap_or_default() as f32).collect();
     let weights = (0..count).map(|row| if of_row(row).is_some() { 1f32 } else { 0.0 }).collect();
     let column = |values: Vec<f32>| Real::from_vec(values, (count, 1), device());
-    Ok((squared_distance(student, &column(values)?, &column(weights)?)? / head.variance)?)
+    Ok((squared_distance(student, &column(values)?, &column(weights)?, FAR * head.variance)? / head.variance)?)
 }
 
 /// Adds up the variance of a value over what it is given, around the mean of each column.
@@ -436,11 +440,28 @@ mod tests {
         let found = loss(Kind::Classes, &student, &teacher, &[Some(1.0), None], half).labels;
         approx::assert_abs_diff_eq!(found, (1.0 + (-0.5f64).exp()).ln(), epsilon = 1e-5);
         let values = |labels: &[Option<f64>]| {
-            loss(Kind::Values, &real(&[2, 1], &[1.0, 3.0]), &real(&[2, 1], &[0.0, 0.0]), labels, half)
+            loss(Kind::Values, &real(&[2, 1], &[1.0, 2.0]), &real(&[2, 1], &[0.0, 0.0]), labels, half)
         };
         let found = values(&[None, Some(1.0)]);
-        approx::assert_abs_diff_eq!(found.labels, 4.0 / 2.0, epsilon = 1e-5);
-        approx::assert_abs_diff_eq!(found.outputs, 10.0 / 2.0 / 2.0, epsilon = 1e-5);
+        approx::assert_abs_diff_eq!(found.labels, 1.0 / 2.0, epsilon = 1e-5);
+        approx::assert_abs_diff_eq!(found.outputs, 5.0 / 2.0 / 2.0, epsilon = 1e-5);
+    }
+
+    #[test]
+    fn a_row_that_is_far_off_counts_by_its_logarithm() {
+        let of = |kind: Kind, shape: &[usize], far: f32| {
+            let zeros = real(shape, &vec![0.0; shape.iter().product()]);
+            let mut student = vec![0f32; shape.iter().product()];
+            student[0] = far;
+            loss(kind, &real(shape, &student), &zeros, &[], PLAIN).outputs
+        };
+        // Of one row in two, relative to a variance of 2: 4 (1 + ln(distance / 4)).
+        let found = of(Kind::Values, &[2, 1], 1e10);
+        approx::assert_relative_eq!(found, 2.0 * (1.0 + (1e20f64 / 8.0).ln()), max_relative = 1e-5);
+        // Even odds against certainty: half of the logit, less ln 2.
+        let found = of(Kind::Classes, &[2, 2], 1e6);
+        approx::assert_relative_eq!(found, 2.0 * (1.0 + (5e5f64 / 4.0).ln()), max_relative = 1e-5);
+        assert!(of(Kind::Values, &[2, 1], 1e30).is_finite());
     }
 
     #[test]

@@ -233,11 +233,14 @@ pub fn train(
         let pieces = pair.even_pieces(&chosen, threads);
         let totals = pair.totals(&pieces);
         let (gradient, losses) = pair.gradient(&buffers, &pieces, &totals)?;
-        adam.step(&gradient, rate(step, plan.len()))?;
+        let taken = adam.step(&gradient, rate(step, plan.len()))?;
         buffers.keep(gradient);
+        let loss = losses.total(&pair.criterion.weights);
+        let odd = chosen.iter().filter(|s| s.made_up).count();
+        let longest = chosen.iter().map(|s| s.ids.len()).max();
+        tracing::debug!(step, taken, loss, sequences = chosen.len(), odd, longest);
         adam.refuse_skipping(plan.len(), "end to end", "use a lower --lr")?;
         tokens += totals.tokens;
-        let loss = losses.total(&pair.criterion.weights);
         progress.step(&format!("loss {loss:.4}, {:.0} tokens/s", speed(tokens)));
         if let Some(checkpoint) = checkpoint {
             checkpoint.save_sometimes(&adam, step + 1, plan.len())?;

@@ -9,25 +9,34 @@ pub(super) fn relu(x: &Real) -> Result<Real> {
     if x.device().is_cpu() { x.contiguous()?.apply_op1(Relu) } else { x.relu() }
 }
 
-/// Of rows `[rows, columns]`, the sum of each row's weight times the mean of its squared differences; a scalar. What is
-/// in rows of no weight does not matter. `constant` gets no gradient.
-pub(crate) fn squared_distance(x: &Real, constant: &Real, weights: &Real) -> Result<Real> {
+/// Of rows `[rows, columns]`, the sum of each row's weight times the mean of its squared differences, beyond `bound` as
+/// [`bounded`] has it; a scalar. What is in rows of no weight does not matter. `constant` gets no gradient.
+pub(crate) fn squared_distance(x: &Real, constant: &Real, weights: &Real, bound: f64) -> Result<Real> {
     let weights = weights.flatten_all()?;
     let rows = weights.elem_count();
     let of_rows = |value: &Real| value.reshape((rows, value.elem_count() / rows.max(1)))?.contiguous();
     let (x, constant) = (of_rows(x)?, of_rows(constant)?);
     if x.device().is_cpu() {
-        return x.apply_op2(&constant, SquaredDistance { weights: weights.to_vec1()? });
+        return x.apply_op2(&constant, SquaredDistance { weights: weights.to_vec1()?, bound });
     }
-    of_candle(&x, &constant, &weights)
+    of_candle(&x, &constant, &weights, bound)
 }
 
 /// The same by candle's own operators.
-fn of_candle(x: &Real, constant: &Real, weights: &Real) -> Result<Real> {
+fn of_candle(x: &Real, constant: &Real, weights: &Real, bound: f64) -> Result<Real> {
     let weights = weights.unsqueeze(1)?;
     let counts = weights.ne(0f32)?.broadcast_as(x.shape())?.contiguous()?;
-    let squares = (counts.where_cond(x, constant)? - constant)?.sqr()?.broadcast_mul(&weights)?;
-    squares.sum_all()? / x.dim(1)? as f64
+    let squares = (counts.where_cond(x, constant)? - constant)?.sqr()?;
+    (bounded(&squares.mean_keepdim(1)?, bound)? * weights)?.sum_all()
+}
+
+/// Distances as they are up to `bound`, and as `bound (1 + ln(distance / bound))` beyond: there the gradient is that of their
+/// logarithm. A student without norms can be wrong by any power of ten, and one such row would drown all others of a step.
+pub(crate) fn bounded(distances: &Real, bound: f64) -> Result<Real> {
+    if bound.is_infinite() {
+        return Ok(distances.clone());
+    }
+    distances.minimum(bound)? + ((distances / bound)?.maximum(1.0)?.log()? * bound)?
 }
 
 struct Relu;
@@ -53,6 +62,12 @@ impl CustomOp1 for Relu {
 
 struct SquaredDistance {
     weights: Vec<f32>,
+    bound: f64,
+}
+
+/// The mean of the squared differences of a row.
+fn mean_square(x: &[f32], y: &[f32]) -> f64 {
+    x.iter().zip(y).map(|(x, y)| f64::from(x - y).powi(2)).sum::<f64>() / x.len() as f64
 }
 
 impl SquaredDistance {
@@ -74,8 +89,9 @@ impl CustomOp2 for SquaredDistance {
         let sum: f64 = self
             .rows(elements(x, at)?, elements(y, of)?)
             .map(|(_, w, x, y)| {
-                let square: f32 = x.iter().zip(y).map(|(x, y)| (x - y) * (x - y)).sum();
-                f64::from(w) * f64::from(square) / x.len() as f64
+                let square = mean_square(x, y);
+                let beyond = square / self.bound;
+                f64::from(w) * if beyond > 1.0 { self.bound * (1.0 + beyond.ln()) } else { square }
             })
             .sum();
         Ok((CpuStorage::F32(vec![sum as f32]), Shape::from(())))
@@ -86,7 +102,8 @@ impl CustomOp2 for SquaredDistance {
         let dx = with_elements(&[x, y], |[x_values, y_values]| {
             let mut dx = vec![0f32; x_values.len()];
             for (row, w, x, y) in self.rows(x_values, y_values) {
-                let scale = 2.0 * w * g / x.len() as f32;
+                let beyond = if self.bound.is_finite() { (mean_square(x, y) / self.bound).max(1.0) } else { 1.0 };
+                let scale = (f64::from(2.0 * w * g / x.len() as f32) / beyond) as f32;
                 let dx = &mut dx[row * x.len()..][..x.len()];
                 dx.iter_mut().zip(x.iter().zip(y)).for_each(|(dx, (x, y))| *dx = scale * (x - y));
             }
@@ -115,9 +132,11 @@ mod tests {
         let weights = Real::from_slice(&[1f32, 0.0, 2.0, 1.0, 1.0, 0.0], 6, &Device::Cpu).unwrap();
         let turned = |x: &Real| x.permute((0, 2, 1)).unwrap();
         assert!(!turned(&ours).is_contiguous());
-        let found = squared_distance(&relu(&turned(&ours)).unwrap(), &constant, &weights).unwrap();
+        // Two of the rows that count are further, two nearer.
+        let bound = 100.0;
+        let found = squared_distance(&relu(&turned(&ours)).unwrap(), &constant, &weights, bound).unwrap();
         let rows = turned(&theirs).contiguous().unwrap().relu().unwrap().reshape((6, 4)).unwrap();
-        let expected = of_candle(&rows, &constant, &weights).unwrap();
+        let expected = of_candle(&rows, &constant, &weights, bound).unwrap();
         let value = |x: &Real| x.to_scalar::<f32>().unwrap();
         assert!(value(&found).is_finite());
         approx::assert_relative_eq!(value(&found), value(&expected), max_relative = 1e-6);

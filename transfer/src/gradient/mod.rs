@@ -18,7 +18,7 @@ use rayon::prelude::*;
 pub(crate) use accumulating::Gradient;
 pub(crate) use adam::{Adam, Trained};
 pub(crate) use convert::{from_candle, to_candle, to_value};
-pub(crate) use fused::squared_distance;
+pub(crate) use fused::{bounded, squared_distance};
 pub(crate) use graph::{Graph, Value};
 
 use crate::Result;
