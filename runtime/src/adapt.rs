@@ -1,4 +1,4 @@
-//! What exporters write and tract 0.23 computes wrongly or not at all, spelled so that it does.
+//! What exporters write and tract 0.23 computes wrongly, not at all, or only for one shape at a time, spelled so that it does.
 //!
 //! tract computes with 64-bit integers as with the sizes of axes, which may be symbols.
 
@@ -15,12 +15,34 @@ use crate::check::as_given;
 /// # Errors
 /// The graph is not valid.
 pub(crate) fn adapt(graph: &mut Graph) -> Result<()> {
+    narrow_counts(graph);
     widen_sizes(graph);
     narrow_flat_indices(graph)?;
-    narrow_counts(graph);
     compute_largest(graph);
     tell_apart(graph);
     Ok(())
+}
+
+/// Every name of a value that a graph has: what is added must be called otherwise.
+struct Names(HashSet<String>);
+
+impl Names {
+    fn of(graph: &Graph) -> Self {
+        let graph = graph.graph();
+        let given = graph.input.iter().map(|i| &i.name).chain(graph.initializer.iter().map(|t| &t.name));
+        Self(given.chain(graph.node.iter().flat_map(|n| &n.output)).cloned().collect())
+    }
+
+    /// `value/part`, or that with a number where something is called so already.
+    fn fresh(&mut self, value: &str, part: &str) -> String {
+        let mut name = format!("{value}/{part}");
+        let mut number = 1;
+        while !self.0.insert(name.clone()) {
+            number += 1;
+            name = format!("{value}/{part}_{number}");
+        }
+        name
+    }
 }
 
 fn cast(input: &str, output: &str, to: ElementType) -> NodeProto {
@@ -41,18 +63,21 @@ fn casts_to(node: &NodeProto, to: ElementType) -> bool {
 /// tract knows sizes while it plans as long as they stay in 64 bits; exporters of TensorFlow's models compute with them in 32
 /// and widen the result. What is widened is computed in 64 bits, beside what is not.
 fn widen_sizes(graph: &mut Graph) {
+    let mut names = Names::of(graph);
     let mut sizes: HashSet<String> = HashSet::new();
     // The same values in 64 bits.
     let mut wide: HashMap<String, String> = HashMap::new();
-    let nodes = std::mem::take(&mut graph.graph_mut().node);
-    for mut node in nodes {
-        let (Some(input), Some(output)) = (node.input.first().cloned(), node.output.first().cloned()) else {
+    let mut constants: HashMap<String, Tensor> = HashMap::new();
+    for mut node in std::mem::take(&mut graph.graph_mut().node) {
+        let Some(output) = node.output.first().cloned() else {
             graph.graph_mut().node.push(node);
             continue;
         };
-        let twin = || format!("{output}/i64");
+        let input = node.input.first().cloned().unwrap_or_default();
         if node.is("Shape") {
             sizes.insert(output);
+        } else if node.is("Constant") {
+            constants.extend(attribute::constant(&node).ok().flatten().map(|value| (output, value)));
         } else if casts_to(&node, ElementType::I32) && sizes.contains(&input) {
             wide.insert(output, input);
         } else if casts_to(&node, ElementType::I64)
@@ -61,44 +86,51 @@ fn widen_sizes(graph: &mut Graph) {
             node.op_type = "Identity".to_owned();
             node.attribute.clear();
             node.input[0].clone_from(known);
-        } else if matches!(node.op_type.as_str(), "Slice" | "Squeeze" | "Unsqueeze" | "Gather")
-            && let Some(known) = wide.get(&input)
+        } else if let Some(operands) = sized_operands(&node)
+            && node.input[..operands].iter().any(|i| wide.contains_key(i))
+            && node.input[..operands].iter().all(|i| wide.contains_key(i) || integers(graph, &constants, i).is_some())
         {
+            let twin = names.fresh(&output, "i64");
             let mut copy = node.clone();
-            copy.name = twin();
-            copy.input[0].clone_from(known);
-            copy.output[0] = twin();
-            graph.graph_mut().node.push(copy);
-            wide.insert(output.clone(), twin());
-        } else if (node.is("Concat") || node.is("Range"))
-            && node.input.iter().any(|i| wide.contains_key(i))
-            && let Some(known) = node.input.iter().map(|i| widened(graph, &wide, i)).collect::<Option<Vec<String>>>()
-        {
-            let mut copy = node.clone();
-            copy.name = twin();
-            copy.input = known;
-            copy.output[0] = twin();
+            copy.name.clone_from(&twin);
+            copy.output[0].clone_from(&twin);
+            for operand in &mut copy.input[..operands] {
+                if !wide.contains_key(operand)
+                    && let Some(constant) = integers(graph, &constants, operand)
+                {
+                    let name = names.fresh(operand, "i64");
+                    graph.set_constant(&name, &constant);
+                    wide.insert(operand.clone(), name);
+                }
+                operand.clone_from(&wide[operand]);
+            }
             graph.graph_mut().node.push(copy);
             if node.is("Range") {
                 // As long as a symbol says only where its end is one.
-                node = cast(&twin(), &output, ElementType::I32);
+                node = cast(&twin, &output, ElementType::I32);
             }
-            wide.insert(output.clone(), twin());
+            wide.insert(output, twin);
         }
         graph.graph_mut().node.push(node);
     }
 }
 
-/// The name of an operand in 64 bits: one of `wide`, or a constant.
-fn widened(graph: &mut Graph, wide: &HashMap<String, String>, value: &str) -> Option<String> {
-    if let Some(name) = wide.get(value) {
-        return Some(name.clone());
+/// How many of a node's operands, from the first, are of the type of its result, for what sizes are computed with.
+fn sized_operands(node: &NodeProto) -> Option<usize> {
+    let moves = ["Slice", "Squeeze", "Unsqueeze", "Gather"].iter().any(|op| node.is(op));
+    if moves {
+        return Some(1);
+    }
+    (node.is("Concat") || node.is("Range")).then_some(node.input.len())
+}
+
+/// A constant of integers, in 64 bits: an initializer, or one of those that nodes give.
+fn integers(graph: &Graph, of_nodes: &HashMap<String, Tensor>, value: &str) -> Option<Tensor> {
+    if let Some(constant) = of_nodes.get(value) {
+        return Some(constant.to_i64()?.into());
     }
     graph.initializer(value)?;
-    let constant = graph.constant(value).ok()?.to_i64()?;
-    let name = format!("{value}/i64");
-    graph.set_constant(&name, &constant.into());
-    Some(name)
+    Some(graph.constant(value).ok()?.to_i64()?.into())
 }
 
 /// `mask[b, k]`, as transformers 5 looks the attention mask up, is exported as a `Gather` from the flattened mask at
@@ -114,7 +146,7 @@ fn narrow_flat_indices(graph: &mut Graph) -> Result<()> {
         let Some(flatten) = index.producer(flat).filter(|n| n.is("Flatten")) else { continue };
         let rank = ranks.get(as_given(&index, &flatten.input[0]));
         let whole = rank.and_then(|&rank| i64::try_from(rank).ok()) == Some(flatten.int("axis", 1));
-        if !whole || index.element_type(place) == Some(ElementType::I32) {
+        if !whole || index.element_type(place) != Some(ElementType::I64) {
             continue;
         }
         flattened.insert(flat.clone());
@@ -129,10 +161,11 @@ fn narrow_flat_indices(graph: &mut Graph) -> Result<()> {
     if flattened.is_empty() {
         return Ok(());
     }
+    let mut names = Names::of(graph);
     for mut node in std::mem::take(&mut graph.graph_mut().node) {
         let output = node.output.first().cloned().unwrap_or_default();
         if flattened.contains(&output) {
-            let shape = format!("{output}/shape");
+            let shape = names.fresh(&output, "shape");
             graph.set_constant(&shape, &Tensor::ints(&[-1, 1]));
             node.op_type = "Reshape".to_owned();
             node.attribute.clear();
@@ -140,7 +173,7 @@ fn narrow_flat_indices(graph: &mut Graph) -> Result<()> {
             graph.graph_mut().node.push(node);
         } else if places.contains(&output) {
             let operands = node.input.len();
-            in_32_bits(&mut graph.graph_mut().node, node, operands);
+            in_32_bits(&mut graph.graph_mut().node, &mut names, node, operands);
         } else {
             graph.graph_mut().node.push(node);
         }
@@ -149,14 +182,14 @@ fn narrow_flat_indices(graph: &mut Graph) -> Result<()> {
 }
 
 /// Adds `node` so that it computes its first `operands` inputs in 32 bits, between casts.
-fn in_32_bits(nodes: &mut Vec<NodeProto>, mut node: NodeProto, operands: usize) {
+fn in_32_bits(nodes: &mut Vec<NodeProto>, names: &mut Names, mut node: NodeProto, operands: usize) {
     let output = node.output[0].clone();
-    for (at, input) in node.input.iter_mut().take(operands).enumerate() {
-        let narrow = format!("{output}/operand{at}_i32");
+    for input in node.input.iter_mut().take(operands) {
+        let narrow = names.fresh(&output, "operand_i32");
         nodes.push(cast(input, &narrow, ElementType::I32));
         *input = narrow;
     }
-    let narrow = format!("{output}/i32");
+    let narrow = names.fresh(&output, "i32");
     node.name.clone_from(&narrow);
     node.output[0].clone_from(&narrow);
     nodes.push(node);
@@ -166,12 +199,13 @@ fn in_32_bits(nodes: &mut Vec<NodeProto>, mut node: NodeProto, operands: usize) 
 /// `CumSum` cannot sum symbols up: where positions are counted in 64 bits, as exporters of RoBERTa's family do, they are
 /// counted in 32.
 fn narrow_counts(graph: &mut Graph) {
+    let mut names = Names::of(graph);
     let nodes = &mut graph.graph_mut().node;
     let widened: HashSet<String> =
         nodes.iter().filter(|n| casts_to(n, ElementType::I64)).flat_map(|n| n.output.iter().cloned()).collect();
     for node in std::mem::take(nodes) {
         match node.is("CumSum") && node.input.first().is_some_and(|i| widened.contains(i)) {
-            true => in_32_bits(nodes, node, 1),
+            true => in_32_bits(nodes, &mut names, node, 1),
             false => nodes.push(node),
         }
     }
@@ -195,7 +229,7 @@ fn compute_largest(graph: &mut Graph) {
         }
         let Some(given) = node.input.first().and_then(|input| known.get(input)) else { continue };
         let moved = match node.op_type.as_str() {
-            "Cast" | "Identity" if casts_to(node, ElementType::I64) || node.is("Identity") => Some(given.clone()),
+            _ if casts_to(node, ElementType::I64) || node.is("Identity") => Some(given.clone()),
             // Of a single number: whatever shape is asked for, it is a vector of one.
             "Reshape" | "Unsqueeze" if given.len() == 1 && given.shape().is_empty() => given.clone().reshaped(&[1]),
             "Reshape" if given.shape().len() == 1 => Some(given.clone()),
@@ -228,11 +262,10 @@ fn tell_apart(graph: &mut Graph) {
     let graph = graph.graph_mut();
     let values = graph.input.iter().map(|i| &i.name).chain(graph.initializer.iter().map(|t| &t.name));
     let mut taken: HashSet<String> = values.cloned().collect();
-    for node in &mut graph.node {
-        let mut name = node.label().to_owned();
-        if taken.contains(&name) {
-            name = node.output.first().cloned().unwrap_or_default();
-        }
+    for (at, node) in graph.node.iter_mut().enumerate() {
+        let named = [node.label(), node.output.first().map_or("", String::as_str)];
+        let free = named.into_iter().find(|name| !name.is_empty() && !taken.contains(*name));
+        let mut name = free.map_or_else(|| format!("{}_{at}", node.op_type), str::to_owned);
         while !taken.insert(name.clone()) {
             name.push('_');
         }
@@ -318,6 +351,39 @@ mod tests {
             &[(&[2, 3], &[0, 0, 0, 5, 5, 5]), (&[1, 1], &[7])],
         );
         assert_eq!(filled, [vec![0.0, 1.0, 2.0, 5.0, 6.0, 7.0], vec![7.0]]);
+    }
+
+    /// What tells the indices of a lookup is a graph of its own, which is adapted too.
+    #[test]
+    fn positions_counted_backwards_in_32_bits_are_looked_up() {
+        let found = symbolic(
+            |b, x| {
+                let length = b.op("Squeeze", &[x.shape().cast(ElementType::I32).slice(0, 1, 2), b.ints(&[0])], vec![]);
+                let int = |value: i32| b.parameter("int", &Tensor::scalar(value));
+                let table = b.parameter("table", &Tensor::new(&[9, 1], (0..9).map(|i| i as f32).collect()));
+                table.gather(length - b.op("Range", &[int(0), length, int(1)], vec![]))
+            },
+            &[(&[1, 3], &[0, 0, 0]), (&[2, 1], &[0, 0])],
+        );
+        assert_eq!(found, [vec![3.0, 2.0, 1.0], vec![1.0]]);
+    }
+
+    #[test]
+    fn names_that_are_taken_stay_what_they_are() {
+        let found = symbolic(
+            |b, x| {
+                let sizes = x.shape().cast(ElementType::I32).named("sizes");
+                let one = b.constant("one", &Tensor::new(&[1], vec![1i32]));
+                let seven = b.constant("one/i64", &Tensor::ints(&[7]));
+                let length = sizes.slice(0, 1, 2).named("length");
+                let taken = b.constant("length/i64", &Tensor::scalar(5f32));
+                let shape = b.concat(&[one, length], 0).cast(ElementType::I64);
+                let row = b.op("Expand", &[x.cast(ElementType::F32), shape], vec![]);
+                row + seven.cast(ElementType::F32) + taken
+            },
+            &[(&[1, 2], &[1, 2])],
+        );
+        assert_eq!(found, [vec![13.0, 14.0]]);
     }
 
     #[test]

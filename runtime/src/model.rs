@@ -108,8 +108,9 @@ impl Options {
         // tract knows few fused operators and takes their domain for granted: it only sees plain ones.
         mabert_graph::decompose_fused(&mut graph)?;
         limits::check(&graph)?;
-        adapt::adapt(&mut graph)?;
+        // A part of the graph tells indices; it is adapted on its own.
         let checks = Checks::new(&graph)?;
+        adapt::adapt(&mut graph)?;
         let declared = graph.inputs();
         let weights = convert::take_weights(&mut graph);
         let mut message = convert::message(&mut graph)?;

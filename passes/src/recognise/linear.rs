@@ -41,8 +41,9 @@ pub(super) fn read_off(cx: &Context<'_>, region: &Region, from: Layout, to: Layo
     let output = to_rows(&probe.run(std::slice::from_ref(&input))?, to)?;
     let x = to_rows(&input, from)?;
     let mut columns = None;
-    if x.ncols() == weight.values.nrows() && output.ncols() < weight.values.ncols() {
-        let found = columns_of(&output - &ArrayView1::from(&bias), x.dot(&weight.values));
+    let fits = x.ncols() == weight.values.nrows() && x.nrows() == output.nrows();
+    if fits && output.ncols() < weight.values.ncols() {
+        let found = columns_of(&(&output - &ArrayView1::from(&bias)), &x.dot(&weight.values));
         let found = found.ok_or_else(|| {
             let (name, exit) = (&weight.name, &region.exit);
             format!("`{exit}` is not some of the columns of weight `{name}` times the input")
@@ -97,27 +98,29 @@ pub(super) fn read_off(cx: &Context<'_>, region: &Region, from: Layout, to: Layo
     })
 }
 
-/// The column of `product` that each column of `part` is, up to one positive factor.
-fn columns_of(part: Array2<f32>, product: Array2<f32>) -> Option<Vec<usize>> {
-    let is_zero = |column: ArrayView1<'_, f32>| column.iter().all(|v| *v == 0.0);
-    let zero = product.columns().into_iter().position(is_zero);
-    let normalised = |mut values: Array2<f32>| {
-        for mut column in values.columns_mut() {
-            let norm = column.iter().map(|v| v * v).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
-            column /= norm;
-        }
-        values
+/// The column of `product` that each column of `part` is, up to one positive factor of all.
+fn columns_of(part: &Array2<f32>, product: &Array2<f32>) -> Option<Vec<usize>> {
+    let norm = |column: ArrayView1<'_, f32>| column.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let norms = |values: &Array2<f32>| values.columns().into_iter().map(norm).collect::<Vec<f64>>();
+    let (sizes, all) = (norms(part), norms(product));
+    let likeness = part.t().mapv(f64::from).dot(&product.mapv(f64::from));
+    let cosine = |row: usize, at: usize| likeness[(row, at)] / (sizes[row] * all[at]).max(f64::MIN_POSITIVE);
+    // The strongest column tells the factor, by which columns of one direction are told apart.
+    let strongest = (0..sizes.len()).max_by(|&a, &b| sizes[a].total_cmp(&sizes[b]))?;
+    let most_like = (0..all.len()).max_by(|&a, &b| cosine(strongest, a).total_cmp(&cosine(strongest, b)))?;
+    let factor = sizes[strongest] / all[most_like];
+    let far = |row: usize, at: usize| {
+        let differences = part.column(row).into_iter().zip(product.column(at));
+        differences.map(|(&p, &q)| (f64::from(p) - factor * f64::from(q)).powi(2)).sum::<f64>().sqrt()
     };
-    let part = normalised(part).reversed_axes();
-    let likeness = part.dot(&normalised(product));
-    let most_like = |(column, likeness): (ArrayView1<'_, f32>, ArrayView1<'_, f32>)| {
-        if is_zero(column) {
-            return zero;
-        }
-        let (at, most) = likeness.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1))?;
-        (most > 0.999).then_some(at)
+    let nearest = |row: usize| {
+        // Where there is next to nothing, direction is noise.
+        let faint = sizes[row] <= f64::from(TOLERANCE) * sizes[strongest];
+        let candidates = (0..all.len()).filter(|&at| faint || cosine(row, at) > 0.999);
+        let (at, far) = candidates.map(|at| (at, far(row, at))).min_by(|a, b| a.1.total_cmp(&b.1))?;
+        (far <= 1e-2 * sizes[strongest]).then_some(at)
     };
-    part.rows().into_iter().zip(likeness.rows()).map(most_like).collect()
+    (0..sizes.len()).map(nearest).collect()
 }
 
 /// Whether a node multiplies data by a constant matrix.
@@ -161,4 +164,40 @@ pub(super) fn to_rows(tensor: &Tensor, layout: Layout) -> Result<Array2<f32>, St
     let columns = array.len() / rows.max(1);
     let array = array.as_standard_layout().into_owned();
     array.into_shape_with_order((rows, columns)).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seeded noise; every column has a size of its own.
+    fn product() -> Array2<f32> {
+        let noise =
+            |(row, column): (usize, usize)| ((row * 37 + column * 101 + row * column * 13) % 97) as f32 / 48.0 - 1.0;
+        Array2::from_shape_fn((14, 12), noise)
+    }
+
+    #[test]
+    fn columns_are_found_in_any_order_and_up_to_a_factor() {
+        let product = product();
+        let wanted = vec![7, 2, 11, 3];
+        assert_eq!(columns_of(&(product.select(Axis(1), &wanted) * 0.3), &product), Some(wanted));
+        let other = product.mapv(|v| v * v);
+        assert_eq!(columns_of(&other.select(Axis(1), &[1, 2]), &product), None);
+    }
+
+    #[test]
+    fn faint_and_proportional_columns_are_told_apart() {
+        let mut product = product();
+        let twice = product.column(4).mapv(|v| 2.0 * v);
+        product.column_mut(5).assign(&twice);
+        product.column_mut(8).fill(0.0);
+        product.column_mut(9).mapv_inplace(|v| v * 1e-25);
+        let mut part = product.select(Axis(1), &[0, 4, 5, 8, 9]);
+        // As a bias that is taken away again leaves it.
+        part.column_mut(4).fill(3e-8);
+        let found = columns_of(&part, &product).unwrap();
+        assert_eq!(found[..3], [0, 4, 5]);
+        assert!(found[3..].iter().all(|at| [8, 9].contains(at)), "{found:?}");
+    }
 }

@@ -63,6 +63,9 @@ impl std::fmt::Display for Miss {
 pub struct Explanation {
     /// The anchor's node.
     pub node: String,
+    /// Its place among the graph's nodes: names may repeat.
+    #[serde(skip)]
+    at: usize,
     /// Its operator.
     pub operator: String,
     /// What it is, or what it was tried as.
@@ -162,7 +165,7 @@ pub fn recognise(model: &Model) -> Result<Recognition> {
                 Some(_) => (None, region.map(|r| cx.tried(r))),
             };
             let (node, operator) = (node.label().to_owned(), node.op_type.clone());
-            found.explanations.push(Explanation { node, operator, kind, region, reason, tried });
+            found.explanations.push(Explanation { node, at, operator, kind, region, reason, tried });
         };
         if node.is("Softmax") {
             match attention::recognise(&cx, at) {
@@ -418,14 +421,9 @@ fn embedding(cx: &Context<'_>, found: &Recognition, input: &str) -> Found<(NormS
 /// attention was not recognised.
 fn unclaimed(cx: &Context<'_>, found: &mut Recognition, layers: &[Layer], embedding_norm: &NormSite) {
     let end = layers.last().and_then(|l| cx.index.producer_at(&l.output_norm.output));
-    let known: HashSet<&str> = layers.iter().map(|l| l.attention.node.as_str()).collect();
-    let inside = |node: &str| {
-        let at = cx.index.graph().node.iter().position(|n| n.label() == node);
-        at.zip(end).is_some_and(|(at, end)| at < end)
-    };
-    let lost = found.explanations.iter().filter(|e| e.reason.is_some() && e.kind != "attention" && inside(&e.node));
+    let inside = |at: usize| end.is_some_and(|end| at < end);
+    let lost = found.explanations.iter().filter(|e| e.reason.is_some() && e.kind != "attention" && inside(e.at));
     let mut misses: Vec<Miss> = lost
-        .filter(|e| !known.contains(e.node.as_str()))
         .map(|e| Miss { tried: e.tried.clone(), ..miss(e.kind, &e.node, e.reason.clone().unwrap_or_default()) })
         .collect();
     let of_layers: HashSet<&str> = layers
@@ -440,7 +438,7 @@ fn unclaimed(cx: &Context<'_>, found: &mut Recognition, layers: &[Layer], embedd
         if of_layers.contains(output.as_str()) {
             continue;
         }
-        if inside(node) {
+        if cx.index.producer_at(output).is_some_and(inside) {
             misses.push(miss(kind, node, "it belongs to no layer: the attention of its layer was not recognised"));
         } else if kind == "norm" && is_sum(cx, input) {
             let reason =
@@ -518,6 +516,34 @@ mod tests {
             let message = Rewriting::new(model, options(None)).unwrap_err().to_string();
             assert!(message.contains(reason), "{reason}: {message}");
         }
+    }
+
+    /// Tools name nodes by their operators, or all alike.
+    #[test]
+    fn names_of_nodes_say_nothing() {
+        let rename = |to: fn(&str) -> String| {
+            let mut model = encoder_with(Spelling::default(), |scores, _| scores);
+            model.graph_mut().node.iter_mut().for_each(|node| node.name = to(&node.op_type));
+            recognised(&model)
+        };
+        for to in [|op: &str| op.to_owned(), |_: &str| "node".to_owned()] {
+            let found = rename(to);
+            assert!(found.misses.is_empty() && found.encoder.is_some(), "{:#?}", found.misses);
+        }
+        // What is lost is seen even so: a norm that is none, and the layer around it.
+        let mut model = encoder_with(Spelling::default(), |scores, _| scores.tanh() * 3.0);
+        model.graph_mut().node.iter_mut().for_each(|node| node.name = "node".to_owned());
+        assert!(!recognised(&model).misses.is_empty());
+    }
+
+    #[test]
+    fn a_map_with_other_rows_than_tokens_before_an_activation_is_no_fault() {
+        let b = Builder::new(17, "test");
+        let ids = b.input("input_ids", ElementType::I64, &["batch", "n"]);
+        let words = b.constant("words", &Tensor::new(&[9, 4], (0..36).map(|i| (i % 5) as f32 - 2.0).collect()));
+        let weight = b.constant("w", &Tensor::new(&[4, 16], (0..64).map(|i| (i % 7) as f32 - 3.0).collect()));
+        let model = b.model(&[words.gather(ids).matmul(weight).reshape(&[0, -1, 4]).relu().named("y")]);
+        assert!(recognised(&model).encoder.is_none());
     }
 
     #[test]

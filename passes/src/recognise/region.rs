@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use mabert_graph::{Dependence, Index, NodeExt as _};
 
-/// The nodes that lead from `entries` to `exit`, in graph order; nothing inside is used outside.
+/// The nodes that lead from `entries` to `exit`, in graph order. Nothing inside is used outside, but where it is said.
 #[derive(Clone, Debug)]
 pub(crate) struct Region {
     pub(crate) entries: Vec<String>,

@@ -8,7 +8,8 @@ use crate::data::{Batch, Sequence};
 use crate::gradient::{bounded, device, squared_distance};
 use crate::{Error, Result};
 
-/// Beyond it a row's distance counts by its logarithm ([`bounded`]): four variances of the teacher, or as many nats.
+/// Beyond it a row's distance counts by its logarithm ([`bounded`]): four variances of the teacher, as many nats, or, of
+/// probabilities, a sum of squares of four.
 const FAR: f64 = 4.0;
 
 /// How an output is compared.
@@ -70,7 +71,8 @@ impl Head {
     }
 }
 
-/// The parts of the loss, each a mean over the step; those that do not apply are 0.
+/// The parts of the loss, each a mean over the step; those that do not apply are 0. Rows that are far off count by the
+/// logarithm of their distance.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Losses {
     /// Outputs against the teacher's: squared temperature times Kullback-Leibler divergence of logits, or the squared
@@ -266,10 +268,11 @@ fn rows(value: &Real, count: usize) -> Result<Real> {
 /// The squared error of probabilities `[batch, heads, n, n]`, a sum over real queries: keys that are padding are 0 in both models.
 fn pair_squares(student: &Real, teacher: &Real, batch: &Batch) -> Result<Real> {
     let queries = row_weights(batch, true)?.reshape((batch.size(), 1, batch.length, 1))?;
-    Ok((student - teacher)?.broadcast_mul(&queries)?.sqr()?.sum_all()?)
+    let rows = (student - teacher)?.broadcast_mul(&queries)?.sqr()?.sum_keepdim(D::Minus1)?;
+    Ok(bounded(&rows, FAR)?.sum_all()?)
 }
 
-/// The summed divergence of the rows that count, `T^2 KL(softmax(t / T) || softmax(s / T))` (Hinton et al. 2015).
+/// The summed divergence of the rows that count, `T^2 KL(softmax(t / T) || softmax(s / T))` (Hinton et al. 2015), bounded.
 fn divergence(
     kind: Kind,
     student: &Real,
@@ -309,7 +312,8 @@ fn against_labels(head: &Head, student: &Real, labels: &[Option<f64>]) -> Result
             wanted[row * head.columns + label as usize] = -1.0;
         }
         let wanted = Real::from_vec(wanted, (count, head.columns), device())?;
-        return Ok((log_softmax(&rows(student, count)?)? * wanted)?.sum_all()?);
+        let rows = (log_softmax(&rows(student, count)?)? * wanted)?.sum_keepdim(1)?;
+        return Ok(bounded(&rows, FAR)?.sum_all()?);
     }
     let values = (0..count).map(|row| of_row(row).unwrap_or_default() as f32).collect();
     let weights = (0..count).map(|row| if of_row(row).is_some() { 1f32 } else { 0.0 }).collect();

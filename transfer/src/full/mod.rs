@@ -131,7 +131,7 @@ pub struct Report {
 }
 
 /// What the stage did to one norm. Errors are roots of the mean squared difference over the teacher's variance on the texts
-/// that are trained on.
+/// that are trained on; tokens that are far off count by the logarithm of their distance.
 #[derive(Clone, Debug, Serialize)]
 pub struct SiteChange {
     /// Its name, as in `layer.0/attention/norm`.

@@ -1,6 +1,6 @@
 //! Operators for which candle would go over memory several times, there and back.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor as Real};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor as Real};
 
 use super::accumulating::{elements, with_elements};
 
@@ -26,8 +26,8 @@ pub(crate) fn squared_distance(x: &Real, constant: &Real, weights: &Real, bound:
 fn of_candle(x: &Real, constant: &Real, weights: &Real, bound: f64) -> Result<Real> {
     let weights = weights.unsqueeze(1)?;
     let counts = weights.ne(0f32)?.broadcast_as(x.shape())?.contiguous()?;
-    let squares = (counts.where_cond(x, constant)? - constant)?.sqr()?;
-    (bounded(&squares.mean_keepdim(1)?, bound)? * weights)?.sum_all()
+    let squares = (counts.where_cond(x, constant)? - constant)?.to_dtype(DType::F64)?.sqr()?;
+    (bounded(&squares.mean_keepdim(1)?, bound)?.to_dtype(DType::F32)? * weights)?.sum_all()
 }
 
 /// Distances as they are up to `bound`, and as `bound (1 + ln(distance / bound))` beyond: there the gradient is that of their
@@ -103,9 +103,11 @@ impl CustomOp2 for SquaredDistance {
             let mut dx = vec![0f32; x_values.len()];
             for (row, w, x, y) in self.rows(x_values, y_values) {
                 let beyond = if self.bound.is_finite() { (mean_square(x, y) / self.bound).max(1.0) } else { 1.0 };
-                let scale = (f64::from(2.0 * w * g / x.len() as f32) / beyond) as f32;
+                let scale = 2.0 * f64::from(w) * f64::from(g) / x.len() as f64 / beyond;
                 let dx = &mut dx[row * x.len()..][..x.len()];
-                dx.iter_mut().zip(x.iter().zip(y)).for_each(|(dx, (x, y))| *dx = scale * (x - y));
+                // In double precision: a row that is far off has a scale too small for the single one.
+                let pull = |x: &f32, y: &f32| (scale * f64::from(x - y)) as f32;
+                dx.iter_mut().zip(x.iter().zip(y)).for_each(|(dx, (x, y))| *dx = pull(x, y));
             }
             Ok(dx)
         })?;
@@ -147,5 +149,22 @@ mod tests {
         let (a, b) = (gradient(&found, &ours), gradient(&expected, &theirs));
         assert!(a.iter().any(|g| *g != 0.0) && a[1] == 0.0);
         a.iter().zip(&b).for_each(|(a, b)| approx::assert_relative_eq!(*a, *b, max_relative = 1e-5));
+    }
+
+    /// Its gradient is that of the logarithm, however far it is.
+    #[test]
+    fn a_row_far_off_still_pulls() {
+        for far in [1e3f32, 1e10, 1e24] {
+            let x = Var::from_slice(&[far, 0.0], (2, 1), &Device::Cpu).unwrap();
+            let zeros = Real::zeros((2, 1), DType::F32, &Device::Cpu).unwrap();
+            let weights = Real::from_slice(&[1f32, 1.0], 2, &Device::Cpu).unwrap();
+            let bound = 8.0;
+            for found in [squared_distance(&x, &zeros, &weights, bound), of_candle(&x, &zeros, &weights, bound)] {
+                let store = found.unwrap().backward().unwrap();
+                let gradient = store.get(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                approx::assert_relative_eq!(gradient[0], 2.0 * bound as f32 / far, max_relative = 1e-4);
+                assert_eq!(gradient[1], 0.0);
+            }
+        }
     }
 }
