@@ -13,8 +13,11 @@ const FIRST_NORM: &str = "m.bert.embeddings.LayerNorm";
 const NORM: &str = "m.bert.encoder.layer.1.output.LayerNorm";
 const CHANNELS: usize = 128;
 
+/// An initializer, and what becomes of each of its elements.
+type Change<'c> = (&'c str, &'c dyn Fn(usize, f32) -> f32);
+
 /// The fixture with some of its initializers changed.
-fn teacher(changes: &[(&str, &dyn Fn(usize, f32) -> f32)]) -> Model {
+fn teacher(changes: &[Change<'_>]) -> Model {
     let mut model = Model::load(fixture("bert-mini-sst2/model.onnx")).unwrap();
     for (name, change) in changes {
         let mut value = model.constant(name).unwrap().to_f32();
@@ -65,7 +68,7 @@ fn is_finite(value: &Tensor) -> bool {
 }
 
 /// The student of a changed teacher, which both engines agree on, and the share of its teacher's answers that it gives.
-fn sound(changes: &[(&str, &dyn Fn(usize, f32) -> f32)]) -> (Model, Report, f64) {
+fn sound(changes: &[Change<'_>]) -> (Model, Report, f64) {
     let (student, report) = calibrated(&teacher(changes)).unwrap();
     assert!(report.misses.is_empty());
     assert_eq!(report.odd_inputs.overflow, 0);
@@ -89,7 +92,7 @@ fn a_channel_without_variance_is_calibrated() {
     let tables =
         [WORDS, "m.bert.embeddings.position_embeddings.weight", "m.bert.embeddings.token_type_embeddings.weight"];
     let silent = |at: usize, v: f32| if here(at) { 0.0 } else { v };
-    let changes: Vec<(&str, &dyn Fn(usize, f32) -> f32)> = tables.iter().map(|t| (*t, &silent as _)).collect();
+    let changes: Vec<Change<'_>> = tables.iter().map(|t| (*t, &silent as _)).collect();
     let (_, _, agreement) = sound(&changes);
     assert!(agreement > 0.85, "{agreement}");
 }
@@ -122,7 +125,7 @@ fn huge_activations_are_calibrated() {
     let tables =
         [WORDS, "m.bert.embeddings.position_embeddings.weight", "m.bert.embeddings.token_type_embeddings.weight"];
     let huge = |_: usize, v: f32| v * 1e6;
-    let changes: Vec<(&str, &dyn Fn(usize, f32) -> f32)> = tables.iter().map(|t| (*t, &huge as _)).collect();
+    let changes: Vec<Change<'_>> = tables.iter().map(|t| (*t, &huge as _)).collect();
     let (_, _, agreement) = sound(&changes);
     let (_, _, expected) = sound(&[]);
     assert!(agreement > expected - 0.03, "{agreement} against {expected}");

@@ -83,7 +83,7 @@ fn apply(model: &mut Model, change: Equivalent, at: usize, count: usize, recordi
         }
         NodeName => {
             let nodes = &mut model.graph_mut().node;
-            let name = nodes.first().filter(|_| at % 3 > 0).map_or_else(String::new, |n| n.name.clone());
+            let name = nodes.first().filter(|_| !at.is_multiple_of(3)).map_or_else(String::new, |n| n.name.clone());
             let i = at % nodes.len().max(1);
             nodes[i].name = name;
         }

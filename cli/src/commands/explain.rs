@@ -39,13 +39,13 @@ pub(super) fn explain(arguments: &Explain, global: &Global) -> Result<()> {
             }
             (Some(reason), _) => println!("{} `{}`: no {}: {reason}", anchor.operator, anchor.node, anchor.kind),
         }
-        print_tried(anchor.tried.as_ref());
+        print_tried(anchor.tried.as_deref());
     }
     match explained.misses.as_slice() {
         [] if arguments.node.is_none() => println!("nothing was missed"),
         misses => misses.iter().for_each(|miss| {
             println!("missed: {miss}");
-            print_tried(miss.tried.as_ref());
+            print_tried(miss.tried.as_deref());
         }),
     }
     Ok(())

@@ -31,7 +31,7 @@ pub struct Miss {
     pub reason: String,
     /// What was probed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tried: Option<Tried>,
+    pub tried: Option<Box<Tried>>,
 }
 
 /// A region that was probed and is no site.
@@ -76,7 +76,7 @@ pub struct Explanation {
     pub reason: Option<String>,
     /// And what was probed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tried: Option<Tried>,
+    pub tried: Option<Box<Tried>>,
 }
 
 /// What was found in a model.
@@ -133,13 +133,13 @@ struct Context<'m> {
 }
 
 impl Context<'_> {
-    fn tried(&self, region: &Region) -> Tried {
+    fn tried(&self, region: &Region) -> Box<Tried> {
         let name = |&at: &usize| {
             let node = &self.index.graph().node[at];
             format!("{} `{}`", node.op_type, node.label())
         };
         let Region { entries, exit, nodes } = region;
-        Tried { entries: entries.clone(), exit: exit.clone(), nodes: nodes.iter().map(name).collect() }
+        Box::new(Tried { entries: entries.clone(), exit: exit.clone(), nodes: nodes.iter().map(name).collect() })
     }
 }
 
