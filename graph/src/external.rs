@@ -2,14 +2,13 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Component, Path, PathBuf};
 
-use onnx_protobuf::Message as _;
 use onnx_protobuf::tensor_proto::DataLocation;
 use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, StringStringEntryProto, TensorProto};
 
-use crate::model::temporary_beside;
+use crate::model::{decode, temporary_beside};
 use crate::tensor::checked_shape;
 use crate::{ElementType, Error, Result};
 
@@ -120,8 +119,8 @@ impl OldData {
         let mut found: Vec<PathBuf> = Vec::new();
         // Most models have none: then they need not be read.
         if (1..4).any(|number| data_path(model, number).exists())
-            && let Ok(mut file) = File::open(model)
-            && let Ok(mut proto) = ModelProto::parse_from_reader(&mut file)
+            && let Ok(file) = File::open(model)
+            && let Ok(mut proto) = decode("", &mut BufReader::new(file))
         {
             // Whatever else it is, it is about to be overwritten.
             _ = for_each_tensor(&mut proto, &mut |tensor| {

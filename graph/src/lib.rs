@@ -23,6 +23,7 @@ mod node;
 mod patch;
 mod tensor;
 pub mod text;
+mod wire;
 
 pub use builder::{Builder, Expr, IntoExpr};
 pub use error::{Error, Result};

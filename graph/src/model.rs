@@ -1,7 +1,7 @@
 //! A model: its message, where it came from, and how it is read and written.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{BufRead, BufReader, Cursor, Read as _, Seek, Write as _};
 use std::path::{Path, PathBuf};
 
 use onnx_protobuf::tensor_shape_proto::dimension;
@@ -58,6 +58,9 @@ impl std::fmt::Display for TensorType {
     }
 }
 
+/// The largest message that protobuf reads, in bytes.
+const LARGEST: u64 = i32::MAX as u64;
+
 /// An ONNX model, all of its constants in memory.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -74,13 +77,22 @@ impl Model {
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let unreadable = |source| Error::Read { path: path.to_owned(), source };
-        let mut file = std::fs::File::open(path).map_err(unreadable)?;
-        if file.metadata().map_err(unreadable)?.is_dir() {
+        let file = std::fs::File::open(path).map_err(unreadable)?;
+        let kind = file.metadata().map_err(unreadable)?.file_type();
+        if kind.is_dir() {
             return Err(unreadable(std::io::ErrorKind::IsADirectory.into()));
         }
-        // Read as it comes: the file is never in memory beside the message. Not mapped either: a file that is cut short
-        // under a map ends the process.
-        let proto = decode(&path.display().to_string(), || ModelProto::parse_from_reader(&mut file))?;
+        let origin = path.display().to_string();
+        let proto = if kind.is_file() {
+            // Read as it comes: the file is never in memory beside the message. Not mapped either: a file that is cut short
+            // under a map ends the process.
+            decode(&origin, &mut BufReader::new(file))?
+        } else {
+            // A pipe can be read once only.
+            let mut bytes = Vec::new();
+            file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+            decode(&origin, &mut Cursor::new(bytes))?
+        };
         let mut model = Self { proto, storage: Storage::Inside, origin: path.display().to_string() };
         let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
         model.storage = external::load(&mut model.proto, &folder)?;
@@ -93,7 +105,7 @@ impl Model {
     /// The bytes are not ONNX, or refer to external data.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let origin = "<bytes>".to_owned();
-        let mut proto = decode(&origin, || ModelProto::parse_from_bytes(bytes))?;
+        let mut proto = decode(&origin, &mut Cursor::new(bytes))?;
         external::refuse(&mut proto)?;
         Ok(Self { proto, storage: Storage::Inside, origin })
     }
@@ -265,9 +277,12 @@ fn dim(dim: &tensor_shape_proto::Dimension) -> Dim {
     }
 }
 
-fn decode(origin: &str, parse: impl FnOnce() -> protobuf::Result<ModelProto>) -> Result<ModelProto> {
+/// Reads a message from the start of `bytes`.
+pub(crate) fn decode(origin: &str, bytes: &mut (impl BufRead + Seek)) -> Result<ModelProto> {
     let fault = |reason: String| Error::NotOnnx { origin: origin.to_owned(), reason };
-    let proto = parse().map_err(|e| fault(e.to_string()))?;
+    crate::wire::check(origin, bytes)?;
+    bytes.rewind().map_err(|e| fault(e.to_string()))?;
+    let proto = ModelProto::parse_from_reader(bytes).map_err(|e| fault(e.to_string()))?;
     check(origin, &proto)?;
     Ok(proto)
 }

@@ -150,6 +150,7 @@ fn bad_input_gets_one_clear_message() {
     let whole = std::fs::read(teacher()).unwrap();
     std::fs::write(at("cut.onnx"), &whole[..5000]).unwrap();
     std::fs::write(at("empty.onnx"), b"").unwrap();
+    std::fs::write(at("groups.onnx"), [0xa3, 0x06].repeat(1 << 20)).unwrap();
     std::fs::write(
         at("noise.onnx"),
         (0..4000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect::<Vec<u8>>(),
@@ -158,6 +159,7 @@ fn bad_input_gets_one_clear_message() {
     for (name, part) in [
         ("cut.onnx", "truncated"),
         ("empty.onnx", "empty"),
+        ("groups.onnx", "a group, which ONNX does not have"),
         ("noise.onnx", "not an ONNX model"),
         ("none.onnx", "cannot be read"),
     ] {
@@ -183,7 +185,7 @@ fn bad_input_gets_one_clear_message() {
     fails(&["run", &teacher()], 2, &["--text"]);
     assert!(!Path::new(&out).exists(), "nothing is written where nothing was made");
     let left: Vec<PathBuf> = std::fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().path()).collect();
-    assert_eq!(left.len(), 4, "no temporary file is left: {left:?}");
+    assert_eq!(left.len(), 5, "no temporary file is left: {left:?}");
 }
 
 #[test]

@@ -72,6 +72,21 @@ proptest! {
     }
 }
 
+/// Two bytes a level, all unknown to ONNX: protobuf would go down as far as the file is long.
+#[test]
+fn nested_groups_are_refused_before_they_are_followed() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let grouped = [0xa3, 0x06].repeat(1 << 20);
+    std::fs::write(file.path(), &grouped).unwrap();
+    for refused in [Model::from_bytes(&grouped), Model::load(file.path())] {
+        let reason = refused.unwrap_err().to_string();
+        assert!(reason.contains("a group, which ONNX does not have, at byte 0"), "{reason}");
+    }
+    let mut inside = small();
+    inside.extend(&grouped);
+    assert!(Model::from_bytes(&inside).is_err());
+}
+
 #[test]
 fn deep_and_wide_graphs_are_refused_or_handled() {
     let mut model = Model::from_bytes(&small()).unwrap();
