@@ -255,6 +255,13 @@ impl<'b> Expr<'b> {
     pub fn softmax(self) -> Self {
         self.builder.op("Softmax", &[self], vec![attribute::int("axis", -1)])
     }
+    /// Layer normalisation over the last axis: `gamma (x - mean) / sqrt(variance + epsilon) + beta`.
+    pub fn layer_norm(self, gamma: Self, beta: Option<Self>, epsilon: f32) -> Self {
+        let centred = self - self.mean_last();
+        let variance = (centred * centred).mean_last();
+        let scaled = centred / (variance + epsilon).sqrt() * gamma;
+        beta.map_or(scaled, |beta| scaled + beta)
+    }
     /// Mean over the last axis, which is kept with size 1.
     pub fn mean_last(self) -> Self {
         let keep = attribute::int("keepdims", 1);

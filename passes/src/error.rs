@@ -14,6 +14,20 @@ pub enum Error {
     /// The model cannot be run.
     #[error(transparent)]
     Runtime(#[from] mabert_runtime::Error),
+    /// The model fails on inputs that it declares to take.
+    #[error("{origin}: fails on {batch} sentences of {length} tokens{but} ({source})")]
+    Fails {
+        /// The model's file.
+        origin: String,
+        /// How many sentences.
+        batch: usize,
+        /// How many tokens each.
+        length: usize,
+        /// What it runs on, and what to do.
+        but: String,
+        /// What the engine said.
+        source: mabert_runtime::Error,
+    },
     /// No encoder was found in the model.
     #[error("{origin}: not a BERT-family encoder that can be rewritten: {reason}")]
     NotBert {

@@ -26,15 +26,37 @@ impl Recording {
     /// # Errors
     /// The model cannot be run, or its inputs are not those of an encoder.
     pub fn new(model: &Model, batch: usize, length: usize) -> Result<Self> {
+        Ok(Self::with_runnable(model, batch, length)?.0)
+    }
+
+    /// As [`Self::new`], for a model that must take every batch size and length that its inputs declare.
+    ///
+    /// # Errors
+    /// As those of [`Self::new`] and [`check_sizes`].
+    pub fn of_any_size(model: &Model, batch: usize, length: usize) -> Result<Self> {
+        let (recording, runnable) = Self::with_runnable(model, batch, length)?;
+        check_sizes(model, &runnable, (recording.batch, recording.length))?;
+        Ok(recording)
+    }
+
+    fn with_runnable(model: &Model, batch: usize, length: usize) -> Result<(Self, mabert_runtime::Model)> {
         let runnable = Options::default().taps(Taps::Everything).prepare(model)?;
         let run = |length: usize| -> Result<(Named, Named)> {
             let inputs = made_up_inputs(model, batch, length, 1)?;
             let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
             Ok((runnable.run(&given)?, inputs))
         };
+        let fails = |error: Error, length: usize| match error {
+            Error::Runtime(source @ mabert_runtime::Error::Engine { .. }) => {
+                Error::Fails { origin: model.origin().to_owned(), batch, length, but: FIXED.to_owned(), source }
+            }
+            other => other,
+        };
         let (values, inputs) = match run(length) {
-            Err(Error::Runtime(mabert_runtime::Error::TooLong { limit, .. })) => run(limit)?,
-            other => other?,
+            Err(Error::Runtime(mabert_runtime::Error::TooLong { limit, .. })) => {
+                run(limit).map_err(|e| fails(e, limit))?
+            }
+            other => other.map_err(|e| fails(e, length))?,
         };
         let mut values: HashMap<String, Tensor> = values.into_iter().collect();
         let (batch, length) = inputs
@@ -42,7 +64,7 @@ impl Recording {
             .find(|(_, t)| t.shape().len() == 2)
             .map_or((batch, length), |(_, t)| (t.shape()[0], t.shape()[1]));
         values.extend(inputs);
-        Ok(Self { values, batch, length })
+        Ok((Self { values, batch, length }, runnable))
     }
 
     /// A value of the run.
@@ -59,7 +81,7 @@ impl Recording {
 /// Inputs that the model accepts: token ids out of the tables that they index, masks of ones.
 ///
 /// # Errors
-/// An input is not an integer matrix, as token ids and masks are.
+/// An input is neither an integer matrix, as token ids and masks are, nor a vector.
 pub fn made_up_inputs(model: &Model, batch: usize, length: usize, seed: u64) -> Result<Named> {
     let index = Index::new(model)?;
     let mut rng = StdRng::seed_from_u64(seed);
@@ -70,7 +92,8 @@ pub fn made_up_inputs(model: &Model, batch: usize, length: usize, seed: u64) -> 
                 format!("input {input} is not a matrix of integers [batch, length], as token ids and masks are");
             Error::NotBert { origin: model.origin().to_owned(), reason }
         };
-        let dims = input.dims.as_ref().filter(|d| d.len() == 2).ok_or_else(fault)?;
+        // A vector of one number a sequence is what some exports hand through, to tell sequences apart.
+        let dims = input.dims.as_ref().filter(|d| matches!(d.len(), 1 | 2)).ok_or_else(fault)?;
         let shape: Vec<usize> = dims
             .iter()
             .zip([batch, length])
@@ -94,6 +117,36 @@ pub fn made_up_inputs(model: &Model, batch: usize, length: usize, seed: u64) -> 
     Ok(inputs)
 }
 
+const FIXED: &str = ", as its inputs declare that it takes; if its exporter fixed a size, export it with dynamic axes";
+
+/// Runs a model on `batch` sentences of `length` tokens, on one more, and on longer ones, as far as its inputs declare
+/// that it takes them.
+///
+/// # Errors
+/// It takes one batch size or length only: that was fixed inside it.
+pub fn check_sizes(model: &Model, runnable: &mabert_runtime::Model, (batch, length): (usize, usize)) -> Result<()> {
+    let run = |batch: usize, length: usize, but: String| -> Result<()> {
+        let inputs = made_up_inputs(model, batch, length, 1)?;
+        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+        match runnable.run(&given) {
+            Err(source @ mabert_runtime::Error::Engine { .. }) => {
+                Err(Error::Fails { origin: model.origin().to_owned(), batch, length, but, source })
+            }
+            // Too long, say: that is no matter of sizes alone.
+            _ => Ok(()),
+        }
+    };
+    run(batch, length, FIXED.to_owned())?;
+    for (axis, more, longer) in [("batch size", 1, 0), ("length", 0, 1)] {
+        let but = format!(
+            ", though it runs on {batch} of {length}, and its inputs declare any {axis}: that size was fixed inside it when \
+             it was exported; export it with that axis dynamic, or declare its inputs at the size that it takes"
+        );
+        run(batch + more, length + longer, but)?;
+    }
+    Ok(())
+}
+
 /// The longest sequence that a model takes, at most `most` (or what its inputs fix), and what sets the limit where one
 /// is met. Nothing is run.
 ///
@@ -114,6 +167,9 @@ pub fn longest_sequence(
     }
 }
 
+/// Operators whose output holds the numbers of their first operand, as exporters have them between ids and their table.
+const SAME_NUMBERS: [&str; 7] = ["Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Slice"];
+
 /// The rows of the table that an input indexes, if it is an index.
 pub fn token_rows(index: &Index<'_>, model: &Model, input: &str) -> Option<usize> {
     let mut values = vec![input.to_owned()];
@@ -124,6 +180,13 @@ pub fn token_rows(index: &Index<'_>, model: &Model, input: &str) -> Option<usize
             let of_embedding = embedded
                 .filter(|_| node.op_type == "EmbedLayerNormalization")
                 .find(|(ids, _)| node.input.get(*ids) == Some(&value));
+            // TensorFlow's BERT looks up small tables, and on accelerators all, by a product with ones and zeros.
+            if node.is("OneHot") && node.input.first() == Some(&value) {
+                let depth = node.input.get(1).and_then(|name| model.constant(name).ok()?.to_i64()?.first().copied());
+                if let Some(rows) = depth.and_then(|depth| usize::try_from(depth).ok()) {
+                    return Some(rows);
+                }
+            }
             let looked_up = (node.is("Gather") && node.input.get(1) == Some(&value)).then_some(0);
             if let Some(table) = looked_up.or(of_embedding.map(|(_, table)| table)) {
                 let table =
@@ -131,7 +194,7 @@ pub fn token_rows(index: &Index<'_>, model: &Model, input: &str) -> Option<usize
                 if let Some(rows) = table.and_then(|t| usize::try_from(t.dims[0]).ok()) {
                     return Some(rows);
                 }
-            } else if node.is("Cast") || node.is("Identity") || node.is("Unsqueeze") || node.is("Squeeze") {
+            } else if SAME_NUMBERS.iter().any(|o| node.is(o)) && node.input.first() == Some(&value) {
                 values.extend(node.output.iter().cloned());
             }
         }

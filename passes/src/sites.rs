@@ -40,6 +40,8 @@ pub struct NormSite {
     pub input: ValueName,
     /// The value that comes out.
     pub output: ValueName,
+    /// Whether the exporter has both as `[batch * n, channels]`; no longer so in canonical form.
+    pub flattened: bool,
     /// The anchor's node.
     pub node: String,
     /// How it is spelled: the operator of its anchor.
@@ -62,6 +64,8 @@ pub enum Activation {
     GeluErf,
     /// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
     GeluTanh,
+    /// `x sigmoid(1.702 x)`, the quick GELU.
+    GeluSigmoid,
     /// `max(x, 0)`, which needs no rewriting.
     Relu,
 }

@@ -88,11 +88,15 @@ impl Checks {
         let wanted = |name: &str| indices.inputs().iter().any(|i| i.name == name);
         let given: Vec<(&str, Tensor)> =
             given.iter().filter(|(n, _)| wanted(n)).map(|(n, t)| (*n, t.clone())).collect();
-        let computed = match (indices.run(&given), length) {
-            (Err(error), Some(length)) => return Err(longest(indices, &given, length).unwrap_or(error)),
-            (computed, _) => computed?,
-        };
-        for (name, value) in computed {
+        self.check_computed(indices, &given, length).map_err(|error| match (error, length) {
+            (error @ Error::TooLong { .. }, _) | (error, None) => error,
+            (error, Some(length)) => self.longest(indices, &given, length, &error).unwrap_or(error),
+        })
+    }
+
+    /// Whether what `indices` computes lies in the tables that it indexes.
+    fn check_computed(&self, indices: &Model, given: &[(&str, Tensor)], length: Option<usize>) -> Result<()> {
+        for (name, value) in indices.run(given)? {
             for lookup in self.lookups.iter().filter(|l| l.indices == name) {
                 // Exporters cut positions out of a constant buffer; a text beyond its end gets too few of them.
                 if let (Some(length), Some(&found)) = (length, value.shape().last())
@@ -103,34 +107,34 @@ impl Checks {
                     let limited_by = format!("positions into `{}`", lookup.table);
                     return Err(Error::TooLong { length, limit: found, limited_by });
                 }
-                match (lookup.check("position", &value), length) {
-                    (Err(Error::Index { table, rows, .. }), Some(length)) if length >= rows => {
-                        let limited_by = format!("the table `{table}`");
-                        return Err(Error::TooLong { length, limit: rows, limited_by });
-                    }
-                    (result, _) => result?,
-                }
+                lookup.check("position", &value)?;
             }
         }
         Ok(())
     }
-}
 
-/// Positions cannot be computed at `length`: finds the longest text for which they can.
-fn longest(indices: &Model, given: &[(&str, Tensor)], length: usize) -> Option<Error> {
-    let works = |length: usize| {
-        let cut: Option<Vec<(&str, Tensor)>> = given.iter().map(|(n, t)| Some((*n, truncated(t, length)?))).collect();
-        cut.is_some_and(|cut| indices.run(&cut).is_ok())
-    };
-    let (mut good, mut bad) = (1, length);
-    if !works(good) {
-        return None;
+    /// What `error` says of `length` tokens is said of their number, where a shorter text has no such error: the longest one
+    /// without it is found. Not every row of a table is a position: some families number from 2.
+    fn longest(&self, indices: &Model, given: &[(&str, Tensor)], length: usize, error: &Error) -> Option<Error> {
+        let works = |length: usize| {
+            let cut: Option<Vec<(&str, Tensor)>> =
+                given.iter().map(|(n, t)| Some((*n, truncated(t, length)?))).collect();
+            cut.is_some_and(|cut| self.check_computed(indices, &cut, Some(length)).is_ok())
+        };
+        let (mut good, mut bad) = (1, length);
+        if !works(good) {
+            return None;
+        }
+        while bad - good > 1 {
+            let middle = good.midpoint(bad);
+            *(if works(middle) { &mut good } else { &mut bad }) = middle;
+        }
+        let limited_by = match error {
+            Error::Index { table, .. } => format!("the table `{table}`"),
+            _ => "its positions".to_owned(),
+        };
+        Some(Error::TooLong { length, limit: good, limited_by })
     }
-    while bad - good > 1 {
-        let middle = good.midpoint(bad);
-        *(if works(middle) { &mut good } else { &mut bad }) = middle;
-    }
-    Some(Error::TooLong { length, limit: good, limited_by: "its positions".to_owned() })
 }
 
 /// The first `length` columns of a matrix of integers.

@@ -80,14 +80,6 @@ fn fused_gemm<'b>(fused: &Fused<'b, '_>) -> Option<Expr<'b>> {
     Some(fused.b.op(&activation, &[product], vec![]))
 }
 
-/// `gamma (x - mean) / sqrt(variance + epsilon) + beta`.
-fn layer_norm<'b>(x: Expr<'b>, gamma: Expr<'b>, beta: Option<Expr<'b>>, epsilon: f32) -> Expr<'b> {
-    let centred = x - x.mean_last();
-    let variance = (centred * centred).mean_last();
-    let scaled = centred / (variance + epsilon).sqrt() * gamma;
-    beta.map_or(scaled, |beta| scaled + beta)
-}
-
 /// `LayerNorm(x + skip + bias)`, and the sum as the fourth output.
 fn skip_layer_norm<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
     if fused.used(1) || fused.used(2) {
@@ -97,7 +89,7 @@ fn skip_layer_norm<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
     if let Some(bias) = fused.operand(4) {
         x = x + bias;
     }
-    let y = layer_norm(x, fused.operand(2)?, fused.operand(3), fused.node.float("epsilon", 1e-12));
+    let y = x.layer_norm(fused.operand(2)?, fused.operand(3), fused.node.float("epsilon", 1e-12));
     let mut outputs = vec![(0, y)];
     outputs.extend(fused.used(3).then_some((3, x)));
     Some(outputs)
@@ -116,7 +108,7 @@ fn embed_layer_norm<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
         Some(given) => positions.gather(given),
         None => positions.slice(0, 0, ids.shape().slice(0, 1, 2)),
     };
-    let y = layer_norm(x, fused.operand(5)?, fused.operand(6), fused.node.float("epsilon", 1e-12));
+    let y = x.layer_norm(fused.operand(5)?, fused.operand(6), fused.node.float("epsilon", 1e-12));
     let mut outputs = vec![(0, y)];
     if fused.used(1) {
         let kept = match fused.operand(7) {

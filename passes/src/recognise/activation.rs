@@ -43,6 +43,7 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<ActivationSi
     let node = &graph.node[anchor];
     let elementwise = |node: &NodeProto| ELEMENTWISE.contains(&node.op_type.as_str());
     let mut found = Verdict::NotASite("no single-entry element-wise region lies around it".to_owned(), None);
+    let mut nearest = f32::INFINITY;
     for exit in chain(&cx.index, &node.output[0]).into_iter().take(10) {
         if !cx.index.producer(exit).is_some_and(elementwise) {
             break;
@@ -63,7 +64,11 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<ActivationSi
                     found = Verdict::Site(site, region);
                     break;
                 }
-                Err(reason) if !found.is_site() => found = Verdict::NotASite(reason, Some(region)),
+                // Of all that lies around it, the region most like an activation is told.
+                Err((reason, distance)) if !found.is_site() && (distance < nearest || nearest.is_infinite()) => {
+                    nearest = distance;
+                    found = Verdict::NotASite(reason, Some(region));
+                }
                 Err(_) => {}
             }
         }
@@ -71,25 +76,33 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<ActivationSi
     found
 }
 
-fn which(cx: &Context<'_>, region: &Region) -> Result<Activation, String> {
-    let probe = Probe::new(cx.model, &cx.index, &cx.recording, region)?;
+/// The function of a region; else why it is none, and how far the nearest one is.
+fn which(cx: &Context<'_>, region: &Region) -> Result<Activation, (String, f32)> {
+    let cannot = |reason: String| (reason, f32::INFINITY);
+    let probe = Probe::new(cx.model, &cx.index, &cx.recording, region).map_err(cannot)?;
     let count: usize = probe.shape(0).iter().product();
     let points: Vec<f32> = (0..count).map(|i| -9.0 + 18.0 * i as f32 / count.max(2) as f32).collect();
-    let output: Tensor = probe.run_f32(points.clone())?;
+    let output: Tensor = probe.run_f32(points.clone()).map_err(cannot)?;
     if output.shape() != probe.shape(0) {
-        return Err("it changes the shape".to_owned());
+        return Err(cannot("it changes the shape".to_owned()));
     }
     let output = output.to_f32();
     let off = |f: fn(f64) -> f64| {
         let pairs = points.iter().zip(&output).map(|(&x, &y)| (f(f64::from(x)) as f32 - y).abs());
         pairs.fold(0f32, |worst, d| if d.is_nan() { f32::INFINITY } else { worst.max(d) })
     };
-    let relu = |x: f64| x.max(0.0);
-    let distances =
-        [(Activation::GeluErf, off(gelu_erf)), (Activation::GeluTanh, off(gelu_tanh)), (Activation::Relu, off(relu))];
+    let known: [(Activation, fn(f64) -> f64); 4] = [
+        (Activation::GeluErf, gelu_erf),
+        (Activation::GeluTanh, gelu_tanh),
+        (Activation::GeluSigmoid, |x| x / (1.0 + (-1.702 * x).exp())),
+        (Activation::Relu, |x| x.max(0.0)),
+    ];
+    let distances = known.map(|(kind, function)| (kind, off(function)));
     match distances.iter().min_by(|a, b| a.1.total_cmp(&b.1)) {
         Some((kind, distance)) if *distance < TOLERANCE => Ok(*kind),
-        Some((kind, distance)) => Err(format!("the nearest activation is {kind:?}, which differs by {distance:.1e}")),
+        Some((kind, distance)) => {
+            Err((format!("the nearest activation is {kind:?}, which differs by {distance:.1e}"), *distance))
+        }
         None => unreachable!("there are candidates"),
     }
 }

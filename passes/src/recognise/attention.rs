@@ -106,7 +106,19 @@ fn with_mask(cx: &Context<'_>, products: &str, probabilities: &str) -> Result<(R
             return Ok((region, Some(input.name.clone())));
         }
     }
-    Err("its mask does not come from one input of the model alone".to_owned())
+    // Relative positions, as DeBERTa and some BERTs have them, meet queries or keys before they are added.
+    let shape = cx.recording.shape(products);
+    let path = chain(&cx.index, products);
+    let of_text = path.iter().filter_map(|value| cx.index.producer(value)).find_map(|node| {
+        let others = node.input.iter().filter(|i| !path.contains(&i.as_str()));
+        others.filter(|i| cx.index.dependence(i) == Dependence::Data).find(|i| cx.recording.shape(i) == shape)
+    });
+    Err(match of_text {
+        Some(value) => {
+            format!("`{value}`, which depends on the text, is added to its scores, as relative positions are")
+        }
+        None => "its mask does not come from one input of the model alone".to_owned(),
+    })
 }
 
 /// The value of shape `[1 or batch, heads, n, n]` that depends on shapes alone and goes into the region.

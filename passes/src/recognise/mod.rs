@@ -10,6 +10,7 @@ mod region;
 
 use std::collections::HashSet;
 
+use mabert_graph::proto::NodeProto;
 use mabert_graph::{Dependence, Index, Model, NodeExt as _};
 
 use crate::recording::Recording;
@@ -18,6 +19,9 @@ use crate::{Error, Result};
 pub use explanation::{Explanation, Miss, Tried};
 use linear::Layout;
 use region::{Region, chain};
+
+/// How many sentences, and of how many tokens, models are run on to be recognised.
+pub const PROBED: (usize, usize) = (2, 7);
 
 /// What was found in a model.
 #[derive(Clone, Debug, Default)]
@@ -89,9 +93,8 @@ impl Context<'_> {
 /// # Errors
 /// The model cannot be run at all. What is not recognised is no error but a [`Miss`].
 pub fn recognise(model: &Model) -> Result<Recognition> {
-    const BATCH: usize = 2;
-    const LENGTH: usize = 7;
-    let cx = Context { model, index: Index::new(model)?, recording: Recording::new(model, BATCH, LENGTH)? };
+    let (batch, length) = PROBED;
+    let cx = Context { model, index: Index::new(model)?, recording: Recording::of_any_size(model, batch, length)? };
     let mut found = Recognition::default();
     let mut claimed = HashSet::new();
     for (at, node) in cx.index.graph().node.iter().enumerate() {
@@ -200,8 +203,10 @@ fn layer(cx: &Context<'_>, found: &Recognition, index: usize, attention: &Attent
         return Err(miss("linear", &attention.node, reason));
     }
     let input = query.input.clone();
-    if cx.recording.shape(&input).len() != 3 {
-        let reason = format!("its input has shape {:?}; [batch, n, channels] is supported", cx.recording.shape(&input));
+    // Where tokens are flattened from layer to layer, the first still starts from embeddings that are not.
+    let shape = cx.recording.shape(&input);
+    if shape.len() != 3 && (index == 0 || shape.len() != 2) {
+        let reason = format!("its input has shape {shape:?}; [batch, n, channels] is supported");
         return Err(miss("linear", &input, reason));
     }
     let mut attention_output = linear_after(cx, &attention.context, Layout::Heads)?;
@@ -253,7 +258,7 @@ fn unflattened(cx: &Context<'_>, value: &str) -> String {
     }
 }
 
-/// The linear map that ends in `value`. Where it works on flattened tokens, it starts before they are flattened.
+/// The linear map that ends in `value`. Where it works on flattened or transposed tokens, it starts before they become so.
 fn linear_before(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearSite> {
     let mut found = Err(miss("linear", value, "no product with a constant weight leads to it"));
     let mut known: &[usize] = &[];
@@ -263,17 +268,21 @@ fn linear_before(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearS
         // One product may make queries, keys and values.
         regions = Region::ending_in(&cx.index, value, true);
     }
+    let moves_only = |at: &usize| {
+        let node = &cx.index.graph().node[*at];
+        LAYOUT_ONLY.contains(&node.op_type.as_str()) || node.is("Transpose")
+    };
     for region in regions.iter().skip_while(|r| !r.nodes.iter().any(|&at| linear::has_weight(cx, at))) {
-        let only_layout = |at: &usize| LAYOUT_ONLY.contains(&cx.index.graph().node[*at].op_type.as_str());
-        if found.is_ok() && !region.nodes.iter().filter(|at| !known.contains(at)).all(only_layout) {
+        if !known.is_empty() && !region.nodes.iter().filter(|at| !known.contains(at)).all(moves_only) {
             break;
         }
         match linear::read_off(cx, region, Layout::Rows, layout) {
             Ok(site) => found = Ok(site),
+            Err(_) if found.is_ok() => break,
             Err(reason) if known.is_empty() => {
-                return Err(Miss { tried: Some(cx.tried(region)), ..miss("linear", value, reason) });
+                found = Err(Miss { tried: Some(cx.tried(region)), ..miss("linear", value, reason) });
             }
-            Err(_) => break,
+            Err(_) => {}
         }
         known = &region.nodes;
     }
@@ -298,13 +307,28 @@ fn linear_after(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearSi
     best
 }
 
+/// A value `[batch, n, channels]`, and what else it is called with its tokens flattened.
+fn with_flattened<'m>(cx: &Context<'m>, value: &'m str) -> Vec<&'m str> {
+    let mut forms = vec![value];
+    let flattened = |node: &'m NodeProto| {
+        let output = node.output.first().filter(|_| LAYOUT_ONLY.contains(&node.op_type.as_str()))?;
+        (unflattened(cx, output) == value && output != value).then_some(output.as_str())
+    };
+    forms.extend(cx.index.consumers(value).filter_map(flattened));
+    forms
+}
+
 /// The norm whose input is `stream + branch`, or that plus a vector, which then belongs to the branch's bias: optimisers
 /// add it last.
 fn norm_of_sum(cx: &Context<'_>, found: &Recognition, stream: &str, branch: &mut LinearSite) -> Found<NormSite> {
     let end = branch.output.clone();
-    let entries = [stream, end.as_str()];
-    let follows = |norm: &&NormSite| Region::between(&cx.index, &entries, &norm.input).is_some();
-    let Some(norm) = found.norms.iter().find(follows) else {
+    let forms = with_flattened(cx, stream);
+    let entries = forms.iter().map(|form| [*form, end.as_str()]);
+    let following = entries.filter_map(|entries| {
+        let follows = |norm: &&NormSite| Region::between(&cx.index, &entries, &norm.input).is_some();
+        Some((entries, found.norms.iter().find(follows)?))
+    });
+    let Some((entries, norm)) = following.into_iter().next() else {
         let reason =
             format!("no layer normalisation of `{stream}` + `{end}` follows it; only post-LN encoders are supported");
         return Err(miss("norm", &end, reason));

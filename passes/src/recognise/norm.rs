@@ -28,6 +28,10 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<NormSite> {
     for exit in chain(&cx.index, &node.output[0]).into_iter().take(8) {
         let before = found.is_site();
         let mut extended = false;
+        // What only moves elements is no end of a norm: others may ask for the shape on either side of it.
+        if before && cx.index.producer(exit).is_some_and(|n| super::LAYOUT_ONLY.contains(&n.op_type.as_str())) {
+            continue;
+        }
         for region in Region::ending_in(&cx.index, exit, false) {
             let shape = cx.recording.shape(exit);
             let same_shape = shape.len() >= 2 && cx.recording.shape(&region.entries[0]) == shape;
@@ -90,6 +94,7 @@ fn read_off(cx: &Context<'_>, region: &Region, node: &NodeProto) -> Result<NormS
         return Err("its result does not depend on its input".to_owned());
     }
     Ok(NormSite {
+        flattened: probe.shape(0).len() == 2,
         input: region.entries[0].clone(),
         output: region.exit.clone(),
         node: node.label().to_owned(),

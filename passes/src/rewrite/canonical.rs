@@ -9,7 +9,7 @@ use ndarray::Axis;
 
 use super::position_bias::PositionBiases;
 use crate::Result;
-use crate::sites::{Encoder, LinearSite};
+use crate::sites::{Encoder, LinearSite, NormSite};
 
 /// The value that holds the mask as floats, `[batch, n]`.
 pub const MASK: &str = "mask/float";
@@ -38,7 +38,12 @@ pub fn canonicalise(model: &mut Model, encoder: &mut Encoder, max_seq: usize) ->
         site.output = y.name();
         encoder.layers[0].input = y.name();
     }
+    // What a layer starts from, where the one before no longer ends in the exporter's own value.
+    let mut start = None;
     for layer in &mut encoder.layers {
+        if let Some(start) = start.take() {
+            layer.input = start;
+        }
         let (heads, d) = (layer.attention.heads as i64, layer.attention.head_size as i64);
         let scope = format!("layer.{}/attention", layer.index);
         let x = b.value(&layer.input);
@@ -67,7 +72,9 @@ pub fn canonicalise(model: &mut Model, encoder: &mut Encoder, max_seq: usize) ->
         let old = layer.attention_output.output.clone();
         let o = linear(b, model, &mut layer.attention_output, joined, &format!("{scope}/output"), 1.0)?;
         shunts.push((old, o.name()));
-        shunts.push((layer.attention_norm.input.clone(), (x + o).name()));
+        let sum = x + o;
+        shunts.push((layer.attention_norm.input.clone(), sum.name()));
+        unflatten(b, &mut layer.attention_norm, sum, &format!("{scope}/norm"), &mut shunts);
         let scope = format!("layer.{}", layer.index);
         let stream = b.value(&layer.attention_norm.output);
         let old = [&layer.intermediate.output, &layer.output.output].map(String::clone);
@@ -75,11 +82,31 @@ pub fn canonicalise(model: &mut Model, encoder: &mut Encoder, max_seq: usize) ->
         let active = b.value(&layer.output.input);
         let down = linear(b, model, &mut layer.output, active, &format!("{scope}/output"), 1.0)?;
         shunts.extend(old.into_iter().zip([up.name(), down.name()]));
-        shunts.push((layer.output_norm.input.clone(), (stream + down).name()));
+        let sum = stream + down;
+        shunts.push((layer.output_norm.input.clone(), sum.name()));
+        if unflatten(b, &mut layer.output_norm, sum, &format!("{scope}/output/norm"), &mut shunts) {
+            start = Some(layer.output_norm.output.clone());
+        }
     }
     let patch = shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new));
     patch.apply(model)?;
     Ok(())
+}
+
+/// A norm of flattened tokens, which may name its axis by number, becomes one of `sum`, `[batch, n, channels]`; what the
+/// exporter called its output stays flattened, for whoever uses it outside. Returns whether it was one.
+fn unflatten(b: &Builder, norm: &mut NormSite, sum: Expr<'_>, scope: &str, shunts: &mut Vec<(String, String)>) -> bool {
+    if !std::mem::take(&mut norm.flattened) {
+        return false;
+    }
+    b.scope(&format!("{scope}/unflattened"));
+    let channels = norm.gamma.len();
+    let vector = |label: &str, values: &[f32]| b.parameter(label, &Tensor::new(&[channels], values.to_vec()));
+    let (gamma, beta) = (vector("gamma", &norm.gamma), vector("beta", &norm.beta));
+    let y = b.value(&sum.name()).layer_norm(gamma, Some(beta), norm.epsilon);
+    shunts.push((norm.output.clone(), y.reshape(&[-1, channels as i64]).name()));
+    norm.output = y.name();
+    true
 }
 
 /// The mask as floats `[batch, n]`; ones for models that take none.

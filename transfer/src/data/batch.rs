@@ -17,6 +17,8 @@ pub enum Role {
     Types,
     /// Positions, from 0.
     Positions,
+    /// One number a sequence, which some exports hand through to tell them apart: its row.
+    Rows,
 }
 
 /// What a model's inputs ask of batches.
@@ -45,7 +47,7 @@ impl BatchShape {
 }
 
 /// The inputs of a model by what they hold, told by their names (`input_ids`, `attention_mask`, `input_mask`,
-/// `token_type_ids`, `segment_ids`, `position_ids`...).
+/// `token_type_ids`, `segment_ids`, `position_ids`...), and vectors by their rank.
 ///
 /// # Errors
 /// An input is none of these.
@@ -53,6 +55,9 @@ pub fn input_roles(inputs: &[TensorType]) -> Result<Vec<Role>> {
     let alone = inputs.len() == 1;
     let role = |input: &TensorType| {
         let name = input.name.to_lowercase();
+        if input.dims.as_ref().is_some_and(|dims| dims.len() == 1) {
+            return Some(Role::Rows);
+        }
         Some(match name.as_str() {
             n if n.contains("mask") => Role::Mask,
             n if n.contains("type") || n.contains("segment") => Role::Types,
@@ -124,7 +129,6 @@ impl Batch {
     /// # Errors
     /// An input's role or element type is not one that text fills.
     pub fn inputs(&self, inputs: &[TensorType]) -> Result<Named> {
-        let shape = [self.size(), self.length];
         let roles = input_roles(inputs)?;
         let all = inputs.iter().zip(roles).map(|(input, role)| {
             let value = |at: usize| match role {
@@ -132,13 +136,16 @@ impl Batch {
                 Role::Types => self.types[at],
                 Role::Mask => i64::from(at % self.length < self.lengths[at / self.length]),
                 Role::Positions => (at % self.length) as i64,
+                Role::Rows => at as i64,
             };
-            let values = (0..self.ids.len()).map(value);
+            let shape = [self.size(), self.length];
+            let shape = if role == Role::Rows { &shape[..1] } else { &shape[..] };
+            let values = (0..shape.iter().product()).map(value);
             let tensor = match input.element {
-                Some(ElementType::I64) => Tensor::new(&shape, values.collect()),
-                Some(ElementType::I32) => Tensor::new(&shape, values.map(|v| v as i32).collect()),
-                Some(ElementType::F32) => Tensor::new(&shape, values.map(|v| v as f32).collect()),
-                Some(ElementType::Bool) => Tensor::new(&shape, values.map(|v| v != 0).collect()),
+                Some(ElementType::I64) => Tensor::new(shape, values.collect()),
+                Some(ElementType::I32) => Tensor::new(shape, values.map(|v| v as i32).collect()),
+                Some(ElementType::F32) => Tensor::new(shape, values.map(|v| v as f32).collect()),
+                Some(ElementType::Bool) => Tensor::new(shape, values.map(|v| v != 0).collect()),
                 _ => return Err(Error::Role(input.name.clone())),
             };
             Ok((input.name.clone(), tensor))

@@ -9,7 +9,8 @@ use std::time::Instant;
 use mabert_graph::{Model, Tensor};
 use mabert_passes::contract::non_linear_nodes;
 use mabert_passes::pipeline::{Keep, Options as PassOptions, Order, Pass, Rewriting, Student};
-use mabert_passes::recording::longest_sequence;
+use mabert_passes::recognise::PROBED;
+use mabert_passes::recording::{check_sizes, longest_sequence};
 use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
 use mabert_passes::sites::Encoder;
 use mabert_runtime::{Named, Options as RunOptions, Taps};
@@ -174,6 +175,7 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     progress.begin("prepare", 3);
     let original = Model::load(path)?;
     let runnable = RunOptions::default().prepare(&original)?;
+    check_sizes(&original, &runnable, PROBED)?;
     let given = job.parameters.as_deref().map(Given::load).transpose()?;
     let options = match &given {
         Some(given) => given.options.clone(),

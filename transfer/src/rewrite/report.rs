@@ -220,6 +220,7 @@ pub(super) fn sites(
             was: match function {
                 Activation::GeluErf => "GELU (erf)",
                 Activation::GeluTanh => "GELU (tanh)",
+                Activation::GeluSigmoid => "GELU (sigmoid)",
                 Activation::Relu => "ReLU",
             }
             .to_owned(),
