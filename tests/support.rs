@@ -68,15 +68,18 @@ pub fn padded_inputs(
     let kept = |row: usize| length - (row * length / (batch + 1)).min(length - 1);
     let value = |name: &str, at: usize, rng: &mut rand::rngs::StdRng| match name {
         "input_ids" => rng.random_range(4..vocabulary),
-        "attention_mask" => i64::from(at % length < kept(at / length)),
+        name if name.contains("mask") => i64::from(at % length < kept(at / length)),
+        "token_type_ids" | "segment_ids" => i64::from(at % length > length / 2),
         "position_ids" => (at % length) as i64,
         _ => 0,
     };
     let tensor = |input: &mabert_runtime::TensorType, rng: &mut rand::rngs::StdRng| {
-        let values = (0..batch * length).map(|at| value(&input.name, at, rng));
+        let vector = input.dims.as_ref().is_some_and(|dims| dims.len() == 1);
+        let shape = if vector { vec![batch] } else { vec![batch, length] };
+        let values = (0..shape.iter().product()).map(|at| value(&input.name, at, rng));
         match input.element {
-            Some(mabert_runtime::ElementType::I32) => Tensor::new(&[batch, length], values.map(|v| v as i32).collect()),
-            _ => Tensor::new(&[batch, length], values.collect()),
+            Some(mabert_runtime::ElementType::I32) => Tensor::new(&shape, values.map(|v| v as i32).collect()),
+            _ => Tensor::new(&shape, values.collect()),
         }
     };
     inputs.iter().map(|i| (i.name.clone(), tensor(i, &mut rng))).collect()

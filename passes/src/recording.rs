@@ -148,21 +148,37 @@ pub fn check_sizes(model: &Model, runnable: &mabert_runtime::Model, (batch, leng
 }
 
 /// The longest sequence that a model takes, at most `most` (or what its inputs fix), and what sets the limit where one
-/// is met. Nothing is run.
+/// is met. The model is run once, or until the limit is found.
 ///
 /// # Errors
-/// The inputs are not those of an encoder.
+/// The inputs are not those of an encoder, or it takes no sequence at all.
 pub fn longest_sequence(
     model: &Model,
     runnable: &mabert_runtime::Model,
     most: usize,
 ) -> Result<(usize, Option<String>)> {
-    let inputs = made_up_inputs(model, 1, most, 1)?;
-    let length = inputs.iter().find(|(_, t)| t.shape().len() == 2).map_or(most, |(_, t)| t.shape()[1]);
-    let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
-    match runnable.check(&given) {
-        Ok(()) => Ok((length, None)),
+    let takes = |length: usize| -> Result<std::result::Result<usize, mabert_runtime::Error>> {
+        let inputs = made_up_inputs(model, 1, length, 1)?;
+        let length = inputs.iter().find(|(_, t)| t.shape().len() == 2).map_or(length, |(_, t)| t.shape()[1]);
+        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+        Ok(runnable.run(&given).map(|_| length))
+    };
+    let engine = |error: &mabert_runtime::Error| matches!(error, mabert_runtime::Error::Engine { .. });
+    match takes(most)? {
+        Ok(length) => Ok((length, None)),
         Err(mabert_runtime::Error::TooLong { limit, limited_by, .. }) => Ok((limit, Some(limited_by))),
+        // A table of positions may be cut to the length of the text by any operator, which fails beyond its end.
+        Err(error) if engine(&error) => {
+            let (mut good, mut bad) = (0, most);
+            while bad - good > 1 {
+                let middle = good.midpoint(bad);
+                *(if takes(middle)?.is_ok() { &mut good } else { &mut bad }) = middle;
+            }
+            if good == 0 {
+                return Err(error.into());
+            }
+            Ok((good, Some(format!("beyond it, {error}"))))
+        }
         Err(other) => Err(other.into()),
     }
 }

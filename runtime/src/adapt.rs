@@ -19,6 +19,7 @@ pub(crate) fn adapt(graph: &mut Graph) -> Result<()> {
     widen_sizes(graph);
     narrow_flat_indices(graph)?;
     compute_largest(graph);
+    slice_to_the_end(graph);
     tell_apart(graph);
     Ok(())
 }
@@ -121,7 +122,7 @@ fn sized_operands(node: &NodeProto) -> Option<usize> {
     if moves {
         return Some(1);
     }
-    (node.is("Concat") || node.is("Range")).then_some(node.input.len())
+    ["Concat", "Range", "Mul", "Add", "Sub", "Div"].iter().any(|op| node.is(op)).then_some(node.input.len())
 }
 
 /// A constant of integers, in 64 bits: an initializer, or one of those that nodes give.
@@ -254,6 +255,29 @@ fn compute_largest(graph: &mut Graph) {
     });
     for (name, value) in computed.iter().filter(|(name, _)| !outputs.contains(name)) {
         graph.set_constant(name, value);
+    }
+}
+
+/// tf2onnx writes "to the end" as 10^9, in 32 bits; tract takes that for a size, unless it is the largest integer of 64.
+fn slice_to_the_end(graph: &mut Graph) {
+    const END: i64 = 1_000_000_000;
+    let mut names = Names::of(graph);
+    let none = HashMap::new();
+    let bounds = |node: &NodeProto| {
+        let [starts, ends] = [1, 2].map(|at| node.input.get(at).and_then(|name| integers(graph, &none, name)));
+        let (starts, ends) = (starts?.to_i64()?, ends?.to_i64()?);
+        ends.iter().any(|end| *end >= END).then_some((starts, ends))
+    };
+    let found: Vec<_> =
+        graph.graph().node.iter().map(|node| node.is("Slice").then(|| bounds(node)).flatten()).collect();
+    for (at, bounds) in found.into_iter().enumerate() {
+        let Some((starts, ends)) = bounds else { continue };
+        let ends = ends.mapv(|end| if end >= END { i64::MAX } else { end });
+        for (operand, values) in [(1, starts), (2, ends)] {
+            let name = names.fresh(&graph.graph().node[at].input[operand], "i64");
+            graph.set_constant(&name, &values.into());
+            graph.graph_mut().node[at].input[operand] = name;
+        }
     }
 }
 

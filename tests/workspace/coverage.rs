@@ -34,19 +34,27 @@ struct Measured {
 }
 
 /// Models that are refused, by what their names begin with, and a part of the reason.
-const REFUSED: [(&str, &str); 4] = [
+const REFUSED: [(&str, &str); 8] = [
     ("robertaprelayernorm", "only post-LN encoders are supported"),
-    ("debertav2", "scores have shape"),
-    ("modernbert", "is not some of the columns of weight"),
+    ("megatronbert", "only post-LN encoders are supported"),
+    ("debertav2", "which depends on the text, is added to its scores, as relative positions are"),
+    ("bertrelative", "which depends on the text, is added to its scores, as relative positions are"),
+    ("modernbert", "it depends on where a token stands, as rotary positions do"),
+    ("roformer", "it depends on where a token stands, as rotary positions do"),
     ("mobilebert", "queries, keys and values come from"),
+    ("xmod", "as its inputs declare that it takes; if its exporter fixed a size"),
 ];
 
 /// The same in words.
-const REASONS: [&str; 4] = [
+const REASONS: [&str; 8] = [
+    "it normalises before its blocks, not after",
     "it normalises before its blocks, not after",
     "its attention adds terms by position that depend on the text",
+    "its attention adds terms by position that depend on the text",
     "its queries and keys are rotated by position, and it normalises before its blocks",
+    "its queries and keys are rotated by position",
     "values come from another place than queries and keys",
+    "its exporter fixes the batch size inside, though it declares any",
 ];
 
 /// Differences relative to outputs above 1. A student that is not calibrated computes large numbers on the way, whose

@@ -1,5 +1,6 @@
 //! Fused operators spelled with plain ones, for engines and recognisers that only know the plain ones.
 
+mod einsum;
 mod microsoft;
 mod standard;
 
@@ -9,7 +10,7 @@ use crate::{Builder, Error, Expr, Index, Model, NodeExt, Patch, Result};
 
 /// Replaces the fused operators of `model` by what they compute; returns how many were replaced.
 ///
-/// Handled are `CastLike` and `Attention` of the standard domain (opset 23, without cache, causality or soft cap) and, of
+/// Handled are `Einsum` (as a matrix product), products with a `OneHot` (as a lookup), `CastLike` and `Attention` of the standard domain (opset 23, without cache, causality or soft cap) and, of
 /// `com.microsoft`, what onnxruntime's optimisers make of encoders: `Gelu`, `FastGelu`, `BiasGelu`, `QuickGelu`,
 /// `FusedMatMul`, `FusedGemm`, `SkipLayerNormalization`, `EmbedLayerNormalization`, `Attention` and `MultiHeadAttention`.
 /// Others, and variants that do more than an encoder needs, are left as they are.
@@ -73,6 +74,8 @@ fn plain(model: &Model, index: &Index<'_>, node: &NodeProto) -> Option<Patch> {
     let fused = Fused { b: &builder, model, index, node };
     let outputs = match node.op_type.as_str() {
         "Attention" if node.is("Attention") => standard::attention(&fused),
+        "MatMul" if node.is("MatMul") => standard::one_hot_product(&fused),
+        "Einsum" if node.is("Einsum") => einsum::einsum(&fused),
         "CastLike" if node.is("CastLike") => standard::cast_like(&fused),
         _ if node.domain == "com.microsoft" => microsoft::plain(&fused),
         _ => None,

@@ -47,3 +47,19 @@ pub(super) fn cast_like<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
     let element = fused.index.element_type(fused.name(1)?)?;
     Some(vec![(0, fused.operand(0)?.cast(element))])
 }
+
+/// A row of a table, looked up by a product with ones and zeros.
+pub(super) fn one_hot_product<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
+    let Fused { b, model, index, .. } = *fused;
+    let one_hot = index.producer(fused.name(0)?).filter(|node| node.is("OneHot") && node.int("axis", -1) == -1)?;
+    let constant =
+        |at: usize| Some(model.constant(one_hot.input.get(at)?).ok()?.to_f32().iter().copied().collect::<Vec<_>>());
+    let rows = fused.size(fused.name(1)?, 0)?;
+    let matrix = fused.model.initializer(fused.name(1)?)?.dims.len() == 2;
+    if !matrix || constant(1)? != [rows as f32] || constant(2)? != [0.0, 1.0] {
+        return None;
+    }
+    // As numbers of any type, of which a lookup takes integers only.
+    let rows = b.value(&one_hot.input[0]).cast(ElementType::I64);
+    Some(vec![(0, fused.operand(1)?.gather(rows))])
+}

@@ -39,11 +39,13 @@ fn read_off(cx: &Context<'_>, anchor: usize, tried: &mut Option<Region>) -> Resu
         return Err("no product of queries and keys leads to it".to_owned());
     };
     let products = with_keys.output[0].as_str();
-    let &[batch, heads, n, keys] = cx.recording.shape(products) else {
-        let shape = cx.recording.shape(products);
-        return Err(format!("scores have shape {shape:?}; [batch, heads, n, n] is supported"));
+    // Some exporters have the heads of a batch side by side.
+    let (batch, heads, n, keys) = match *cx.recording.shape(products) {
+        [batch, heads, n, keys] => (batch, heads, n, keys),
+        [rows, n, keys] if rows % cx.recording.batch == 0 => (cx.recording.batch, rows / cx.recording.batch, n, keys),
+        ref shape => return Err(format!("scores have shape {shape:?}; [batch, heads, n, n] is supported")),
     };
-    let &[_, _, _, head_size] = cx.recording.shape(&with_keys.input[0]) else {
+    let &[.., head_size] = cx.recording.shape(&with_keys.input[0]) else {
         return Err("queries are not [batch, heads, n, d]".to_owned());
     };
     if n != keys || batch != cx.recording.batch || n != cx.recording.length {
@@ -54,7 +56,8 @@ fn read_off(cx: &Context<'_>, anchor: usize, tried: &mut Option<Region>) -> Resu
     let probe = Probe::new(cx.model, &cx.index, &cx.recording, region)?;
     let candidate = position_bias(cx, region, [batch, heads, n]);
     let bias = candidate.map(|value| (value, to_array(cx.recording.value(value))));
-    let fit = check_softmax(&probe, mask.as_deref(), bias.as_ref().and_then(|(_, values)| values.as_ref()))?;
+    let values = bias.as_ref().and_then(|(_, values)| values.as_ref());
+    let fit = check_softmax(&probe, [batch, heads, n, n], mask.as_deref(), values)?;
     let Fit { scale, factor } = fit;
     let bias = bias.filter(|_| factor != 0.0).map(|(value, _)| PositionBias { value: value.to_owned(), factor });
     Ok(AttentionSite {
@@ -142,23 +145,30 @@ struct Fit {
     factor: f32,
 }
 
-/// Compares the region with `softmax(scale * products + factor * bias)` over the kept keys.
-fn check_softmax(probe: &Probe, mask: Option<&str>, bias: Option<&ArrayD<f32>>) -> Result<Fit, String> {
-    let shape = probe.shape(0).to_vec();
-    let (batch, n) = (shape[0], shape[2]);
-    let products = ArrayD::from_shape_vec(IxDyn(&shape), probe.noise(0, 31)).map_err(|e| e.to_string())?;
+/// Compares the region with `softmax(scale * products + factor * bias)` over the kept keys; `shape` is that of the scores,
+/// `[batch, heads, n, n]`.
+fn check_softmax(
+    probe: &Probe,
+    shape: [usize; 4],
+    mask: Option<&str>,
+    bias: Option<&ArrayD<f32>>,
+) -> Result<Fit, String> {
+    let [batch, _, n, _] = shape;
+    let products = probe.noise(0, 31);
     let run = |keep: &[bool]| -> Result<ArrayD<f32>, String> {
-        let mut inputs = vec![Tensor::from(products.clone())];
+        let mut inputs = vec![Tensor::new(probe.shape(0), products.clone())];
         if mask.is_some() {
             inputs.push(mask_tensor(probe.element(1), probe.shape(1), keep)?);
         }
-        Ok(probe.run(&inputs)?.to_f32())
+        let found = probe.run(&inputs)?.to_f32();
+        match found.shape().ends_with(&[n, n]) && found.len() == products.len() {
+            true => found.into_shape_with_order(IxDyn(&shape)).map_err(|e| e.to_string()),
+            false => Err("probabilities do not have the shape of the scores".to_owned()),
+        }
     };
     let everything = vec![true; batch * n];
     let full = run(&everything)?;
-    if full.shape() != shape {
-        return Err("probabilities do not have the shape of the scores".to_owned());
-    }
+    let products = ArrayD::from_shape_vec(IxDyn(&shape), products.clone()).map_err(|e| e.to_string())?;
     let bias = match bias {
         Some(bias) => {
             bias.broadcast(IxDyn(&shape)).ok_or("what is added to the scores has not their shape")?.to_owned()

@@ -14,10 +14,10 @@ use crate::sites::LinearSite;
 pub(super) enum Layout {
     /// `[batch, n, channels]`, or flattened `[batch * n, channels]`.
     Rows,
-    /// `[batch, heads, n, d]`.
-    Heads,
-    /// `[batch, heads, d, n]`.
-    HeadsTransposed,
+    /// `[batch, heads, n, d]`, or `[batch * heads, n, d]`, with so many heads.
+    Heads(usize),
+    /// `[batch, heads, d, n]`, or `[batch * heads, d, n]`, likewise.
+    HeadsTransposed(usize),
 }
 
 /// Relative to the largest output.
@@ -46,7 +46,8 @@ pub(super) fn read_off(cx: &Context<'_>, region: &Region, from: Layout, to: Layo
         let found = columns_of(&(&output - &ArrayView1::from(&bias)), &x.dot(&weight.values));
         let found = found.ok_or_else(|| {
             let (name, exit) = (&weight.name, &region.exit);
-            format!("`{exit}` is not some of the columns of weight `{name}` times the input")
+            let by_position = by_position(&probe, to);
+            format!("`{exit}` is not some of the columns of weight `{name}` times the input{by_position}")
         })?;
         weight.values = weight.values.select(Axis(1), &found);
         columns = Some(found);
@@ -77,11 +78,12 @@ pub(super) fn read_off(cx: &Context<'_>, region: &Region, from: Layout, to: Layo
     });
     if worst > TOLERANCE * largest {
         return Err(format!(
-            "from `{}` to `{}` is not weight `{}` times the input: they differ by {:.1e} of the range",
+            "from `{}` to `{}` is not weight `{}` times the input: they differ by {:.1e} of the range{}",
             region.entries[0],
             region.exit,
             weight.name,
-            worst / largest
+            worst / largest,
+            by_position(&probe, to)
         ));
     }
     Ok(LinearSite {
@@ -96,6 +98,19 @@ pub(super) fn read_off(cx: &Context<'_>, region: &Region, from: Layout, to: Layo
         inputs: x.ncols(),
         outputs: output.ncols(),
     })
+}
+
+/// What to say of a region that makes different rows of equal ones.
+fn by_position(probe: &Probe, to: Layout) -> &'static str {
+    let shape = probe.shape(0);
+    let (width, count) = (shape.last().copied().unwrap_or(1), shape.iter().product::<usize>());
+    let equal = probe.noise(0, 22)[..width].iter().copied().cycle().take(count).collect();
+    let rows = probe.run_f32(equal).and_then(|output| to_rows(&output, to));
+    let differ = rows.is_ok_and(|rows| {
+        let largest = rows.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+        rows.rows().into_iter().any(|row| row.iter().zip(rows.row(0)).any(|(a, b)| (a - b).abs() > 1e-2 * largest))
+    });
+    if differ { "; it depends on where a token stands, as rotary positions do" } else { "" }
 }
 
 /// The column of `product` that each column of `part` is, up to one positive factor of all.
@@ -152,12 +167,17 @@ fn weight(cx: &Context<'_>, region: &Region) -> Result<Weight, String> {
 
 /// A value as one row a token, `[batch * n, channels]`.
 pub(super) fn to_rows(tensor: &Tensor, layout: Layout) -> Result<Array2<f32>, String> {
-    let array: ArrayD<f32> = tensor.to_f32();
+    let mut array: ArrayD<f32> = tensor.to_f32();
+    if let (Layout::Heads(heads) | Layout::HeadsTransposed(heads), &[rows, n, d]) = (layout, array.shape())
+        && rows % heads == 0
+    {
+        array = array.into_shape_with_order(IxDyn(&[rows / heads, heads, n, d])).map_err(|e| e.to_string())?;
+    }
     let rank = array.ndim();
     let array = match (layout, rank) {
         (Layout::Rows, 2 | 3) => array,
-        (Layout::Heads, 4) => array.permuted_axes(IxDyn(&[0, 2, 1, 3])),
-        (Layout::HeadsTransposed, 4) => array.permuted_axes(IxDyn(&[0, 3, 1, 2])),
+        (Layout::Heads(_), 4) => array.permuted_axes(IxDyn(&[0, 2, 1, 3])),
+        (Layout::HeadsTransposed(_), 4) => array.permuted_axes(IxDyn(&[0, 3, 1, 2])),
         _ => return Err(format!("a value of rank {rank} where {layout:?} were expected")),
     };
     let rows: usize = array.shape()[..if rank == 4 { 2 } else { rank - 1 }].iter().product();

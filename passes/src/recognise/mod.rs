@@ -194,9 +194,10 @@ fn miss(expected: &'static str, node: &str, reason: impl Into<String>) -> Miss {
 type Found<T> = std::result::Result<T, Miss>;
 
 fn layer(cx: &Context<'_>, found: &Recognition, index: usize, attention: &AttentionSite) -> Found<Layer> {
-    let query = linear_before(cx, &attention.query, Layout::Heads)?;
-    let key = linear_before(cx, &attention.key, Layout::HeadsTransposed)?;
-    let value = linear_before(cx, &attention.value, Layout::Heads)?;
+    let heads = Layout::Heads(attention.heads);
+    let query = linear_before(cx, &attention.query, heads)?;
+    let key = linear_before(cx, &attention.key, Layout::HeadsTransposed(attention.heads))?;
+    let value = linear_before(cx, &attention.value, heads)?;
     if query.input != key.input || query.input != value.input {
         let reason =
             format!("queries, keys and values come from `{}`, `{}` and `{}`", query.input, key.input, value.input);
@@ -209,7 +210,7 @@ fn layer(cx: &Context<'_>, found: &Recognition, index: usize, attention: &Attent
         let reason = format!("its input has shape {shape:?}; [batch, n, channels] is supported");
         return Err(miss("linear", &input, reason));
     }
-    let mut attention_output = linear_after(cx, &attention.context, Layout::Heads)?;
+    let mut attention_output = linear_after(cx, &attention.context, heads)?;
     let attention_norm = norm_of_sum(cx, found, &input, &mut attention_output)?;
     let stream = &attention_norm.output;
     let starts_here =
