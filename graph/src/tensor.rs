@@ -283,10 +283,15 @@ impl Tensor {
     }
 }
 
-/// The shape of a constant and its element count, refused where a dimension is negative or the count overflows.
+/// The shape of a constant and its element count, refused where a dimension is negative or the count overflows: that of the
+/// axes that are not empty too, as ndarray asks.
 pub(crate) fn checked_shape(proto: &TensorProto) -> Result<(Vec<usize>, usize)> {
     let shape: Option<Vec<usize>> = proto.dims.iter().map(|&d| usize::try_from(d).ok()).collect();
-    let count = shape.as_ref().and_then(|s| s.iter().try_fold(1usize, |n, &d| n.checked_mul(d)));
+    let product = |shape: &[usize]| {
+        let product = shape.iter().filter(|&&d| d > 0).try_fold(1usize, |n, &d| n.checked_mul(d))?;
+        isize::try_from(product).ok().map(|_| if shape.contains(&0) { 0 } else { product })
+    };
+    let count = shape.as_deref().and_then(product);
     match (shape, count) {
         (Some(shape), Some(count)) => Ok((shape, count)),
         _ => Err(Error::tensor(&proto.name, format!("impossible shape {:?}", proto.dims))),
@@ -313,6 +318,19 @@ mod tests {
         for tensor in tensors {
             assert_eq!(Tensor::from_proto(&tensor.to_proto("t")).unwrap(), tensor);
         }
+    }
+
+    #[test]
+    fn shapes_that_overflow_are_refused() {
+        for dims in
+            [vec![-1, 2], vec![1 << 40, 1 << 40], vec![0, 1 << 40, 1 << 40], vec![1 << 62, 2], vec![1 << 62, 2, 0]]
+        {
+            let proto = TensorProto { dims, data_type: ElementType::F32.onnx(), ..TensorProto::default() };
+            let reason = Tensor::from_proto(&proto).unwrap_err().to_string();
+            assert!(reason.contains("impossible shape"), "{reason}");
+        }
+        let empty = TensorProto { dims: vec![0, 7], data_type: ElementType::F32.onnx(), ..TensorProto::default() };
+        assert_eq!(Tensor::from_proto(&empty).unwrap().shape(), [0, 7]);
     }
 
     #[test]

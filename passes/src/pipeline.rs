@@ -291,7 +291,7 @@ impl Student {
         })?;
         if self.complete {
             self.pass(Pass::Fold, |s| {
-                s.fold = rewrite::fold_norms(&mut s.model, &mut s.encoder)?;
+                s.fold = rewrite::fold_norms(&mut s.model, &mut s.encoder, s.half)?;
                 Ok(s.fold.norms)
             })?;
         } else {

@@ -4,6 +4,8 @@
 //! channel. Consumers with constant weights absorb it (`diag(p) W`, `b + q W`); branches that are added to the stream
 //! are divided by `p`, with `q` in their bias. Where the value leaves the encoder, `p s + q` is applied once.
 
+use std::ops::RangeInclusive;
+
 use mabert_graph::{Builder, Expr, Model, Tensor};
 use ndarray::{Array1, Array2, Axis};
 use serde::Serialize;
@@ -13,7 +15,9 @@ use crate::Result;
 use crate::sites::{Encoder, LinearSite};
 
 /// Channels whose running product leaves this range keep an explicit scale: dividing by them would blow rounding up.
-const SAFE: std::ops::RangeInclusive<f64> = 1.0 / 1024.0..=1024.0;
+const SAFE: RangeInclusive<f64> = 1.0 / 1024.0..=1024.0;
+/// The same in half precision, which holds 6e-5 to 65,504 at full precision: weights and streams of ordinary size stay inside.
+const SAFE_IN_HALF: RangeInclusive<f64> = 1.0 / 32.0..=32.0;
 
 /// What folding did.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -31,11 +35,13 @@ struct Stream<'b> {
     q: Array1<f64>,
 }
 
-/// Folds every norm of the encoder, all of which must be affine; `encoder` then describes the new nodes.
+/// Folds every norm of the encoder, all of which must be affine; `encoder` then describes the new nodes. `half` says that the
+/// weights will be rounded to half precision.
 ///
 /// # Errors
 /// A parameter cannot be read, or the graph's wiring is broken.
-pub fn fold_norms(model: &mut Model, encoder: &mut Encoder) -> Result<FoldReport> {
+pub fn fold_norms(model: &mut Model, encoder: &mut Encoder, half: bool) -> Result<FoldReport> {
+    let safe = if half { SAFE_IN_HALF } else { SAFE };
     let builder = Builder::new(model.opset(), "fold");
     let b = &builder;
     let mut report = FoldReport::default();
@@ -45,7 +51,7 @@ pub fn fold_norms(model: &mut Model, encoder: &mut Encoder) -> Result<FoldReport
         p: Array1::ones(encoder.embedding_norm.gamma.len()),
         q: Array1::zeros(encoder.embedding_norm.gamma.len()),
     };
-    let mut stream = pass_norm(b, model, start, "embeddings/norm", &mut report)?;
+    let mut stream = pass_norm(b, model, start, "embeddings/norm", &safe, &mut report)?;
     shunts.push((encoder.embedding_norm.output.clone(), leave(b, &stream, "embeddings/norm")));
     if let Some(site) = &mut encoder.embedding_projection {
         let old = site.output.clone();
@@ -66,13 +72,13 @@ pub fn fold_norms(model: &mut Model, encoder: &mut Encoder) -> Result<FoldReport
         }
         layer.input = stream.value.name();
         stream = add_branch(b, model, &mut layer.attention_output, stream, &attention, "output")?;
-        stream = pass_norm(b, model, stream, &format!("{attention}/norm"), &mut report)?;
+        stream = pass_norm(b, model, stream, &format!("{attention}/norm"), &safe, &mut report)?;
         shunts.push((layer.attention_norm.output.clone(), leave(b, &stream, &format!("{attention}/norm"))));
         let old = layer.intermediate.output.clone();
         let y = absorb(b, model, &mut layer.intermediate, &stream, &format!("{scope}/intermediate/folded"))?;
         shunts.push((old, y.name()));
         stream = add_branch(b, model, &mut layer.output, stream, &scope, "output")?;
-        stream = pass_norm(b, model, stream, &format!("{scope}/output/norm"), &mut report)?;
+        stream = pass_norm(b, model, stream, &format!("{scope}/output/norm"), &safe, &mut report)?;
         shunts.push((layer.output_norm.output.clone(), leave(b, &stream, &format!("{scope}/output/norm"))));
     }
     let patch = shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new));
@@ -86,6 +92,7 @@ fn pass_norm<'b>(
     model: &Model,
     stream: Stream<'b>,
     norm: &str,
+    safe: &RangeInclusive<f64>,
     report: &mut FoldReport,
 ) -> Result<Stream<'b>> {
     let (scale, offset) = norm_parameters(norm);
@@ -94,13 +101,13 @@ fn pass_norm<'b>(
     let mut p = &stream.p * &a;
     let q = &stream.q * &a + c;
     let mut value = stream.value;
-    let unsafe_channels = p.iter().filter(|v| !SAFE.contains(&v.abs())).count();
+    let unsafe_channels = p.iter().filter(|v| !safe.contains(&v.abs())).count();
     if unsafe_channels > 0 {
-        let explicit = p.mapv(|v| if SAFE.contains(&v.abs()) { 1.0 } else { v });
+        let explicit = p.mapv(|v| if safe.contains(&v.abs()) { 1.0 } else { v });
         b.scope(&format!("{norm}/explicit"));
         value = value * b.parameter("scale", &tensor(&explicit));
         p.zip_mut_with(&explicit, |p, e| {
-            if *e != 1.0 || !SAFE.contains(&p.abs()) {
+            if *e != 1.0 || !safe.contains(&p.abs()) {
                 *p = 1.0;
             }
         });
@@ -215,11 +222,38 @@ mod tests {
         (values[1], values[4], values[6]) = (1e-5, 1e5, 0.0);
         model.set_constant(&scale, &Tensor::new(&[CHANNELS], values));
         let unfolded = model.clone();
-        let report = fold_norms(&mut model, &mut encoder).unwrap();
+        let report = fold_norms(&mut model, &mut encoder, false).unwrap();
         assert_eq!(report.explicit_channels, 3);
         assert!(model.graph().node.iter().any(|n| n.name.starts_with("layer.0/attention/norm/explicit")));
         // One channel carries values around 1e5: rounding is relative to those.
         let far = furthest(&unfolded, &model);
         assert!(far < 1e-4 * 1e5, "{far}");
+    }
+
+    /// A scale that single precision takes, and by which half precision would overflow: it is kept apart.
+    #[test]
+    fn half_precision_has_a_safe_range_of_its_own() {
+        let before = student(Pass::Reassociate);
+        let (scale, offset) = norm_parameters("layer.0/attention/norm");
+        let mut wide = before.model.clone();
+        let (first, _) = norm_parameters("embeddings/norm");
+        for (name, value) in [(first, 1f32), (scale, 3e-3), (offset, 300.0)] {
+            let mut values = wide.constant(&name).unwrap().to_f32();
+            values[1] = value;
+            wide.set_constant(&name, &values.into());
+        }
+        let folded = |half: bool| {
+            let (mut model, mut encoder) = (wide.clone(), before.encoder.clone());
+            let explicit = fold_norms(&mut model, &mut encoder, half).unwrap().explicit_channels;
+            mabert_graph::narrow_to_half(&mut model).map(|()| (explicit, model))
+        };
+        let reason = folded(false).map(|(explicit, _)| explicit).unwrap_err().to_string();
+        assert!(reason.contains("beyond half precision"), "{reason}");
+        let (explicit, mut model) = folded(true).unwrap();
+        assert_eq!(explicit, 1);
+        mabert_graph::widen_half(&mut model).unwrap();
+        // A channel carries values around 300.
+        let far = furthest(&wide, &model);
+        assert!(far < 1e-2 * 300.0, "{far}");
     }
 }
