@@ -15,7 +15,7 @@ const EXPORTS: [&[u8]; 5] = [
 ];
 
 /// Any model to be rewritten: any bytes, and real exports with any changes to their graphs.
-pub fn recogniser(bytes: &[u8]) {
+pub(crate) fn recogniser(bytes: &[u8]) {
     let Ok(mut model) = Graph::from_bytes(bytes).or_else(|_| changed(bytes)) else { return };
     if mabert_passes::rewrite::prepare(&mut model).is_ok() {
         _ = mabert_passes::recognise::recognise(&model);
@@ -57,7 +57,7 @@ fn changed(bytes: &[u8]) -> mabert_graph::Result<Graph> {
 }
 
 /// Any inputs to a model that is sound: refused, or run.
-pub fn inputs(bytes: &[u8]) {
+pub(crate) fn inputs(bytes: &[u8]) {
     static MODEL: LazyLock<Model> = LazyLock::new(|| {
         let export = include_bytes!("../fixtures/coverage/roberta-classification-torchscript-17.onnx");
         Model::from_bytes(export).expect("a fixture")

@@ -25,6 +25,10 @@ fn no_panic(what: &str, work: impl FnOnce()) -> Result<(), TestCaseError> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|_| TestCaseError::fail(format!("a panic on {what}")))
 }
 
+/// What `fuzz/` does to bytes under libFuzzer, here with a few random ones.
+#[path = "../../fuzz/targets.rs"]
+mod targets;
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -39,6 +43,16 @@ proptest! {
             bytes.truncate(cut % length);
         }
         no_panic("changed bytes", || everything(&bytes))?;
+    }
+
+    #[test]
+    fn fuzzed_exports_are_no_panic(bytes in prop::collection::vec(any::<u8>(), 1..74)) {
+        no_panic("a changed export", || targets::recogniser(&bytes))?;
+    }
+
+    #[test]
+    fn fuzzed_inputs_are_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        no_panic("inputs", || targets::inputs(&bytes))?;
     }
 
     /// Nodes keep their form and lose their sense: operands dropped, doubled, or taken from elsewhere.
