@@ -100,8 +100,10 @@ pub fn made_up_inputs(model: &Model, batch: usize, length: usize, seed: u64) -> 
             .map(|(dim, wanted)| if let Dim::Fixed(n) = dim { *n } else { wanted })
             .collect();
         let count = shape.iter().product();
+        let positions = input.name.to_lowercase().contains("position");
         let values: Vec<i64> = match token_rows(&index, model, &input.name) {
             // The lower ids are padding and other special tokens, which some models treat apart.
+            Some(_) if positions => (0..count).map(|at| (at % shape.last().copied().unwrap_or(1)) as i64).collect(),
             Some(rows) => (0..count).map(|_| rng.random_range(rows / 2..rows.max(1)) as i64).collect(),
             None => vec![1; count],
         };
@@ -163,12 +165,14 @@ pub fn longest_sequence(
         let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
         Ok(runnable.run(&given).map(|_| length))
     };
-    let engine = |error: &mabert_runtime::Error| matches!(error, mabert_runtime::Error::Engine { .. });
+    use mabert_runtime::Error as Run;
+    let may_be_long = |error: &Run| matches!(error, Run::Engine { .. } | Run::Index { .. });
     match takes(most)? {
         Ok(length) => Ok((length, None)),
-        Err(mabert_runtime::Error::TooLong { limit, limited_by, .. }) => Ok((limit, Some(limited_by))),
-        // A table of positions may be cut to the length of the text by any operator, which fails beyond its end.
-        Err(error) if engine(&error) => {
+        Err(Run::TooLong { limit, limited_by, .. }) => Ok((limit, Some(limited_by))),
+        // A table of positions may be cut to the length of the text by any operator, which fails beyond its end; or
+        // positions are an input.
+        Err(error) if may_be_long(&error) => {
             let (mut good, mut bad) = (0, most);
             while bad - good > 1 {
                 let middle = good.midpoint(bad);

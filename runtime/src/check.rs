@@ -137,10 +137,17 @@ impl Checks {
     }
 }
 
-/// The first `length` columns of a matrix of integers.
+/// The first `length` columns of a matrix of integers; what is no matrix as it is.
 fn truncated(tensor: &Tensor, length: usize) -> Option<Tensor> {
-    let Tensor::I64(ids) = tensor else { return None };
-    (ids.ndim() == 2).then(|| ids.slice(ndarray::s![.., ..length]).to_owned().into_dyn().into())
+    if tensor.shape().len() != 2 {
+        return Some(tensor.clone());
+    }
+    let columns = ndarray::s![.., ..length];
+    Some(match tensor {
+        Tensor::I64(ids) => ids.slice(columns).to_owned().into_dyn().into(),
+        Tensor::I32(ids) => ids.slice(columns).to_owned().into_dyn().into(),
+        _ => return None,
+    })
 }
 
 impl Lookup {
