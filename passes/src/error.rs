@@ -26,7 +26,7 @@ pub enum Error {
         /// What it runs on, and what to do.
         but: String,
         /// What the engine said.
-        source: mabert_runtime::Error,
+        source: Box<mabert_runtime::Error>,
     },
     /// No encoder was found in the model.
     #[error("{origin}: not a BERT-family encoder that can be rewritten: {reason}")]

@@ -47,9 +47,13 @@ impl Recording {
             Ok((runnable.run(&given)?, inputs))
         };
         let fails = |error: Error, length: usize| match error {
-            Error::Runtime(source @ mabert_runtime::Error::Engine { .. }) => {
-                Error::Fails { origin: model.origin().to_owned(), batch, length, but: FIXED.to_owned(), source }
-            }
+            Error::Runtime(source @ mabert_runtime::Error::Engine { .. }) => Error::Fails {
+                origin: model.origin().to_owned(),
+                batch,
+                length,
+                but: FIXED.to_owned(),
+                source: Box::new(source),
+            },
             other => other,
         };
         let (values, inputs) = match run(length) {
@@ -132,7 +136,7 @@ pub fn check_sizes(model: &Model, runnable: &mabert_runtime::Model, (batch, leng
         let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
         match runnable.run(&given) {
             Err(source @ mabert_runtime::Error::Engine { .. }) => {
-                Err(Error::Fails { origin: model.origin().to_owned(), batch, length, but, source })
+                Err(Error::Fails { origin: model.origin().to_owned(), batch, length, but, source: Box::new(source) })
             }
             // Too long, say: that is no matter of sizes alone.
             _ => Ok(()),

@@ -91,13 +91,12 @@ fn which(cx: &Context<'_>, region: &Region) -> Result<Activation, (String, f32)>
         let pairs = points.iter().zip(&output).map(|(&x, &y)| (f(f64::from(x)) as f32 - y).abs());
         pairs.fold(0f32, |worst, d| if d.is_nan() { f32::INFINITY } else { worst.max(d) })
     };
-    let known: [(Activation, fn(f64) -> f64); 4] = [
-        (Activation::GeluErf, gelu_erf),
-        (Activation::GeluTanh, gelu_tanh),
-        (Activation::GeluSigmoid, |x| x / (1.0 + (-1.702 * x).exp())),
-        (Activation::Relu, |x| x.max(0.0)),
+    let distances = [
+        (Activation::GeluErf, off(gelu_erf)),
+        (Activation::GeluTanh, off(gelu_tanh)),
+        (Activation::GeluSigmoid, off(|x| x / (1.0 + (-1.702 * x).exp()))),
+        (Activation::Relu, off(|x| x.max(0.0))),
     ];
-    let distances = known.map(|(kind, function)| (kind, off(function)));
     match distances.iter().min_by(|a, b| a.1.total_cmp(&b.1)) {
         Some((kind, distance)) if *distance < TOLERANCE => Ok(*kind),
         Some((kind, distance)) => {
