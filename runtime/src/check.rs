@@ -142,6 +142,9 @@ fn truncated(tensor: &Tensor, length: usize) -> Option<Tensor> {
     if tensor.shape().len() != 2 {
         return Some(tensor.clone());
     }
+    if tensor.shape()[1] < length {
+        return None;
+    }
     let columns = ndarray::s![.., ..length];
     Some(match tensor {
         Tensor::I64(ids) => ids.slice(columns).to_owned().into_dyn().into(),

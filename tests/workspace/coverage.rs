@@ -254,3 +254,16 @@ fn a_bias_by_position_needs_the_papers_order() {
     assert!(matches!(refused, mabert_passes::Error::Option(_)), "{refused}");
     assert!(refused.to_string().contains("--attention paper"), "{refused}");
 }
+
+/// A layer of flattened tokens is brought back from that by the one before it: where the first is lost, `--partial` has nothing
+/// to stand on.
+#[test]
+fn flattened_layers_need_the_one_before() {
+    let mut model = Model::load(fixture("coverage/bert-answers-tf2onnx-17-tensorflow1.onnx")).unwrap();
+    let softmax = model.graph_mut().node.iter_mut().find(|n| n.op_type == "Softmax").unwrap();
+    softmax.op_type = "Sigmoid".to_owned();
+    softmax.attribute.clear();
+    let partial = Options { partial: true, ..options() };
+    let reason = Rewriting::new(model, partial).unwrap_err().to_string();
+    assert!(reason.contains("its input has shape [32, 16]"), "{reason}");
+}

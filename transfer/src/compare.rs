@@ -167,7 +167,9 @@ impl Sums {
             self.max_abs = self.max_abs.max(far);
             self.total += far;
             if let (Some((atol, rtol)), true) = (tolerance.elements, far > 0.0) {
-                self.exceeds = self.exceeds.max(far / (atol + rtol * x.abs()));
+                let bound = atol + rtol * x.abs();
+                let times = if far.is_finite() && bound.is_finite() { far / bound } else { f64::INFINITY };
+                self.exceeds = self.exceeds.max(times);
             }
             (xy, xx, yy) = (xy + x * y, xx + x * x, yy + y * y);
         }

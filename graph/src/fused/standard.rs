@@ -48,7 +48,8 @@ pub(super) fn cast_like<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
     Some(vec![(0, fused.operand(0)?.cast(element))])
 }
 
-/// A row of a table, looked up by a product with ones and zeros.
+/// A row of a table, looked up by a product with ones and zeros. An index outside the table, for which that product is
+/// zero, becomes an error, as in every other lookup.
 pub(super) fn one_hot_product<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
     let Fused { b, model, index, .. } = *fused;
     let one_hot = index.producer(fused.name(0)?).filter(|node| node.is("OneHot") && node.int("axis", -1) == -1)?;

@@ -36,6 +36,9 @@ pub(super) fn read_off(cx: &Context<'_>, region: &Region, from: Layout, to: Layo
     let probe = Probe::new(cx.model, &cx.index, &cx.recording, region)?;
     let width: usize = probe.shape(0).iter().product();
     let zero = to_rows(&probe.run_f32(vec![0.0; width])?, to)?;
+    if zero.is_empty() {
+        return Err(format!("`{}` is empty", region.exit));
+    }
     let bias = zero.index_axis(Axis(0), 0).to_vec();
     let input = Tensor::new(probe.shape(0), probe.noise(0, 21));
     let output = to_rows(&probe.run(std::slice::from_ref(&input))?, to)?;

@@ -176,6 +176,16 @@ fn assemble(cx: &Context<'_>, found: &mut Recognition) {
             found.misses.push(Miss { layer: Some(pair[1].index), ..miss("linear", &pair[1].input, reason) });
         }
     }
+    // Where tokens are flattened from layer to layer, each needs the one before it to be brought back from that.
+    let flat = |value: &str| cx.recording.shape(value).len() == 2;
+    let alone =
+        |at: usize| flat(&layers[at].input) && (at == 0 || layers[at - 1].output_norm.output != layers[at].input);
+    if let Some(at) = (0..layers.len()).find(|&at| alone(at)) {
+        let reason = "its tokens are flattened, and no layer was recognised before it";
+        let (layer, input) = (Some(layers[at].index), layers[at].input.clone());
+        found.misses.push(Miss { layer, ..miss("linear", &input, reason) });
+        return;
+    }
     let channels = first.query.inputs;
     match embedding(cx, found, &first.input) {
         Ok((embedding_norm, embedding_projection)) => {
@@ -224,6 +234,21 @@ fn layer(cx: &Context<'_>, found: &Recognition, index: usize, attention: &Attent
     let intermediate = linear_before(cx, &activation.input, Layout::Rows)?;
     let mut output = linear_after(cx, &activation.output, Layout::Rows)?;
     let output_norm = norm_of_sum(cx, found, stream, &mut output)?;
+    // Flattened values get their own shape back inside the encoder: nobody else may know them by the old one.
+    let seen = |value: &String, by: usize| {
+        let mut consumers = cx.index.consumers(value);
+        cx.index.is_output(value) || consumers.any(|n| n.is("Shape")) || cx.index.consumers_at(value).len() > by
+    };
+    let inner = [
+        (&attention_norm, &attention_output.output, 1),
+        (&attention_norm, &attention_norm.input, usize::MAX),
+        (&output_norm, &intermediate.output, usize::MAX),
+        (&output_norm, &output.output, 1),
+        (&output_norm, &output_norm.input, usize::MAX),
+    ];
+    if let Some((_, value, _)) = inner.into_iter().find(|(norm, value, by)| norm.flattened && seen(value, *by)) {
+        return Err(miss("linear", value, "its tokens are flattened, and it is used outside its layer"));
+    }
     Ok(Layer {
         index,
         input,
@@ -247,7 +272,10 @@ const LAYOUT_ONLY: [&str; 6] = ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "I
 fn unflattened(cx: &Context<'_>, value: &str) -> String {
     let mut from = value;
     while let (2, Some(node)) = (cx.recording.shape(from).len(), cx.index.producer(from)) {
-        let moves = LAYOUT_ONLY.contains(&node.op_type.as_str());
+        // A cast to integers and back would lose what lies between them.
+        let element = |value: &str| cx.recording.value(value).map(mabert_graph::Tensor::element_type);
+        let moves = LAYOUT_ONLY.contains(&node.op_type.as_str())
+            && node.input.first().is_some_and(|input| element(input) == element(from));
         match node.input.first() {
             Some(input) if moves && cx.index.dependence(input) == Dependence::Data => from = input,
             _ => break,
@@ -375,6 +403,7 @@ fn embedding(cx: &Context<'_>, found: &Recognition, input: &str) -> Found<(NormS
         return Ok((norm.clone(), None));
     }
     if let Ok(linear) = linear_before(cx, input, Layout::Rows)
+        && cx.recording.shape(&linear.input).len() == 3
         && let Some(norm) = found.norms.iter().find(|n| n.output == linear.input)
     {
         return Ok((norm.clone(), Some(linear)));

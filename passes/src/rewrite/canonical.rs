@@ -39,10 +39,12 @@ pub fn canonicalise(model: &mut Model, encoder: &mut Encoder, max_seq: usize) ->
         encoder.layers[0].input = y.name();
     }
     // What a layer starts from, where the one before no longer ends in the exporter's own value.
-    let mut start = None;
+    let mut ended: Option<(String, String)> = None;
     for layer in &mut encoder.layers {
-        if let Some(start) = start.take() {
-            layer.input = start;
+        if let Some((old, new)) = ended.take()
+            && layer.input == old
+        {
+            layer.input = new;
         }
         let (heads, d) = (layer.attention.heads as i64, layer.attention.head_size as i64);
         let scope = format!("layer.{}/attention", layer.index);
@@ -84,8 +86,9 @@ pub fn canonicalise(model: &mut Model, encoder: &mut Encoder, max_seq: usize) ->
         shunts.extend(old.into_iter().zip([up.name(), down.name()]));
         let sum = stream + down;
         shunts.push((layer.output_norm.input.clone(), sum.name()));
+        let old = layer.output_norm.output.clone();
         if unflatten(b, &mut layer.output_norm, sum, &format!("{scope}/output/norm"), &mut shunts) {
-            start = Some(layer.output_norm.output.clone());
+            ended = Some((old, layer.output_norm.output.clone()));
         }
     }
     let patch = shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new));

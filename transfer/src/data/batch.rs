@@ -17,7 +17,7 @@ pub enum Role {
     Types,
     /// Positions, from 0.
     Positions,
-    /// One number a sequence, which some exports hand through to tell them apart: its row.
+    /// One number a sequence, which some exports hand through to tell them apart (`unique_ids`): its row.
     Rows,
 }
 
@@ -47,7 +47,7 @@ impl BatchShape {
 }
 
 /// The inputs of a model by what they hold, told by their names (`input_ids`, `attention_mask`, `input_mask`,
-/// `token_type_ids`, `segment_ids`, `position_ids`...), and vectors by their rank.
+/// `token_type_ids`, `segment_ids`, `position_ids`, `unique_ids`...).
 ///
 /// # Errors
 /// An input is none of these.
@@ -56,7 +56,7 @@ pub fn input_roles(inputs: &[TensorType]) -> Result<Vec<Role>> {
     let role = |input: &TensorType| {
         let name = input.name.to_lowercase();
         if input.dims.as_ref().is_some_and(|dims| dims.len() == 1) {
-            return Some(Role::Rows);
+            return name.contains("unique").then_some(Role::Rows);
         }
         Some(match name.as_str() {
             n if n.contains("mask") => Role::Mask,
