@@ -38,6 +38,8 @@ pub const DEFAULT_HIDDEN: usize = 128;
 /// Positions of one batch, and rows at most.
 const BATCH_TOKENS: usize = 1024;
 const BATCH_ROWS: usize = 64;
+/// Batches on which the model in canonical form is compared with itself.
+const CANONICAL_BATCHES: usize = 4;
 /// What the exact passes may change, relative to outputs above 1.
 const EXACT: f64 = 1e-3;
 /// The same where weights are rounded to half precision at the end.
@@ -204,6 +206,15 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     progress.step("teacher measured");
     let operators_before = original.operators();
     let rewriting = Rewriting::new(original, options)?;
+    // The passes that make the teacher canonical are exact: a few batches show where one is not.
+    let few = held_out.len().min(CANONICAL_BATCHES);
+    let canonical = outputs(&RunOptions::default().prepare(&rewriting.teacher)?, &held_out[..few])?;
+    let canonical = furthest(&held_out[..few], &of_teacher[..few], &canonical)?;
+    if canonical > EXACT {
+        return Err(Error::Check(format!(
+            "the model in canonical form differs from itself by {canonical:.1e} of its size"
+        )));
+    }
     let mut student = rewriting.approximate()?;
     progress.step("recognised");
     progress.end();
@@ -286,7 +297,7 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     let (prepared, finished) = measure(&student.model)?;
     let odd_inputs = OddInputs { sequences: count(&odd), overflow: overflows(&odd, &outputs(&prepared, &odd)?) };
     progress.end();
-    let exact = distances(&held_out, &unfinished, &finished)?.iter().map(|o| o.exceeds).fold(0.0, f64::max);
+    let exact = furthest(&held_out, &unfinished, &finished)?;
     let mut bound = if half { EXACT_IN_HALF } else { EXACT };
     let bad = overflows(&held_out, &unfinished);
     if !calibrates && bad > 0 {
@@ -331,7 +342,7 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
         dev,
         outputs: distances(&held_out, &of_teacher, &finished)?,
         odd_inputs,
-        exact_passes_differ_by: exact,
+        exact_passes_differ_by: exact.max(canonical),
         operators_before,
         operators_after: student.model.operators(),
         non_linear_before,
@@ -535,6 +546,11 @@ fn distances(batches: &[Batch], first: &[Named], second: &[Named]) -> Result<Vec
         distances.add(a, b, Some(&batch.lengths))?;
     }
     Ok(distances.outputs())
+}
+
+/// The furthest of all outputs, relative to outputs above 1.
+fn furthest(batches: &[Batch], first: &[Named], second: &[Named]) -> Result<f64> {
+    Ok(distances(batches, first, second)?.iter().map(|o| o.exceeds).fold(0.0, f64::max))
 }
 
 /// Sequences in batches.

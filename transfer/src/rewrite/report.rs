@@ -140,7 +140,8 @@ pub struct Report {
     pub outputs: Vec<OutputDistance>,
     /// How the student takes inputs unlike text.
     pub odd_inputs: OddInputs,
-    /// The finished student against itself before the exact passes: largest difference, relative to outputs above 1.
+    /// The finished student against itself before the exact passes, and the model in canonical form against itself: largest
+    /// difference, relative to outputs above 1.
     pub exact_passes_differ_by: f64,
     /// Operators of the teacher.
     pub operators_before: std::collections::BTreeMap<String, usize>,

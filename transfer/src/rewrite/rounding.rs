@@ -5,7 +5,7 @@ use mabert_graph::{ElementType, Model, Tensor};
 use mabert_runtime::{Named, Options};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-use super::{distances, outputs};
+use super::{furthest, outputs};
 use crate::Result;
 use crate::data::Batch;
 
@@ -24,5 +24,5 @@ pub(super) fn sensitivity(model: &Model, by: f32, batches: &[Batch], of_model: &
         moved.set_constant(&name, &Tensor::F32(values));
     }
     let found = outputs(&Options::default().prepare(&moved)?, batches)?;
-    Ok(distances(batches, of_model, &found)?.iter().map(|o| o.exceeds).fold(0.0, f64::max))
+    furthest(batches, of_model, &found)
 }
