@@ -311,7 +311,11 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
         && exact > bound
     {
         let by = if half { 2f32.powi(-11) } else { 2f32.powi(-23) };
-        bound = bound.max(4.0 * rounding::sensitivity(uncalibrated, by, &held_out, &unfinished)?);
+        let moved = rounding::sensitivity(uncalibrated, by, &held_out, &unfinished)?;
+        // Where rounding alone overflows, nothing can be told.
+        if moved.is_finite() {
+            bound = bound.max(4.0 * moved);
+        }
     }
     if exact > bound {
         let hint = match calibrates {
