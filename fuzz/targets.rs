@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use mabert_graph::Model as Graph;
-use mabert_runtime::{Model, Tensor};
+use mabert_runtime::{Model, Tensor, borrowed};
 
 /// Exports of several styles, to be changed.
 const EXPORTS: [&[u8]; 5] = [
@@ -17,7 +17,7 @@ const EXPORTS: [&[u8]; 5] = [
 /// Any model to be rewritten: any bytes, and real exports with any changes to their graphs.
 pub(crate) fn recogniser(bytes: &[u8]) {
     let Ok(mut model) = Graph::from_bytes(bytes).or_else(|_| changed(bytes)) else { return };
-    if mabert_passes::rewrite::prepare(&mut model).is_ok() {
+    if mabert_passes::lower::simplify(&mut model).is_ok() {
         _ = mabert_passes::recognise::recognise(&model);
     }
 }
@@ -71,5 +71,5 @@ pub(crate) fn inputs(bytes: &[u8]) {
     };
     let mask = if kind & 1 == 0 { made(7) } else { Tensor::new(&[batch, length], vec![1i64; batch * length]) };
     let inputs = [("input_ids", made(0)), ("attention_mask", mask), ("token_type_ids", made(3))];
-    _ = MODEL.run(&inputs[..if kind & 2 == 0 { 2 } else { 3 }]);
+    _ = MODEL.run(&borrowed(&inputs[..if kind & 2 == 0 { 2 } else { 3 }]));
 }

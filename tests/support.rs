@@ -2,18 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use mabert_passes::pipeline::{Keep, Options, Order};
-use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
+use mabert_passes::lower::{ApproximatorOptions, Sharing};
+use mabert_passes::pipeline::{Keep, Order, PassOptions};
 use mabert_runtime::{Named, Tensor};
 
 /// The longest sequence of the students that the tests make.
 pub const MAX_SEQ: usize = 16;
 
 /// How the tests rewrite where it does not matter: everything, for short sequences.
-pub fn options() -> Options {
+pub fn options() -> PassOptions {
     let approximator =
         ApproximatorOptions { max_seq: MAX_SEQ, hidden: 8, sharing: Sharing::PerHead, length_tables: true };
-    Options { approximator, order: Order::Linear, keep: Keep::default(), fold: true, until: None, partial: false }
+    PassOptions { approximator, order: Order::Linear, keep: Keep::default(), fold: true, until: None, partial: false }
 }
 
 /// Models or data that are not in the repository: the folder that the environment names, else `shared/` beside the
@@ -45,14 +45,7 @@ pub fn exports() -> Vec<PathBuf> {
 /// The largest absolute difference between two tensors of the same shape.
 pub fn distance(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.shape(), b.shape());
-    let (a, b) = (a.to_f32(), b.to_f32());
-    // `max` would drop a NaN: a NaN on either side counts as infinitely far.
-    a.iter().zip(&b).map(|(x, y)| if (x - y).is_nan() { f32::INFINITY } else { (x - y).abs() }).fold(0.0, f32::max)
-}
-
-/// Named values as a run takes them.
-pub fn borrowed(values: &Named) -> Vec<(&str, Tensor)> {
-    values.iter().map(|(name, value)| (name.as_str(), value.clone())).collect()
+    a.largest_difference(b)
 }
 
 /// Seeded inputs for a model: token ids below `vocabulary`, and sentences padded to different lengths on the right.

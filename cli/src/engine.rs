@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use mabert_runtime::{Engine, Model, Options, OrtModel, load_onnxruntime};
+use mabert_runtime::{Engine, LoadOptions, Model, OrtModel, load_onnxruntime};
 
 use crate::arguments::{EngineName, Global};
 
@@ -20,7 +20,7 @@ impl EngineName {
     pub(crate) fn load(self, path: &Path, global: &Global) -> Result<Box<dyn Engine>> {
         Ok(match self {
             Self::Tract => Box::new(tract(path, global)?),
-            Self::PlainTract => Box::new(Options::default().threads(global.threads()).plain().load(path)?),
+            Self::PlainTract => Box::new(LoadOptions::default().threads(global.threads()).plain().load(path)?),
             Self::Onnxruntime => {
                 load_onnxruntime(global.ort_lib.as_deref())?;
                 Box::new(OrtModel::load(path, global.threads())?)
@@ -30,5 +30,5 @@ impl EngineName {
 }
 
 pub(crate) fn tract(path: &Path, global: &Global) -> Result<Model> {
-    Ok(Options::default().threads(global.threads()).load(path)?)
+    Ok(LoadOptions::default().threads(global.threads()).load(path)?)
 }

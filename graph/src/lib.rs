@@ -11,11 +11,11 @@
 //! * [`text`]: the stable text form for snapshots and for people.
 
 mod builder;
+mod decompose;
 mod error;
 mod external;
 mod extract;
 mod functions;
-mod fused;
 mod half_precision;
 mod index;
 mod model;
@@ -26,15 +26,15 @@ pub mod text;
 mod wire;
 
 pub use builder::{Builder, Expr, IntoExpr};
+pub use decompose::decompose_fused;
 pub use error::{Error, Result};
 pub use extract::Boundary;
 pub use functions::inline_functions;
-pub use fused::decompose_fused;
 pub use half_precision::{is_half, narrow_to_half, widen_half};
 pub use index::{Dependence, Index};
 pub use model::{Buffered, Dim, Model, TensorType, check_writable, write_atomically};
 pub use node::{NodeExt, attribute};
 pub use patch::Patch;
-pub use tensor::{ElementType, Tensor};
+pub use tensor::{ElementType, Tensor, largest_difference};
 
 pub use onnx_protobuf as proto;

@@ -101,6 +101,13 @@ impl std::fmt::Display for ElementType {
     }
 }
 
+/// The largest absolute difference of values in pairs; a NaN on either side counts as infinitely far, which `f32::max`
+/// alone would drop.
+pub fn largest_difference<'a>(a: impl IntoIterator<Item = &'a f32>, b: impl IntoIterator<Item = &'a f32>) -> f32 {
+    let pairs = a.into_iter().zip(b).map(|(x, y)| (x - y).abs());
+    pairs.fold(0.0, |largest, d| if d.is_nan() { f32::INFINITY } else { largest.max(d) })
+}
+
 trait Element: Copy {
     fn to_f64(self) -> f64;
     fn to_le(self) -> impl IntoIterator<Item = u8>;
@@ -181,6 +188,14 @@ impl Tensor {
             Self::F32(a) => Some(a.view()),
             _ => None,
         }
+    }
+
+    /// The largest absolute difference to `other`; infinite where the shapes differ or a NaN is on either side.
+    pub fn largest_difference(&self, other: &Self) -> f32 {
+        if self.shape() != other.shape() {
+            return f32::INFINITY;
+        }
+        largest_difference(&self.to_f32(), &other.to_f32())
     }
 
     /// The elements as integers, if they are of an integer or Boolean type.

@@ -6,8 +6,8 @@
 use mabert_graph::Model;
 use serde::{Deserialize, Serialize};
 
+use crate::lower::{self, Approximator, ApproximatorOptions, FoldReport};
 use crate::recognise::{Miss, recognise};
-use crate::rewrite::{self, Approximator, ApproximatorOptions, FoldReport};
 use crate::sites::Encoder;
 use crate::{Error, Result};
 
@@ -121,7 +121,7 @@ pub struct Keep {
 
 /// How to rewrite.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Options {
+pub struct PassOptions {
     /// What the approximators look like.
     pub approximator: ApproximatorOptions,
     /// The order of attention's products.
@@ -136,7 +136,7 @@ pub struct Options {
     pub partial: bool,
 }
 
-impl Options {
+impl PassOptions {
     /// Why `pass` does not run, or nothing if it does.
     fn skipped(&self, pass: Pass) -> Option<String> {
         let kept = |what: &str| Some(format!("--keep {what}"));
@@ -183,7 +183,7 @@ pub struct Rewriting {
     pub misses: Vec<Miss>,
     /// Whether the model came in half precision; the teacher is in single precision then.
     pub half: bool,
-    options: Options,
+    options: PassOptions,
     outcomes: Vec<Outcome>,
 }
 
@@ -192,17 +192,17 @@ impl Rewriting {
     ///
     /// # Errors
     /// The model was rewritten before, is no encoder, or has sites that are not recognised (unless `partial`).
-    pub fn new(mut model: Model, options: Options) -> Result<Self> {
+    pub fn new(mut model: Model, options: PassOptions) -> Result<Self> {
         if model.metadata(VERSION_KEY).is_some() {
             return Err(Error::AlreadyRewritten(model.origin().to_owned()));
         }
         let mut outcomes = Vec::new();
         let changed = mabert_graph::inline_functions(&mut model)?;
         let half = mabert_graph::widen_half(&mut model)?;
-        rewrite::refuse_unusable_weights(&model)?;
+        lower::refuse_unusable_weights(&model)?;
         let changed = changed + mabert_graph::decompose_fused(&mut model)?;
         outcomes.push(done(Pass::DecomposeFused, changed));
-        let changed = rewrite::fold_constants(&mut model)? + rewrite::remove_idle(&mut model)?;
+        let changed = lower::fold_constants(&mut model)? + lower::remove_idle(&mut model)?;
         outcomes.push(done(Pass::FoldConstants, changed));
         let mut found = recognise(&model)?;
         let misses =
@@ -218,7 +218,7 @@ impl Rewriting {
         match options.skipped(Pass::Canonical) {
             Some(reason) => outcomes.push(not_done(Pass::Canonical, reason)),
             None => {
-                rewrite::canonicalise(&mut model, &mut encoder, options.approximator.max_seq)?;
+                lower::canonicalise(&mut model, &mut encoder, options.approximator.max_seq)?;
                 outcomes.push(done(Pass::Canonical, encoder.layers.len()));
             }
         }
@@ -243,11 +243,11 @@ impl Rewriting {
             half: self.half,
         };
         student.pass(Pass::Softmax, |s| {
-            s.approximators = rewrite::approximate_softmax(&mut s.model, &s.encoder, &s.options.approximator)?;
+            s.approximators = lower::approximate_softmax(&mut s.model, &s.encoder, &s.options.approximator)?;
             Ok(s.approximators.len())
         })?;
-        student.pass(Pass::Activation, |s| rewrite::approximate_activations(&mut s.model, &s.encoder))?;
-        student.pass(Pass::Norm, |s| rewrite::approximate_norms(&mut s.model, &s.encoder))?;
+        student.pass(Pass::Activation, |s| lower::approximate_activations(&mut s.model, &s.encoder))?;
+        student.pass(Pass::Norm, |s| lower::approximate_norms(&mut s.model, &s.encoder))?;
         Ok(student)
     }
 }
@@ -262,7 +262,7 @@ pub struct Student {
     /// The approximator of each layer; empty where softmax is kept.
     pub approximators: Vec<Approximator>,
     /// How it is made.
-    pub options: Options,
+    pub options: PassOptions,
     /// What the passes did so far.
     pub outcomes: Vec<Outcome>,
     /// What folding did.
@@ -286,20 +286,20 @@ impl Student {
             return Ok(());
         }
         self.pass(Pass::Reassociate, |s| {
-            rewrite::reassociate_attention(&mut s.model, &s.encoder, &s.approximators, &s.options.approximator)?;
+            lower::reassociate_attention(&mut s.model, &s.encoder, &s.approximators, &s.options.approximator)?;
             Ok(s.encoder.layers.len())
         })?;
         if self.complete {
             self.pass(Pass::Fold, |s| {
-                s.fold = rewrite::fold_norms(&mut s.model, &mut s.encoder, s.half)?;
+                s.fold = lower::fold_norms(&mut s.model, &mut s.encoder, s.half)?;
                 Ok(s.fold.norms)
             })?;
         } else {
             self.outcomes.push(not_done(Pass::Fold, "--partial: the stream is not affine throughout".to_owned()));
         }
-        self.pass(Pass::FirstToken, |s| rewrite::keep_first_token(&mut s.model, &mut s.encoder))?;
-        self.pass(Pass::MergeQkv, |s| rewrite::merge_query_key_value(&mut s.model, &s.encoder))?;
-        self.pass(Pass::ShareConstants, |s| Ok(rewrite::share_equal_constants(&mut s.model)))?;
+        self.pass(Pass::FirstToken, |s| lower::keep_first_token(&mut s.model, &mut s.encoder))?;
+        self.pass(Pass::MergeQkv, |s| lower::merge_query_key_value(&mut s.model, &s.encoder))?;
+        self.pass(Pass::ShareConstants, |s| Ok(lower::share_equal_constants(&mut s.model)))?;
         if self.half {
             self.pass(Pass::Narrow, |s| {
                 mabert_graph::narrow_to_half(&mut s.model)?;

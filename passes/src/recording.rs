@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use mabert_graph::text::Shapes;
 use mabert_graph::{Dependence, Dim, ElementType, Index, Model, NodeExt as _, Tensor};
-use mabert_runtime::{Named, Options, Taps};
+use mabert_runtime::{LoadOptions, Named, Taps, borrowed};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use crate::{Error, Result};
@@ -40,10 +40,10 @@ impl Recording {
     }
 
     fn with_runnable(model: &Model, batch: usize, length: usize) -> Result<(Self, mabert_runtime::Model)> {
-        let runnable = Options::default().taps(Taps::Everything).prepare(model)?;
+        let runnable = LoadOptions::default().taps(Taps::Everything).prepare(model)?;
         let run = |length: usize| -> Result<(Named, Named)> {
             let inputs = made_up_inputs(model, batch, length, 1)?;
-            let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+            let given = borrowed(&inputs);
             Ok((runnable.run(&given)?, inputs))
         };
         let fails = |error: Error, length: usize| match error {
@@ -133,7 +133,7 @@ const FIXED: &str = ", as its inputs declare that it takes; if its exporter fixe
 pub fn check_sizes(model: &Model, runnable: &mabert_runtime::Model, (batch, length): (usize, usize)) -> Result<()> {
     let run = |batch: usize, length: usize, but: String| -> Result<()> {
         let inputs = made_up_inputs(model, batch, length, 1)?;
-        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+        let given = borrowed(&inputs);
         match runnable.run(&given) {
             Err(source @ mabert_runtime::Error::Engine { .. }) => {
                 Err(Error::Fails { origin: model.origin().to_owned(), batch, length, but, source: Box::new(source) })
@@ -166,7 +166,7 @@ pub fn longest_sequence(
     let takes = |length: usize| -> Result<std::result::Result<usize, mabert_runtime::Error>> {
         let inputs = made_up_inputs(model, 1, length, 1)?;
         let length = inputs.iter().find(|(_, t)| t.shape().len() == 2).map_or(length, |(_, t)| t.shape()[1]);
-        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+        let given = borrowed(&inputs);
         Ok(runnable.run(&given).map(|_| length))
     };
     use mabert_runtime::Error as Run;

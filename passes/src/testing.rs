@@ -1,13 +1,13 @@
 //! What the passes' own tests share: a small encoder built in the test, and comparisons.
 
 use mabert_graph::text::render_nodes;
-use mabert_graph::{Builder, ElementType, Expr, Model, Tensor};
-use mabert_runtime::{Named, Taps};
+use mabert_graph::{Builder, ElementType, Expr, Model, Tensor, largest_difference};
+use mabert_runtime::{Named, Taps, borrowed};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-use crate::pipeline::{Keep, Options, Order, Pass, Rewriting, Student};
+use crate::lower::{ApproximatorOptions, Sharing};
+use crate::pipeline::{Keep, Order, Pass, PassOptions, Rewriting, Student};
 use crate::recording::symbolic_shapes;
-use crate::rewrite::{ApproximatorOptions, Sharing};
 
 pub(crate) const CHANNELS: usize = 8;
 pub(crate) const HEADS: usize = 2;
@@ -151,8 +151,8 @@ pub(crate) fn encoder_with(spelling: Spelling, change: impl for<'b> Fn(Expr<'b>,
     b.model(&[out])
 }
 
-pub(crate) fn options(until: Option<Pass>) -> Options {
-    Options {
+pub(crate) fn options(until: Option<Pass>) -> PassOptions {
+    PassOptions {
         approximator: ApproximatorOptions {
             max_seq: MAX_SEQ,
             hidden: 5,
@@ -200,9 +200,9 @@ pub(crate) fn inputs(lengths: &[usize]) -> Named {
 /// Inner values of a model.
 pub(crate) fn values(model: &Model, names: &[&str], lengths: &[usize]) -> Vec<ndarray::ArrayD<f32>> {
     let taps = Taps::Values(names.iter().map(|n| (*n).to_owned()).collect());
-    let runnable = mabert_runtime::Options::default().taps(taps).prepare(model).unwrap();
+    let runnable = mabert_runtime::LoadOptions::default().taps(taps).prepare(model).unwrap();
     let inputs = inputs(lengths);
-    let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+    let given = borrowed(&inputs);
     let found = runnable.run(&given).unwrap();
     names.iter().map(|n| found.iter().find(|(name, _)| name == n).unwrap().1.to_f32()).collect()
 }
@@ -215,9 +215,7 @@ pub(crate) fn furthest(a: &Model, b: &Model) -> f32 {
         let n = x.shape()[1];
         for (row, (x, y)) in x.rows().into_iter().zip(y.rows()).enumerate() {
             if row % n < lengths[row / n] {
-                // `max` would drop a NaN.
-                let far = x.iter().zip(&y).map(|(x, y)| if (x - y).is_nan() { f32::INFINITY } else { (x - y).abs() });
-                worst = far.fold(worst, f32::max);
+                worst = worst.max(largest_difference(x, y));
             }
         }
     }

@@ -307,8 +307,8 @@ mod tests {
         let b = Builder::new(17, "test");
         let x = b.input("x", ElementType::I64, &["batch", "n"]);
         let graph = b.model(&[y(&b, x).named("y")]);
-        let model = crate::Options::default().prepare(&graph).unwrap();
-        model.run(&[("x", Tensor::new(&[1, ids.len()], ids.to_vec()))]).unwrap().remove(0).1
+        let model = crate::LoadOptions::default().prepare(&graph).unwrap();
+        model.run(&[("x", &Tensor::new(&[1, ids.len()], ids.to_vec()))]).unwrap().remove(0).1
     }
 
     #[test]
@@ -328,10 +328,10 @@ mod tests {
     fn symbolic(y: impl for<'b> Fn(&'b Builder, Expr<'b>) -> Expr<'b>, given: &[(&[usize], &[i64])]) -> Vec<Vec<f32>> {
         let b = Builder::new(17, "test");
         let x = b.input("x", ElementType::I64, &["batch", "n"]);
-        let model = crate::Options::default().prepare(&b.model(&[y(&b, x).named("y")])).unwrap();
+        let model = crate::LoadOptions::default().prepare(&b.model(&[y(&b, x).named("y")])).unwrap();
         assert!(!model.operators().is_empty(), "planned for each shape apart");
         let run = |(shape, values): &(&[usize], &[i64])| {
-            let outputs = model.run(&[("x", Tensor::new(shape, values.to_vec()))]).unwrap();
+            let outputs = model.run(&[("x", &Tensor::new(shape, values.to_vec()))]).unwrap();
             outputs[0].1.to_f32().into_iter().collect()
         };
         given.iter().map(run).collect()
@@ -417,8 +417,8 @@ mod tests {
         let y = (x + b.parameter("one", &Tensor::scalar(1f32))).relu().reshape(&[-1]);
         let mut graph = b.model(&[y.named("y")]);
         graph.graph_mut().node.iter_mut().for_each(|node| node.name = "x".to_owned());
-        let model = crate::Options::default().prepare(&graph).unwrap();
-        let outputs = model.run(&[("x", Tensor::new(&[1, 2], vec![-2f32, 3.0]))]).unwrap();
+        let model = crate::LoadOptions::default().prepare(&graph).unwrap();
+        let outputs = model.run(&[("x", &Tensor::new(&[1, 2], vec![-2f32, 3.0]))]).unwrap();
         assert_eq!(outputs[0].1.to_f32().as_slice().unwrap(), [0.0, 4.0]);
     }
 

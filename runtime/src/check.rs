@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use mabert_graph::{Dependence, Dim, Index, Model as Graph, NodeExt as _, Tensor, TensorType};
 
 use crate::model::Model;
-use crate::{ElementType, Error, Options, Result};
+use crate::{ElementType, Error, LoadOptions, Named, Result, borrowed};
 
 /// The `metadata_props` key under which a rewritten model records the longest sequence it takes.
 pub const MAX_SEQ_KEY: &str = "onnx_mabert.max_seq";
@@ -52,7 +52,7 @@ impl Checks {
     }
 
     /// The inputs in the order in which the model declares them.
-    pub(crate) fn check<'t>(&self, declared: &[TensorType], given: &'t [(&str, Tensor)]) -> Result<Vec<&'t Tensor>> {
+    pub(crate) fn check<'t>(&self, declared: &[TensorType], given: &[(&str, &'t Tensor)]) -> Result<Vec<&'t Tensor>> {
         let expected = || declared.iter().map(TensorType::to_string).collect::<Vec<_>>().join(", ");
         if let Some((name, _)) = given.iter().find(|(name, _)| declared.iter().all(|d| d.name != *name)) {
             return Err(Error::UnknownInput { name: (*name).to_owned(), expected: expected() });
@@ -65,7 +65,7 @@ impl Checks {
             };
             check_type(input, tensor)?;
             bind_dims(input, tensor, &mut bound)?;
-            ordered.push(tensor);
+            ordered.push(*tensor);
         }
         let length = ordered.iter().find(|t| t.shape().len() == 2).map(|t| t.shape()[1]);
         if let (Some(length), Some(limit)) = (length, self.max_seq)
@@ -78,7 +78,7 @@ impl Checks {
         Ok(ordered)
     }
 
-    fn check_indices(&self, given: &[(&str, Tensor)], length: Option<usize>) -> Result<()> {
+    fn check_indices(&self, given: &[(&str, &Tensor)], length: Option<usize>) -> Result<()> {
         for lookup in self.lookups.iter().filter(|l| l.direct) {
             if let Some((name, tensor)) = given.iter().find(|(name, _)| *name == lookup.indices) {
                 lookup.check(&format!("input `{name}`: index"), tensor)?;
@@ -86,8 +86,7 @@ impl Checks {
         }
         let Some(indices) = &self.indices else { return Ok(()) };
         let wanted = |name: &str| indices.inputs().iter().any(|i| i.name == name);
-        let given: Vec<(&str, Tensor)> =
-            given.iter().filter(|(n, _)| wanted(n)).map(|(n, t)| (*n, t.clone())).collect();
+        let given: Vec<(&str, &Tensor)> = given.iter().copied().filter(|(n, _)| wanted(n)).collect();
         self.check_computed(indices, &given, length).map_err(|error| match (error, length) {
             (error @ Error::TooLong { .. }, _) | (error, None) => error,
             (error, Some(length)) => self.longest(indices, &given, length, &error).unwrap_or(error),
@@ -95,7 +94,7 @@ impl Checks {
     }
 
     /// Whether what `indices` computes lies in the tables that it indexes.
-    fn check_computed(&self, indices: &Model, given: &[(&str, Tensor)], length: Option<usize>) -> Result<()> {
+    fn check_computed(&self, indices: &Model, given: &[(&str, &Tensor)], length: Option<usize>) -> Result<()> {
         for (name, value) in indices.run(given)? {
             for lookup in self.lookups.iter().filter(|l| l.indices == name) {
                 // Exporters cut positions out of a constant buffer; a text beyond its end gets too few of them.
@@ -115,11 +114,11 @@ impl Checks {
 
     /// What `error` says of `length` tokens is said of their number, where a shorter text has no such error: the longest one
     /// without it is found. Not every row of a table is a position: some families number from 2.
-    fn longest(&self, indices: &Model, given: &[(&str, Tensor)], length: usize, error: &Error) -> Option<Error> {
+    fn longest(&self, indices: &Model, given: &[(&str, &Tensor)], length: usize, error: &Error) -> Option<Error> {
         let works = |length: usize| {
-            let cut: Option<Vec<(&str, Tensor)>> =
-                given.iter().map(|(n, t)| Some((*n, truncated(t, length)?))).collect();
-            cut.is_some_and(|cut| self.check_computed(indices, &cut, Some(length)).is_ok())
+            let cut: Option<Named> =
+                given.iter().map(|(n, t)| Some(((*n).to_owned(), truncated(t, length)?))).collect();
+            cut.is_some_and(|cut| self.check_computed(indices, &borrowed(&cut), Some(length)).is_ok())
         };
         let (mut good, mut bad) = (1, length);
         if !works(good) {
@@ -182,7 +181,7 @@ fn computed_indices(graph: &Graph, lookups: &[Lookup]) -> Result<Option<Box<Mode
         return Ok(None);
     }
     let part = graph.extract_from_inputs(&[], &values)?;
-    Ok(Some(Box::new(Options::default().prepare(&part)?)))
+    Ok(Some(Box::new(LoadOptions::default().prepare(&part)?)))
 }
 
 fn check_type(input: &TensorType, tensor: &Tensor) -> Result<()> {

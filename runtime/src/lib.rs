@@ -15,9 +15,9 @@
 //!
 //! let ids = Tensor::new(&[1, 4], vec![2i64, 100, 101, 3]); // [batch, length]
 //! let outputs = model.run(&[
-//!     ("input_ids", ids),
-//!     ("attention_mask", Tensor::new(&[1, 4], vec![1i64; 4])),
-//!     ("token_type_ids", Tensor::new(&[1, 4], vec![0i64; 4])),
+//!     ("input_ids", &ids),
+//!     ("attention_mask", &Tensor::new(&[1, 4], vec![1i64; 4])),
+//!     ("token_type_ids", &Tensor::new(&[1, 4], vec![0i64; 4])),
 //! ])?;
 //! assert_eq!(outputs[0].0, "logits");
 //! assert_eq!(outputs[0].1.shape(), [1, 2]);
@@ -33,20 +33,20 @@
 mod adapt;
 mod backend;
 mod check;
-mod convert;
 mod error;
-mod fused;
+mod fuse;
 mod limits;
 mod memory;
 mod model;
 pub mod npz;
 #[cfg(feature = "onnxruntime")]
 mod onnxruntime;
+mod tract_values;
 
 pub use backend::MabertRuntime;
 pub use check::MAX_SEQ_KEY;
 pub use error::{Error, Result};
 pub use mabert_graph::{ElementType, Tensor, TensorType};
-pub use model::{Engine, Model, Named, Options, Taps, Timed};
+pub use model::{Engine, LoadOptions, Model, Named, Taps, Timed, borrowed};
 #[cfg(feature = "onnxruntime")]
 pub use onnxruntime::{OrtModel, load_onnxruntime};

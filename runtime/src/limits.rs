@@ -67,7 +67,7 @@ mod tests {
             let x = b.input("x", ElementType::F32, &["n"]);
             let large = b.op(op, operands, vec![]);
             let graph = b.model(&[(x + large).named("y")]);
-            crate::Options::default().prepare(&graph).unwrap_err()
+            crate::LoadOptions::default().prepare(&graph).unwrap_err()
         }
         let b = Builder::new(17, "test");
         let number = |v: i64| b.parameter("number", &Tensor::scalar(v));

@@ -19,10 +19,15 @@ use tract_onnx::prelude::{
 
 use crate::check::Checks;
 use crate::memory::Freed;
-use crate::{ElementType, Error, Result, adapt, convert, limits};
+use crate::{ElementType, Error, Result, adapt, limits, tract_values};
 
 /// Values by name, in the order of the model's outputs (and taps).
 pub type Named = Vec<(String, Tensor)>;
+
+/// Named values as [`Model::run`] takes them.
+pub fn borrowed<S: AsRef<str>>(values: &[(S, Tensor)]) -> Vec<(&str, &Tensor)> {
+    values.iter().map(|(name, value)| (name.as_ref(), value)).collect()
+}
 
 /// A model ready to run, on whichever engine.
 pub trait Engine: Send + Sync {
@@ -33,7 +38,7 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// The inputs do not fit the model, or the engine fails.
-    fn run(&self, inputs: &[(&str, Tensor)]) -> Result<Named>;
+    fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Named>;
 }
 
 impl Engine for Model {
@@ -41,7 +46,7 @@ impl Engine for Model {
         self.inputs()
     }
 
-    fn run(&self, inputs: &[(&str, Tensor)]) -> Result<Named> {
+    fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Named> {
         self.run(inputs)
     }
 }
@@ -60,13 +65,13 @@ pub enum Taps {
 
 /// How a model is prepared.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct LoadOptions {
     taps: Taps,
     threads: Option<usize>,
     plain: bool,
 }
 
-impl Options {
+impl LoadOptions {
     /// Also returns these inner values.
     pub fn taps(mut self, taps: Taps) -> Self {
         self.taps = taps;
@@ -112,8 +117,8 @@ impl Options {
         let checks = Checks::new(&graph)?;
         adapt::adapt(&mut graph)?;
         let declared = graph.inputs();
-        let weights = convert::take_weights(&mut graph);
-        let mut message = convert::message(&mut graph)?;
+        let weights = tract_values::take_weights(&mut graph);
+        let mut message = tract_values::message(&mut graph)?;
         let outputs = add_taps(&graph, &mut message, &self.taps)?;
         drop(graph);
         let mut parsed = guarded(|| {
@@ -124,7 +129,7 @@ impl Options {
         let mut freed = Freed::default();
         for weight in weights {
             freed.add(weight.raw_data.len());
-            convert::put_weight(&mut parsed, weight)?;
+            tract_values::put_weight(&mut parsed, weight)?;
         }
         let executor = match self.threads {
             // tract panics where the system gives no more threads.
@@ -202,12 +207,12 @@ impl std::fmt::Debug for Model {
 }
 
 impl Model {
-    /// Reads and prepares a model, for one thread and without taps; see [`Options`] for more.
+    /// Reads and prepares a model, for one thread and without taps; see [`LoadOptions`] for more.
     ///
     /// # Errors
     /// The file is not a model, or tract cannot handle it.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        Options::default().load(path)
+        LoadOptions::default().load(path)
     }
 
     /// Prepares a model from the bytes of its file (without external data).
@@ -215,7 +220,7 @@ impl Model {
     /// # Errors
     /// The bytes are not a model, or tract cannot handle it.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        Options::default().take(Graph::from_bytes(bytes)?)
+        LoadOptions::default().take(Graph::from_bytes(bytes)?)
     }
 
     /// The inputs that [`run`](Self::run) needs.
@@ -250,7 +255,7 @@ impl Model {
     ///
     /// # Errors
     /// As those of [`run`](Self::run), up to where tract is called.
-    pub fn check(&self, inputs: &[(&str, Tensor)]) -> Result<()> {
+    pub fn check(&self, inputs: &[(&str, &Tensor)]) -> Result<()> {
         self.checks.check(&self.inputs, inputs).map(drop)
     }
 
@@ -259,23 +264,23 @@ impl Model {
     /// # Errors
     /// Inputs of a wrong name, element type, rank or size; indices outside their tables; sequences that are too long;
     /// or a failure inside tract.
-    pub fn run(&self, inputs: &[(&str, Tensor)]) -> Result<Named> {
+    pub fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Named> {
         let ordered = self.checks.check(&self.inputs, inputs)?;
         let plan = self.plan_of(&ordered)?;
-        let values: TVec<_> = ordered.iter().map(|t| convert::to_tract(t).into_tvalue()).collect();
+        let values: TVec<_> = ordered.iter().map(|t| tract_values::to_tract(t).into_tvalue()).collect();
         let results = guarded(|| plan.run(values))?;
         let named = self.outputs.iter().zip(results.iter());
-        named.map(|(name, value)| Ok((name.clone(), convert::from_tract(value)?))).collect()
+        named.map(|(name, value)| Ok((name.clone(), tract_values::from_tract(value)?))).collect()
     }
 
     /// Runs the model once and times each operator, in the order in which they ran.
     ///
     /// # Errors
     /// As those of [`run`](Self::run).
-    pub fn profile(&self, inputs: &[(&str, Tensor)]) -> Result<Vec<Timed>> {
+    pub fn profile(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Timed>> {
         let ordered = self.checks.check(&self.inputs, inputs)?;
         let plan = self.plan_of(&ordered)?;
-        let values: TVec<_> = ordered.iter().map(|t| convert::to_tract(t).into_tvalue()).collect();
+        let values: TVec<_> = ordered.iter().map(|t| tract_values::to_tract(t).into_tvalue()).collect();
         let mut timed = Vec::new();
         guarded(|| {
             let mut state = TypedSimpleState::new(&plan)?;
@@ -351,12 +356,12 @@ pub(crate) fn declutter(model: &mut TypedModel) -> TractResult<()> {
     Optimizer::declutter().stopping_at(steps(model)).optimize(model)
 }
 
-/// What is the machine's. With `fuse`, the operators of [`fused`](crate::fused) take the place of tract's where they are
+/// What is the machine's. With `fuse`, the operators of [`fuse`](crate::fuse) take the place of tract's where they are
 /// recognised.
 pub(crate) fn generate(model: &mut TypedModel, fuse: bool) -> TractResult<()> {
     let steps = steps(model);
     if fuse {
-        let fused = crate::fused::fuse(model)?;
+        let fused = crate::fuse::fuse(model)?;
         tracing::debug!("fused {} attentions and {} linear layers", fused.attentions, fused.linears);
     }
     Optimizer::codegen().stopping_at(steps).optimize(model)

@@ -88,7 +88,7 @@ impl OrtModel {
     ///
     /// # Errors
     /// onnxruntime refuses the inputs or fails.
-    pub fn run(&self, inputs: &[(&str, Tensor)]) -> Result<Named> {
+    pub fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Named> {
         let values: Vec<(String, SessionInputValue<'_>)> =
             inputs.iter().map(|(name, t)| Ok(((*name).to_owned(), to_ort(t)?.into()))).collect::<Result<_>>()?;
         let mut session = self.session.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -102,7 +102,7 @@ impl crate::Engine for OrtModel {
         self.inputs()
     }
 
-    fn run(&self, inputs: &[(&str, Tensor)]) -> Result<Named> {
+    fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Named> {
         self.run(inputs)
     }
 }

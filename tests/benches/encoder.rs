@@ -8,8 +8,8 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use mabert_graph::Model as Graph;
 use mabert_passes::pipeline::Rewriting;
-use mabert_runtime::{Model, Named, Options};
-use mabert_tests::{borrowed, fixture, options, padded_inputs};
+use mabert_runtime::{LoadOptions, Model, Named, borrowed};
+use mabert_tests::{fixture, options, padded_inputs};
 
 /// Sentences and tokens of each.
 const SIZES: [(usize, usize); 4] = [(1, 16), (1, 64), (8, 16), (8, 64)];
@@ -42,34 +42,34 @@ fn run(bencher: Bencher<'_, '_>, model: &Model, (batch, length): (usize, usize))
 
 #[divan::bench(args = SIZES)]
 fn student_fused(bencher: Bencher<'_, '_>, size: (usize, usize)) {
-    run(bencher, &Options::default().prepare(&STUDENT).expect("a model"), size);
+    run(bencher, &LoadOptions::default().prepare(&STUDENT).expect("a model"), size);
 }
 
 #[divan::bench(args = SIZES)]
 fn student_on_plain_tract(bencher: Bencher<'_, '_>, size: (usize, usize)) {
-    run(bencher, &Options::default().plain().prepare(&STUDENT).expect("a model"), size);
+    run(bencher, &LoadOptions::default().plain().prepare(&STUDENT).expect("a model"), size);
 }
 
 #[divan::bench(args = SIZES)]
 fn teacher_fused(bencher: Bencher<'_, '_>, size: (usize, usize)) {
-    run(bencher, &Options::default().prepare(&teacher()).expect("a model"), size);
+    run(bencher, &LoadOptions::default().prepare(&teacher()).expect("a model"), size);
 }
 
 #[divan::bench]
 fn load_and_prepare(bencher: Bencher<'_, '_>) {
-    bencher.bench_local(|| Options::default().load(fixture("bert-mini-sst2/model.onnx")).expect("a model"));
+    bencher.bench_local(|| LoadOptions::default().load(fixture("bert-mini-sst2/model.onnx")).expect("a model"));
 }
 
 #[divan::bench]
 fn recognise(bencher: Bencher<'_, '_>) {
     let mut model = teacher();
-    mabert_passes::rewrite::prepare(&mut model).expect("a graph");
+    mabert_passes::lower::simplify(&mut model).expect("a graph");
     bencher.bench_local(|| mabert_passes::recognise::recognise(&model).expect("a graph that runs"));
 }
 
 #[divan::bench]
 fn check_inputs(bencher: Bencher<'_, '_>) {
-    let model = Options::default().prepare(&STUDENT).expect("a model");
+    let model = LoadOptions::default().prepare(&STUDENT).expect("a model");
     let inputs = padded_inputs(model.inputs(), 8, 64, WORDS, 3);
     let inputs = borrowed(&inputs);
     bencher.bench_local(|| model.check(&inputs).expect("good inputs"));

@@ -1,7 +1,7 @@
 //! tract and onnxruntime on real exports, and what both refuse.
 
-use mabert_runtime::{Error, Model, Options, OrtModel, Tensor, npz};
-use mabert_tests::{borrowed, distance, exports, fixture};
+use mabert_runtime::{Error, LoadOptions, Model, OrtModel, Tensor, borrowed, npz};
+use mabert_tests::{distance, exports, fixture};
 
 #[test]
 fn tract_gives_what_onnxruntime_gave_on_every_export() {
@@ -29,7 +29,7 @@ fn mini(ids: Vec<i64>, mask: Vec<i64>) -> Result<Tensor, Error> {
     let n = ids.len();
     let types = Tensor::new(&[1, n], vec![0i64; n]);
     let (ids, mask) = (Tensor::new(&[1, n], ids), Tensor::new(&[1, mask.len()], mask));
-    let outputs = model.run(&[("input_ids", ids), ("attention_mask", mask), ("token_type_ids", types)])?;
+    let outputs = model.run(&[("input_ids", &ids), ("attention_mask", &mask), ("token_type_ids", &types)])?;
     Ok(outputs[0].1.clone())
 }
 
@@ -43,9 +43,9 @@ fn bad_inputs_are_refused_before_tract_sees_them() {
     let unequal = mini(vec![2, 5, 3], vec![1; 4]).unwrap_err().to_string();
     assert!(unequal.contains("length"), "{unequal}");
     let model = Model::load(fixture("bert-mini-sst2/model.onnx")).unwrap();
-    let missing = model.run(&[("input_ids", Tensor::new(&[1, 1], vec![2i64]))]).unwrap_err().to_string();
+    let missing = model.run(&[("input_ids", &Tensor::new(&[1, 1], vec![2i64]))]).unwrap_err().to_string();
     assert!(missing.contains("`attention_mask` is missing"), "{missing}");
-    let unknown = model.run(&[("ids", Tensor::new(&[1, 1], vec![2i64]))]).unwrap_err().to_string();
+    let unknown = model.run(&[("ids", &Tensor::new(&[1, 1], vec![2i64]))]).unwrap_err().to_string();
     assert!(unknown.contains("no input `ids`"), "{unknown}");
 }
 
@@ -56,7 +56,7 @@ fn a_table_may_have_more_rows_than_there_are_positions() {
     let model = Model::load(&path).unwrap();
     let run = |n: usize| {
         let (ids, mask) = (Tensor::new(&[1, n], vec![5i64; n]), Tensor::new(&[1, n], vec![1i64; n]));
-        model.run(&[("input_ids", ids), ("attention_mask", mask)])
+        model.run(&[("input_ids", &ids), ("attention_mask", &mask)])
     };
     assert!(run(32).is_ok());
     for n in [33, 34, 40] {
@@ -79,7 +79,7 @@ fn a_limit_that_only_shows_in_the_run_is_found() {
     let positions = b.parameter("positions", &Tensor::new(&[24, 4], vec![0.25f32; 96]));
     let embedded = words.gather(ids) + positions.slice(0, 0, ids.shape().slice(0, 1, 2));
     let graph = b.model(&[embedded.named("y")]);
-    let model = Options::default().prepare(&graph).unwrap();
+    let model = LoadOptions::default().prepare(&graph).unwrap();
     let (longest, limited_by) = mabert_passes::recording::longest_sequence(&graph, &model, 60).unwrap();
     assert_eq!(longest, 24, "{limited_by:?}");
     assert!(limited_by.is_some());
@@ -125,7 +125,7 @@ fn einsums_are_products() {
                 let folder = tempfile::tempdir().unwrap();
                 let path = folder.path().join("m.onnx");
                 model.save(&path).unwrap();
-                OrtModel::load(&path, 1).unwrap().run(given).unwrap().remove(0).1
+                OrtModel::load(&path, 1).unwrap().run(&borrowed(given)).unwrap().remove(0).1
             };
             let expected = run(&model);
             assert_eq!(decompose_fused(&mut model).unwrap(), 1, "{equation}");

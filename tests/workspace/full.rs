@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mabert_graph::proto::ValueInfoProto;
 use mabert_graph::{Boundary, Builder, Dim, ElementType, Model, Tensor, attribute};
-use mabert_passes::pipeline::{Keep, Options as PassOptions, Order, Rewriting};
-use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
+use mabert_passes::lower::{ApproximatorOptions, Sharing};
+use mabert_passes::pipeline::{Keep, Order, PassOptions, Rewriting};
 use mabert_tests::fixture;
 use mabert_transfer::data::Columns;
 use mabert_transfer::evaluate::Metric;
-use mabert_transfer::full::{Losses, Options, SiteChange};
+use mabert_transfer::full::{FullOptions, Losses, SiteChange};
+use mabert_transfer::job::{CheckpointFolder, Data, Dev, Job, Report, Transfer, rewrite};
 use mabert_transfer::progress::{Progress, Silent};
-use mabert_transfer::rewrite::{CheckpointFolder, Data, Dev, Job, Report, Transfer, rewrite};
 
 fn teacher() -> PathBuf {
     fixture("bert-mini-sst2/model.onnx")
@@ -23,7 +23,7 @@ fn reviews(label: bool) -> Data {
     Data { path: fixture("reviews/reviews.tsv"), columns }
 }
 
-fn job(full: Options) -> Job {
+fn job(full: FullOptions) -> Job {
     Job {
         transfer: Transfer::Full,
         full,
@@ -34,8 +34,8 @@ fn job(full: Options) -> Job {
     }
 }
 
-fn some_steps(steps: usize) -> Options {
-    Options { steps, batch: Some(16), ..Options::default() }
+fn some_steps(steps: usize) -> FullOptions {
+    FullOptions { steps, batch: Some(16), ..FullOptions::default() }
 }
 
 fn losses(report: &Report) -> (Losses, Losses) {
@@ -68,14 +68,14 @@ fn outputs_come_closer_than_blockwise_brings_them() {
 
 #[test]
 fn the_papers_recipe_takes_labels_and_attention_into_the_loss() {
-    let full = Options { steps: 200, batch: Some(16), ..Options::paper() };
+    let full = FullOptions { steps: 200, batch: Some(16), ..FullOptions::paper() };
     assert_eq!((full.temperature, full.alpha, full.attention_weight), (15.0, 0.9, 100.0));
     let (_, report) = rewrite(&teacher(), &job(full), &Silent).unwrap();
     let (before, after) = losses(&report);
     assert!(before.labels > 0.0 && before.attention > 0.0, "{before:?}");
     assert!(after.attention < before.attention && after.outputs < before.outputs, "{before:?} {after:?}");
     // Attention alone.
-    let alone = Options { steps: 100, alpha: 1.0, hidden_weight: 0.0, attention_weight: 1e6, ..full };
+    let alone = FullOptions { steps: 100, alpha: 1.0, hidden_weight: 0.0, attention_weight: 1e6, ..full };
     let (before, after) = losses(&rewrite(&teacher(), &job(alone), &Silent).unwrap().1);
     assert!(after.attention < 0.99 * before.attention, "{before:?} {after:?}");
 }
@@ -216,7 +216,7 @@ fn other_inputs_and_what_is_kept_or_shared_are_trained() {
 #[test]
 fn labels_that_do_not_fit_the_head_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let full = Options { alpha: 0.5, ..some_steps(1) };
+    let full = FullOptions { alpha: 0.5, ..some_steps(1) };
     let refused = |path: &Path, job: Job| rewrite(path, &job, &Silent).unwrap_err().to_string();
     let tags = with_head(folder.path(), &[("tags", &[128, 7])]);
     assert!(refused(&tags, job(full)).contains("labels cannot be used"));

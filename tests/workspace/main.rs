@@ -4,7 +4,7 @@ mod coverage;
 mod engines;
 mod files;
 mod full;
-mod fused;
+mod fuse;
 mod hostile;
 mod main_job;
 mod numbers;

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use mabert_graph::Model;
+use mabert_passes::lower::Sharing;
 use mabert_passes::pipeline::{Keep, VERSION_KEY};
-use mabert_passes::rewrite::Sharing;
-use mabert_runtime::{Engine, Model as Runnable, OrtModel};
-use mabert_tests::{borrowed, distance, fixture, outside};
+use mabert_runtime::{Engine, Model as Runnable, OrtModel, borrowed};
+use mabert_tests::{distance, fixture, outside};
 use mabert_transfer::data::{BatchShape, Columns, Overlong, TextEncoder, batches, read_sequences};
 use mabert_transfer::full;
+use mabert_transfer::job::{Data, Job, Report, Transfer, rewrite};
 use mabert_transfer::progress::Silent;
-use mabert_transfer::rewrite::{Data, Job, Report, Transfer, rewrite};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 fn reviews() -> Data {
@@ -55,7 +55,7 @@ fn stays_finite(student: &Runnable, vocabulary: usize, report: &Report) {
             ("attention_mask", matrix(vec![1; 100 * length])),
             ("token_type_ids", matrix(vec![0; 100 * length])),
         ];
-        let logits = student.run(&inputs).unwrap().remove(0).1.to_f32();
+        let logits = student.run(&borrowed(&inputs)).unwrap().remove(0).1.to_f32();
         let bad = logits.iter().filter(|v| !v.is_finite()).count();
         assert_eq!(bad, 0, "{bad} of {} logits at {length} tokens", logits.len());
     }
@@ -113,7 +113,7 @@ fn plain_tract_loads_the_student() {
         ("attention_mask", matrix([1; 5])),
         ("token_type_ids", matrix([0; 5])),
     ];
-    let expected = ours.run(&inputs).unwrap().remove(0).1.to_f32();
+    let expected = ours.run(&borrowed(&inputs)).unwrap().remove(0).1.to_f32();
     let found = outputs[0].to_plain_array_view::<f32>().unwrap().to_owned();
     for (a, b) in found.iter().zip(&expected) {
         approx::assert_abs_diff_eq!(*a, *b, epsilon = 1e-4);
@@ -173,7 +173,7 @@ fn extra_text_is_calibrated_on_but_not_measured_on() {
     assert!((1.3..2.1).contains(&(tokens(&with) / tokens(&without))), "{} {}", tokens(&without), tokens(&with));
     let measured = |report: &Report| report.source.as_ref().map(|s| s.held_out);
     assert_eq!(measured(&with), measured(&without));
-    let full = full::Options { steps: 2, batch: Some(50), ..Default::default() };
+    let full = full::FullOptions { steps: 2, batch: Some(50), ..Default::default() };
     let small = Job { transfer: Transfer::Full, full, ..small };
     let trained = |times| {
         let extra_data = vec![more.clone(); times];
@@ -219,12 +219,12 @@ fn options_that_do_not_fit_are_refused() {
 #[test]
 fn all_exports_are_calibrated_on_made_up_tokens() {
     for folder in mabert_tests::exports() {
-        let full = full::Options { steps: 3, batch: Some(4), ..full::Options::default() };
+        let full = full::FullOptions { steps: 3, batch: Some(4), ..full::FullOptions::default() };
         let job = Job { calibration_tokens: Some(1_500), transfer: Transfer::Full, full, ..job(None) };
         let (student, report) = rewrite(&folder.join("model.onnx"), &job, &Silent).unwrap();
         assert!(report.exact_passes_differ_by < 1e-3, "{}: {}", folder.display(), report.exact_passes_differ_by);
         assert!(report.sites.iter().all(|s| s.relative_error.is_none_or(|e| e < 1.0)), "{}", folder.display());
-        let tract = mabert_runtime::Options::default().prepare(&student).unwrap();
+        let tract = mabert_runtime::LoadOptions::default().prepare(&student).unwrap();
         let ort = OrtModel::prepare(&student, 1).unwrap();
         for (batch, length) in [(1, 1), (3, 12), (2, 32)] {
             let inputs = mabert_tests::padded_inputs(tract.inputs(), batch, length, 64, 9);
@@ -256,7 +256,7 @@ fn minilm_is_rewritten_and_run_by_both_engines() {
     assert_eq!(report.non_linear_after.iter().map(|n| n.operator.as_str()).collect::<Vec<_>>(), ["Tanh"]);
     let folder = tempfile::tempdir().unwrap();
     let path = save(&student, folder.path());
-    let tract = mabert_runtime::Options::default().threads(2).load(&path).unwrap();
+    let tract = mabert_runtime::LoadOptions::default().threads(2).load(&path).unwrap();
     let far = furthest(&tract, &OrtModel::load(&path, 2).unwrap(), (&data, &tokenizer), 64, 64);
     assert!(far < 1e-3, "{far}");
     stays_finite(&tract, 30_522, &report);

@@ -1,12 +1,12 @@
 //! Numbers that break things: weights at the edges of what a model may hold, and inputs at the edges of what it takes.
 
 use mabert_graph::{Model, Tensor};
-use mabert_runtime::{Engine, Model as Runnable, OrtModel};
+use mabert_runtime::{Engine, Model as Runnable, OrtModel, borrowed};
 use mabert_tests::{distance, fixture};
 use mabert_transfer::Error;
 use mabert_transfer::data::Columns;
+use mabert_transfer::job::{Data, Job, Report, rewrite};
 use mabert_transfer::progress::Silent;
-use mabert_transfer::rewrite::{Data, Job, Report, rewrite};
 
 const WORDS: &str = "m.bert.embeddings.word_embeddings.weight";
 const FIRST_NORM: &str = "m.bert.embeddings.LayerNorm";
@@ -60,7 +60,7 @@ fn engines(model: &Model) -> [Box<dyn Engine>; 2] {
 }
 
 fn logits(engine: &dyn Engine, inputs: &Inputs) -> Tensor {
-    engine.run(inputs).unwrap().remove(0).1
+    engine.run(&borrowed(inputs)).unwrap().remove(0).1
 }
 
 fn is_finite(value: &Tensor) -> bool {
@@ -156,7 +156,7 @@ fn one_token_all_padding_and_nothing_are_defined() {
         assert!(is_finite(&a) && is_finite(&b), "padding: {a:?} {b:?}");
         assert!(distance(&first(&a), &alone) < 1e-4 && distance(&first(&b), &alone) < 1e-4, "{a:?} {b:?} {alone:?}");
         for empty in [inputs(0, 9, &[]), inputs(2, 0, &[0, 0])] {
-            let refused = tract.run(&empty).unwrap_err().to_string();
+            let refused = tract.run(&borrowed(&empty)).unwrap_err().to_string();
             assert!(refused.contains("input_ids") && refused.contains("is empty"), "{refused}");
         }
     }

@@ -1,14 +1,14 @@
 //! The same sites whichever exporter spelled them.
 
 use mabert_graph::Model;
-use mabert_passes::{recognise::recognise, rewrite::prepare};
+use mabert_passes::{lower::simplify, recognise::recognise};
 use mabert_tests::{exports, fixture};
 
 #[test]
 fn every_export_has_the_same_sites() {
     for folder in exports() {
         let mut model = Model::load(folder.join("model.onnx")).unwrap();
-        prepare(&mut model).unwrap();
+        simplify(&mut model).unwrap();
         let found = recognise(&model).unwrap();
         assert!(found.misses.is_empty(), "{}: {:#?}", folder.display(), found.misses);
         let counts = (found.attentions.len(), found.norms.len());
@@ -30,7 +30,7 @@ fn every_export_has_the_same_sites() {
 #[test]
 fn the_fixture_has_three_layers() {
     let mut model = Model::load(fixture("bert-mini-sst2/model.onnx")).unwrap();
-    prepare(&mut model).unwrap();
+    simplify(&mut model).unwrap();
     let found = recognise(&model).unwrap();
     assert!(found.misses.is_empty(), "{:#?}", found.misses);
     assert_eq!((found.attentions.len(), found.activations.len(), found.norms.len()), (3, 3, 7));

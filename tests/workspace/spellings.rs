@@ -4,7 +4,8 @@ use mabert_graph::proto::{AttributeProto, NodeProto};
 use mabert_graph::{ElementType, Model, NodeExt as _, Tensor, attribute};
 use mabert_passes::pipeline::Rewriting;
 use mabert_passes::recording::Recording;
-use mabert_tests::{borrowed, distance, exports, fixture, options, padded_inputs};
+use mabert_runtime::borrowed;
+use mabert_tests::{distance, exports, fixture, options, padded_inputs};
 use proptest::prelude::*;
 
 /// A way to write the same.
@@ -271,7 +272,7 @@ proptest! {
         let folder = &folders[export % folders.len()];
         let original = Model::load(folder.join("model.onnx")).unwrap();
         let mut model = original.clone();
-        mabert_passes::rewrite::prepare(&mut model).unwrap();
+        mabert_passes::lower::simplify(&mut model).unwrap();
         for (count, (change, at)) in changes.iter().enumerate() {
             let recording = Recording::new(&model, 2, 7).unwrap();
             apply(&mut model, *change, *at, count, &recording);
@@ -281,7 +282,7 @@ proptest! {
             Ok(rewriting) => rewriting,
             Err(e) => return Err(TestCaseError::fail(format!("{}: {e}", folder.display()))),
         };
-        let prepare = |m: &Model| mabert_runtime::Options::default().prepare(m).unwrap();
+        let prepare = |m: &Model| mabert_runtime::LoadOptions::default().prepare(m).unwrap();
         let (before, after) = (prepare(&original), prepare(&rewriting.teacher));
         let inputs = padded_inputs(before.inputs(), 3, 9, 64, 5);
         let (x, y) = (before.run(&borrowed(&inputs)).unwrap(), after.run(&borrowed(&inputs)).unwrap());
@@ -292,7 +293,7 @@ proptest! {
     #[test]
     fn other_spellings_are_refused(change in prop::sample::select(&OTHERS[..]), at in 0usize..10_000) {
         let mut model = Model::load(fixture("exports/bert-eager-torchscript-11/model.onnx")).unwrap();
-        mabert_passes::rewrite::prepare(&mut model).unwrap();
+        mabert_passes::lower::simplify(&mut model).unwrap();
         prop_assume!(spoil(&mut model, change, at).is_some());
         // A refusal names sites; anything else is a fault of the change.
         match Rewriting::new(model, options()) {

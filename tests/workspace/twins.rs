@@ -1,21 +1,26 @@
 //! Twin tests of the passes: the graph before and after a pass, run on the same inputs.
 
 use mabert_graph::{Model, Tensor};
-use mabert_passes::pipeline::{Options, Order, Pass, Rewriting, Student};
-use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
+use mabert_passes::lower::{ApproximatorOptions, Sharing};
+use mabert_passes::pipeline::{Order, Pass, PassOptions, Rewriting, Student};
 use mabert_runtime::Model as Runnable;
-use mabert_tests::{MAX_SEQ, borrowed, distance, exports, fixture, padded_inputs};
+use mabert_runtime::borrowed;
+use mabert_tests::{MAX_SEQ, distance, exports, fixture, padded_inputs};
 
-fn options(order: Order, sharing: Sharing, length_tables: bool) -> Options {
+fn options(order: Order, sharing: Sharing, length_tables: bool) -> PassOptions {
     let default = mabert_tests::options();
-    Options { approximator: ApproximatorOptions { sharing, length_tables, ..default.approximator }, order, ..default }
+    PassOptions {
+        approximator: ApproximatorOptions { sharing, length_tables, ..default.approximator },
+        order,
+        ..default
+    }
 }
 
 fn export(name: &str) -> Model {
     Model::load(fixture(&format!("exports/{name}/model.onnx"))).unwrap()
 }
 
-fn student(model: Model, options: Options) -> Student {
+fn student(model: Model, options: PassOptions) -> Student {
     let mut student = Rewriting::new(model, options).unwrap().approximate().unwrap();
     student.finish().unwrap();
     student
@@ -24,7 +29,7 @@ fn student(model: Model, options: Options) -> Student {
 /// The largest difference over batch sizes, lengths and masks, relative to outputs above 1: a student that is not
 /// calibrated yet gives large ones. Sentences are padded to different lengths.
 fn furthest(a: &Model, b: &Model) -> f32 {
-    let [a, b] = [a, b].map(|m| mabert_runtime::Options::default().prepare(m).unwrap());
+    let [a, b] = [a, b].map(|m| mabert_runtime::LoadOptions::default().prepare(m).unwrap());
     let mut worst = 0f32;
     for (batch, length) in [(1, 1), (1, 7), (3, MAX_SEQ), (2, 5)] {
         let inputs = padded_inputs(a.inputs(), batch, length, 64, 5 + length as u64);
@@ -60,7 +65,7 @@ fn both_orders_of_attention_are_equal() {
 
 #[test]
 fn folding_is_exact() {
-    let unfolded = Options { fold: false, ..options(Order::Linear, Sharing::PerHead, true) };
+    let unfolded = PassOptions { fold: false, ..options(Order::Linear, Sharing::PerHead, true) };
     for name in ["bert-eager-torchscript-11", "distilbert-sdpa-dynamo-18", "roberta-sdpa-torchscript-17"] {
         let with = student(export(name), options(Order::Linear, Sharing::PerHead, true));
         let without = student(export(name), unfolded.clone());
@@ -73,7 +78,7 @@ fn folding_is_exact() {
 #[test]
 fn a_sentence_alone_equals_itself_inside_a_padded_batch() {
     let student = student(export("bert-eager-torchscript-17"), options(Order::Linear, Sharing::PerHead, true));
-    let model = mabert_runtime::Options::default().prepare(&student.model).unwrap();
+    let model = mabert_runtime::LoadOptions::default().prepare(&student.model).unwrap();
     let run = |model: &Runnable, ids: &[i64], mask: &[i64], batch: usize| -> Tensor {
         let shape = [batch, ids.len() / batch];
         let inputs = [
@@ -81,7 +86,7 @@ fn a_sentence_alone_equals_itself_inside_a_padded_batch() {
             ("attention_mask", Tensor::new(&shape, mask.to_vec())),
             ("token_type_ids", Tensor::new(&shape, vec![0i64; ids.len()])),
         ];
-        model.run(&inputs).unwrap().remove(0).1
+        model.run(&borrowed(&inputs)).unwrap().remove(0).1
     };
     let alone = run(&model, &[7, 9, 11], &[1, 1, 1], 1).to_f32();
     let padded = run(&model, &[20, 21, 22, 23, 24, 7, 9, 11, 33, 44], &[1, 1, 1, 1, 1, 1, 1, 1, 0, 0], 2).to_f32();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor as Real;
 use mabert_graph::{Boundary, ElementType, Model, Tensor};
-use mabert_passes::rewrite::MASK;
+use mabert_passes::lower::MASK;
 use ndarray::{Axis, Slice};
 use rand::seq::SliceRandom as _;
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -23,7 +23,7 @@ use crate::stored::Stored;
 
 /// How the stage works.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Options {
+pub struct BlockwiseOptions {
     /// Steps a block, at most; fewer where there is so little data that it would be learnt by heart.
     pub steps: usize,
     /// Seed of the order of the batches.
@@ -34,7 +34,7 @@ pub struct Options {
     pub rate: f32,
 }
 
-impl Default for Options {
+impl Default for BlockwiseOptions {
     fn default() -> Self {
         Self { steps: 400, seed: 0, approximator_rate: 1e-3, rate: 1e-4 }
     }
@@ -95,7 +95,7 @@ struct Piece {
 }
 
 /// Trains the block's initializers in `student`; where nothing is gained they stay what they were.
-pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &Options) -> Result<Fitted> {
+pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &BlockwiseOptions) -> Result<Fitted> {
     let (input, channels) = block.input;
     let boundary = |name: &str, dims: &[&str]| Boundary::symbolic(name, ElementType::F32, dims);
     let inputs = [boundary(input, &["batch", "n", &channels.to_string()]), boundary(MASK, &["batch", "n"])];

@@ -1,6 +1,6 @@
 //! How well a model does its task: outputs for labelled sequences, and the metrics of GLUE.
 
-use mabert_runtime::{Engine, Named, Tensor};
+use mabert_runtime::{Engine, Named, Tensor, borrowed};
 use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -238,7 +238,7 @@ fn run_batches(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> R
     let shape = BatchShape::of(engine.inputs());
     let run = |batch: Batch| -> Result<(Batch, Named)> {
         let inputs = batch.inputs(engine.inputs())?;
-        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+        let given = borrowed(&inputs);
         let outputs = engine.run(&given)?;
         Ok((batch, outputs))
     };

@@ -1,8 +1,8 @@
 //! From a teacher to a student that answers like it.
 //!
-//! * [`rewrite`]: the main job, from a model's file to a measured student;
+//! * [`job`]: the main job, from a model's file to a measured student;
 //! * [`data`]: texts out of files, token ids, batches by length, made-up tokens where there is no text;
-//! * [`closed_form`]: the student's parameters, layer by layer, through the student's own activations;
+//! * [`layerwise`]: the student's parameters, layer by layer, through the student's own activations;
 //! * [`blockwise`]: gradient steps on one attention block at a time, between two solves of the closed form;
 //! * [`full`]: gradient steps on everything at once, from tokens to outputs;
 //! * [`evaluate`]: task metrics of a model;
@@ -10,16 +10,16 @@
 //! * [`progress`]: what a caller is told on the way.
 
 pub mod blockwise;
-pub mod closed_form;
 pub mod compare;
 pub mod data;
 mod error;
 pub mod evaluate;
 pub mod full;
 mod gradient;
+pub mod job;
+pub mod layerwise;
 mod part;
 pub mod progress;
-pub mod rewrite;
 mod stored;
 
 pub use error::{Error, Result};

@@ -1,7 +1,7 @@
 //! Parts of a model, run on their own.
 
 use mabert_graph::{Boundary, ElementType, Model, TensorType};
-use mabert_runtime::{Options, Tensor};
+use mabert_runtime::{LoadOptions, Tensor, borrowed};
 
 use crate::Result;
 use crate::data::Batch;
@@ -23,13 +23,12 @@ impl Part {
         };
         let part = model.extract(&inputs.iter().map(boundary).collect::<Vec<_>>(), outputs)?;
         let inputs = inputs.iter().map(|(name, _)| (*name).to_owned()).collect();
-        Ok(Self { model: Options::default().prepare(&part)?, inputs })
+        Ok(Self { model: LoadOptions::default().prepare(&part)?, inputs })
     }
 
     /// Runs the part on one tensor an input; returns one an output.
     pub(crate) fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
-        let named: Vec<(&str, Tensor)> =
-            self.inputs.iter().zip(inputs).map(|(name, t)| (name.as_str(), (*t).clone())).collect();
+        let named: Vec<(&str, &Tensor)> = self.inputs.iter().zip(inputs).map(|(name, t)| (name.as_str(), *t)).collect();
         Ok(self.model.run(&named)?.into_iter().map(|(_, value)| value).collect())
     }
 }
@@ -44,13 +43,13 @@ impl Prefix {
     pub(crate) fn new(model: &Model, values: &[&str]) -> Result<Self> {
         let part = model.extract_from_inputs(&[], values)?;
         let inputs = part.inputs();
-        Ok(Self { model: Options::default().prepare(&part)?, inputs })
+        Ok(Self { model: LoadOptions::default().prepare(&part)?, inputs })
     }
 
     /// Returns the values in the order in which they were asked for.
     pub(crate) fn run(&self, batch: &Batch) -> Result<Vec<Tensor>> {
         let named = batch.inputs(&self.inputs)?;
-        let given: Vec<(&str, Tensor)> = named.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+        let given = borrowed(&named);
         Ok(self.model.run(&given)?.into_iter().map(|(_, value)| value).collect())
     }
 

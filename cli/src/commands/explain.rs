@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use mabert_graph::{Model, NodeExt as _};
+use mabert_passes::lower::simplify;
 use mabert_passes::recognise::{Explanation, Miss, Tried, recognise};
-use mabert_passes::rewrite::prepare;
 use serde::Serialize;
 
 use crate::arguments::{Explain, Global};
@@ -18,7 +18,7 @@ struct Explained {
 
 pub(super) fn explain(arguments: &Explain, global: &Global) -> Result<()> {
     let mut model = Model::load(&arguments.model)?;
-    prepare(&mut model)?;
+    simplify(&mut model)?;
     let found = recognise(&model)?;
     let mut explained = Explained { anchors: found.explanations, misses: found.misses };
     if let Some(name) = &arguments.node {

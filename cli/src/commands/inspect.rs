@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use mabert_graph::{Model, text};
 use mabert_passes::contract::{NonLinear, non_linear_nodes};
+use mabert_passes::lower::simplify;
 use mabert_passes::pipeline::VERSION_KEY;
 use mabert_passes::recognise::{Miss, recognise};
 use mabert_passes::recording::symbolic_shapes;
-use mabert_passes::rewrite::prepare;
 use mabert_passes::sites::Activation;
 use mabert_runtime::MAX_SEQ_KEY;
 use serde::Serialize;
@@ -48,7 +48,7 @@ struct Rewritten {
 pub(super) fn inspect(arguments: &Inspect, global: &Global) -> Result<()> {
     let original = Model::load(&arguments.model)?;
     let mut model = original.clone();
-    prepare(&mut model)?;
+    simplify(&mut model)?;
     let found = recognise(&model)?;
     let encoder = found.encoder.as_ref();
     let end = encoder.and_then(|e| e.layers.last()).map(|l| l.output_norm.output.as_str());

@@ -12,7 +12,7 @@ mod verify;
 
 use anyhow::Result;
 use mabert_graph::Model;
-use mabert_runtime::{Engine, Named, Tensor};
+use mabert_runtime::{Engine, Named, Tensor, borrowed};
 use mabert_transfer::data::{Columns, Overlong, Sequence, TextEncoder, read_sequences};
 use mabert_transfer::evaluate::Metric;
 
@@ -64,18 +64,13 @@ impl MetricName {
 
 /// The longest sequence that a model takes, at most `most`.
 fn longest(model: &Model, most: usize) -> Result<usize> {
-    let runnable = mabert_runtime::Options::default().prepare(model)?;
+    let runnable = mabert_runtime::LoadOptions::default().prepare(model)?;
     Ok(mabert_passes::recording::longest_sequence(model, &runnable, most)?.0)
-}
-
-/// Named values as a run takes them.
-fn borrowed(values: &Named) -> Vec<(&str, Tensor)> {
-    values.iter().map(|(name, value)| (name.as_str(), value.clone())).collect()
 }
 
 /// Runs a model on named values, of which it may need fewer than there are.
 fn run_on(engine: &dyn Engine, values: &Named) -> Result<Named> {
     let needed = |name: &str| engine.inputs().iter().any(|i| i.name == name);
-    let given: Vec<(&str, Tensor)> = borrowed(values).into_iter().filter(|(n, _)| needed(n)).collect();
+    let given: Vec<(&str, &Tensor)> = borrowed(values).into_iter().filter(|(n, _)| needed(n)).collect();
     Ok(engine.run(&given)?)
 }

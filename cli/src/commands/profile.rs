@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
-use mabert_runtime::{Model, Named, Tensor};
+use mabert_runtime::{Model, Named, borrowed};
 use serde::Serialize;
 
 use crate::print;
@@ -34,7 +34,7 @@ struct Share {
 impl Profile {
     /// The mean of `runs` runs after one that does not count.
     pub(super) fn measure(path: &Path, model: &Model, inputs: &Named, runs: usize, threads: usize) -> Result<Self> {
-        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(name, t)| (name.as_str(), t.clone())).collect();
+        let given = borrowed(&inputs);
         let shape = given.first().map_or(&[][..], |(_, t)| t.shape());
         model.profile(&given)?;
         let (mut operators, mut sites) = (BTreeMap::new(), BTreeMap::new());

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use mabert_graph::Model;
+use mabert_passes::lower::Sharing;
 use mabert_passes::pipeline::{Keep, Order};
-use mabert_passes::rewrite::Sharing;
 use mabert_transfer::full;
-use mabert_transfer::rewrite::{CheckpointFolder, Data, Dev, Job, Report, Transfer, rewrite as rewrite_model};
+use mabert_transfer::job::{CheckpointFolder, Data, Dev, Job, Report, Transfer, rewrite as rewrite_model};
 use serde::Serialize;
 
 use crate::arguments::{
@@ -21,7 +21,7 @@ use crate::progress::Bars;
 
 /// The report with what only the files tell.
 #[derive(Serialize)]
-struct FullReport<'r> {
+struct Outcome<'r> {
     #[serde(flatten)]
     report: &'r Report,
     output: String,
@@ -68,7 +68,7 @@ pub(super) fn make(
     if Model::load(output)?.proto() != student.proto() {
         return Err(CheckFailed(format!("{}: what was written does not read back the same", output.display())).into());
     }
-    let full = FullReport {
+    let full = Outcome {
         report: &report,
         output: output.display().to_string(),
         bytes_before: bytes(model),
@@ -148,10 +148,10 @@ impl FullArguments {
         global: &Global,
     ) -> Result<Job> {
         let recipe = match self.recipe {
-            Recipe::Default => full::Options::default(),
-            Recipe::Paper => full::Options::paper(),
+            Recipe::Default => full::FullOptions::default(),
+            Recipe::Paper => full::FullOptions::paper(),
         };
-        let full = full::Options {
+        let full = full::FullOptions {
             steps: self.steps.map_or(recipe.steps, |n| n as usize),
             batch: self.batch.map(usize::from).or(recipe.batch),
             rate: self.lr.map(|rate| rate as f32).or(recipe.rate),
@@ -205,7 +205,7 @@ fn bytes(model: &Path) -> u64 {
     size(model) + data.unwrap_or(0)
 }
 
-fn print_report(full: &FullReport<'_>) {
+fn print_report(full: &Outcome<'_>) {
     let report = full.report;
     let before = &report.operators_before;
     let after = &report.operators_after;

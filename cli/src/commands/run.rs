@@ -2,13 +2,13 @@
 
 use anyhow::Result;
 use mabert_graph::Model;
-use mabert_runtime::npz;
+use mabert_runtime::{borrowed, npz};
 use mabert_transfer::data::{Content, Example, Overlong, Sequence, TextEncoder};
 use mabert_transfer::evaluate::{Spread, run_sequences};
 use ndarray::ArrayD;
 use serde_json::{Value, json};
 
-use super::{borrowed, longest};
+use super::longest;
 use crate::arguments::{Global, Run};
 use crate::failure::Usage;
 use crate::print;

@@ -1,7 +1,7 @@
 //! `transfer`: the end-to-end stage on its own.
 
 use anyhow::Result;
-use mabert_transfer::rewrite::Job;
+use mabert_transfer::job::Job;
 
 use super::rewrite::{Output, make};
 use crate::arguments::{Global, Transfer};

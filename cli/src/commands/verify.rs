@@ -5,10 +5,10 @@ use std::path::Path;
 
 use anyhow::Result;
 use mabert_graph::Model;
+use mabert_passes::lower::simplify;
 use mabert_passes::recognise::recognise;
 use mabert_passes::recording::token_rows;
-use mabert_passes::rewrite::prepare;
-use mabert_runtime::{Engine, Options, Taps, npz};
+use mabert_runtime::{Engine, LoadOptions, Taps, borrowed, npz};
 use mabert_transfer::compare::{Distances, OutputDistance, Tolerance};
 use mabert_transfer::data::{BatchShape, Overlong, Sequence, TextEncoder, Vocabulary, batches, made_up_sequences};
 use serde::Serialize;
@@ -44,7 +44,7 @@ pub(super) fn verify(arguments: &Verify, global: &Global) -> Result<()> {
         if sites.is_empty() {
             return engine.load(path, global);
         }
-        let options = Options::default().threads(global.threads()).taps(Taps::Values(sites.clone()));
+        let options = LoadOptions::default().threads(global.threads()).taps(Taps::Values(sites.clone()));
         Ok(Box::new(options.load(path)?))
     };
     let (a, b) = (load(first, engines[0])?, load(second, engines[1])?);
@@ -59,8 +59,8 @@ pub(super) fn verify(arguments: &Verify, global: &Global) -> Result<()> {
             let (sequences, what) = sequences(arguments, global, first, second)?;
             let shape = BatchShape::of(a.inputs());
             for batch in batches(&sequences, 2048, 8, shape) {
-                let of_a = a.run(&super::borrowed(&batch.inputs(a.inputs())?))?;
-                let of_b = b.run(&super::borrowed(&batch.inputs(b.inputs())?))?;
+                let of_a = a.run(&borrowed(&batch.inputs(a.inputs())?))?;
+                let of_b = b.run(&borrowed(&batch.inputs(b.inputs())?))?;
                 distances.add(&of_a, &of_b, Some(&batch.lengths))?;
             }
             what
@@ -148,7 +148,7 @@ fn shared_sites(first: &Path, second: &Path, engines: [EngineName; 2]) -> Result
     let original = Model::load(first)?;
     let both: HashSet<String> = computed(&original).intersection(&computed(&Model::load(second)?)).cloned().collect();
     let mut plain = original;
-    prepare(&mut plain)?;
+    simplify(&mut plain)?;
     let found = recognise(&plain)?;
     let values = found.attentions.iter().flat_map(|a| [&a.probabilities, &a.context]);
     let values = values.chain(found.activations.iter().map(|a| &a.output)).chain(found.norms.iter().map(|n| &n.output));

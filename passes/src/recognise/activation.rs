@@ -1,7 +1,7 @@
 //! GELU in all its spellings, and ReLU.
 
 use mabert_graph::proto::NodeProto;
-use mabert_graph::{NodeExt as _, Tensor};
+use mabert_graph::{NodeExt as _, Tensor, largest_difference};
 
 use super::probe::Probe;
 use super::region::{Region, chain};
@@ -88,8 +88,8 @@ fn which(cx: &Context<'_>, region: &Region) -> Result<Activation, (String, f32)>
     }
     let output = output.to_f32();
     let off = |f: fn(f64) -> f64| {
-        let pairs = points.iter().zip(&output).map(|(&x, &y)| (f(f64::from(x)) as f32 - y).abs());
-        pairs.fold(0f32, |worst, d| if d.is_nan() { f32::INFINITY } else { worst.max(d) })
+        let expected: Vec<f32> = points.iter().map(|&x| f(f64::from(x)) as f32).collect();
+        largest_difference(&expected, &output)
     };
     let distances = [
         (Activation::GeluErf, off(gelu_erf)),

@@ -1,7 +1,7 @@
 //! Scaled dot-product attention with a padding mask, however scale and mask are spelled.
 
 use mabert_graph::proto::NodeProto;
-use mabert_graph::{Dependence, ElementType, NodeExt as _, Tensor};
+use mabert_graph::{Dependence, ElementType, NodeExt as _, Tensor, largest_difference};
 use ndarray::{ArrayD, IxDyn};
 
 use super::probe::Probe;
@@ -177,7 +177,7 @@ fn check_softmax(
     };
     let fit = read_fit(&products, &bias, &full).ok_or_else(|| structure_of(&full))?;
     let scores = &products * fit.scale + &bias * fit.factor;
-    let far = difference(&full, &reference(&scores, &everything));
+    let far = largest_difference(&full, &reference(&scores, &everything));
     if far > TOLERANCE {
         return Err(format!("{} (differs from softmax by {far:.1e})", structure_of(&full)));
     }
@@ -188,7 +188,7 @@ fn check_softmax(
     let right: Vec<bool> = (0..batch * n).map(|i| i % n < (i / n + 2).min(n)).collect();
     let holes: Vec<bool> = (0..batch * n).map(|i| i % 3 != 1 || i % n == 0).collect();
     for keep in [right, holes] {
-        let far = difference(&run(&keep)?, &reference(&scores, &keep));
+        let far = largest_difference(&run(&keep)?, &reference(&scores, &keep));
         if far > TOLERANCE {
             return Err(format!(
                 "its mask is not a padding mask (1 keeps, 0 removes, the same for every query): probabilities differ by {far:.1e}"
@@ -262,8 +262,4 @@ fn reference(scores: &ArrayD<f32>, keep: &[bool]) -> ArrayD<f32> {
         p.iter_mut().zip(&weights).for_each(|(p, w)| *p = (w / sum) as f32);
     }
     result
-}
-
-fn difference(a: &ArrayD<f32>, b: &ArrayD<f32>) -> f32 {
-    a.iter().zip(b).fold(0f32, |m, (x, y)| if (x - y).is_nan() { f32::INFINITY } else { m.max((x - y).abs()) })
 }

@@ -1,7 +1,7 @@
 //! Linear maps between the sites: `MatMul` and `Add` in either order of operands, or `Gemm`, with whatever scale,
 //! reshapes and transposes the exporter put around them.
 
-use mabert_graph::{Dependence, NodeExt as _, Tensor};
+use mabert_graph::{Dependence, NodeExt as _, Tensor, largest_difference};
 use ndarray::{Array2, ArrayD, ArrayView1, Axis, IxDyn};
 
 use super::Context;
@@ -75,10 +75,7 @@ pub(super) fn read_off(cx: &Context<'_>, region: &Region, from: Layout, to: Layo
         scale = 1.0;
     }
     let largest = centred.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
-    let worst = product.iter().zip(&centred).fold(0f32, |m, (&p, &c)| {
-        let d = (scale * p - c).abs();
-        if d.is_nan() { f32::INFINITY } else { m.max(d) }
-    });
+    let worst = largest_difference(&(scale * &product), &centred);
     if worst > TOLERANCE * largest {
         return Err(format!(
             "from `{}` to `{}` is not weight `{}` times the input: they differ by {:.1e} of the range{}",

@@ -11,7 +11,7 @@ mod region;
 use std::collections::HashSet;
 
 use mabert_graph::proto::NodeProto;
-use mabert_graph::{Dependence, Index, Model, NodeExt as _};
+use mabert_graph::{Dependence, Index, Model, NodeExt as _, largest_difference};
 
 use crate::recording::Recording;
 use crate::sites::{ActivationSite, AttentionSite, Encoder, Layer, LinearSite, MaskSite, NormSite};
@@ -88,7 +88,7 @@ impl Context<'_> {
 }
 
 /// Finds the sites of `model`, which must be free of fused operators and of unfolded constants
-/// ([`rewrite::prepare`](crate::rewrite::prepare)).
+/// ([`lower::simplify`](crate::lower::simplify)).
 ///
 /// # Errors
 /// The model cannot be run at all. What is not recognised is no error but a [`Miss`].
@@ -379,12 +379,7 @@ fn norm_of_sum(cx: &Context<'_>, found: &Recognition, stream: &str, branch: &mut
         let more = run(probe.noise(0, 41), probe.noise(1, 42))?;
         let first = nothing.rows().into_iter().next().ok_or("no rows")?.to_vec();
         let far = |rows: &ndarray::ArrayD<f32>| {
-            let differ = |row: ndarray::ArrayView1<'_, f32>| {
-                row.iter()
-                    .zip(&first)
-                    .fold(0f32, |m, (x, y)| if (x - y).is_nan() { f32::INFINITY } else { m.max((x - y).abs()) })
-            };
-            rows.rows().into_iter().map(differ).fold(0f32, f32::max)
+            rows.rows().into_iter().map(|row| largest_difference(row, &first)).fold(0f32, f32::max)
         };
         let far = far(&nothing).max(far(&more));
         if far > 1e-5 * first.iter().fold(1f32, |m, v| m.max(v.abs())) {
@@ -458,7 +453,7 @@ mod tests {
 
     fn recognised(model: &Model) -> Recognition {
         let mut model = model.clone();
-        crate::rewrite::prepare(&mut model).unwrap();
+        crate::lower::simplify(&mut model).unwrap();
         recognise(&model).unwrap()
     }
 

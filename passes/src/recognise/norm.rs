@@ -1,7 +1,7 @@
 //! Layer normalisation, however it is spelled.
 
 use mabert_graph::proto::NodeProto;
-use mabert_graph::{ElementType, NodeExt as _};
+use mabert_graph::{ElementType, NodeExt as _, largest_difference};
 
 use super::probe::Probe;
 use super::region::{Region, chain};
@@ -78,16 +78,13 @@ fn read_off(cx: &Context<'_>, region: &Region, node: &NodeProto) -> Result<NormS
     // Other inputs, shifted and scaled: neither may matter to a norm.
     let other: Vec<f32> = probe.noise(0, 12).into_iter().map(|x| 3.0 * x + 0.7).collect();
     let output = rows(&probe.run_f32(other.clone())?.to_f32().into_raw_vec_and_offset().0, channels);
-    let mut worst = 0f32;
-    let mut largest = 1e-6f32;
-    for (x, y) in rows(&other, channels).iter().zip(&output) {
-        for (c, normal) in normalised(x, 0.0).into_iter().enumerate() {
-            let expected = gamma[c] * normal as f32 + beta[c];
-            worst = worst.max((expected - y[c]).abs());
-            largest = largest.max(y[c].abs());
-        }
-    }
-    if worst.is_nan() || worst > TOLERANCE * largest {
+    let expected: Vec<f32> = rows(&other, channels)
+        .iter()
+        .flat_map(|x| normalised(x, 0.0).into_iter().enumerate().map(|(c, n)| gamma[c] * n as f32 + beta[c]))
+        .collect();
+    let worst = largest_difference(&expected, output.iter().flatten());
+    let largest = output.iter().flatten().fold(1e-6f32, |m, y| m.max(y.abs()));
+    if worst > TOLERANCE * largest {
         return Err(format!("it differs from layer normalisation by {:.1e} of its range", worst / largest));
     }
     if gamma.iter().all(|g| g.abs() < 1e-12) {

@@ -1,7 +1,7 @@
 //! Probes: a region run on chosen inputs.
 
 use mabert_graph::{Boundary, Dependence, ElementType, Index, Model, Tensor};
-use mabert_runtime::Options;
+use mabert_runtime::LoadOptions;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::region::Region;
@@ -50,7 +50,7 @@ impl Probe {
         for name in &frozen {
             part.set_constant(name, value_of(name)?);
         }
-        let model = Options::default().prepare(&part).map_err(|e| e.to_string())?;
+        let model = LoadOptions::default().prepare(&part).map_err(|e| e.to_string())?;
         Ok(Self { model, shapes, elements, exit: region.exit.clone() })
     }
 
@@ -66,8 +66,8 @@ impl Probe {
 
     /// Runs the region on one tensor an entry.
     pub(crate) fn run(&self, inputs: &[Tensor]) -> std::result::Result<Tensor, String> {
-        let named: Vec<(&str, Tensor)> =
-            self.shapes.iter().zip(inputs).map(|((name, _), t)| (name.as_str(), t.clone())).collect();
+        let named: Vec<(&str, &Tensor)> =
+            self.shapes.iter().zip(inputs).map(|((name, _), t)| (name.as_str(), t)).collect();
         let outputs = self.model.run(&named).map_err(|e| e.to_string())?;
         let found = outputs.into_iter().find(|(name, _)| *name == self.exit);
         Ok(found.expect("the exit is the part's only output").1)

@@ -12,8 +12,8 @@ use safetensors::tensor::{Dtype, SafeTensors, View, serialize_to_file};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::closed_form;
 use crate::gradient::Adam;
+use crate::layerwise::LayerwiseReport;
 use crate::stored::{from_bytes, to_bytes};
 use crate::{Error, Result};
 
@@ -41,7 +41,7 @@ pub struct Checkpoint {
 #[derive(Debug, Serialize, Deserialize)]
 struct Started {
     made_by: Value,
-    closed_form: Option<closed_form::Report>,
+    closed_form: Option<LayerwiseReport>,
 }
 
 impl Checkpoint {
@@ -84,7 +84,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// A file cannot be read.
-    pub fn start(&self) -> Result<Option<(Model, Option<closed_form::Report>)>> {
+    pub fn start(&self) -> Result<Option<(Model, Option<LayerwiseReport>)>> {
         match self.started()? {
             Some(started) if self.resume => Ok(Some((Model::load(self.file(START))?, started.closed_form))),
             _ => Ok(None),
@@ -100,7 +100,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn save_start(&self, student: &Model, closed_form: Option<&closed_form::Report>) -> Result<()> {
+    pub fn save_start(&self, student: &Model, closed_form: Option<&LayerwiseReport>) -> Result<()> {
         // The state of an earlier start would not fit this one.
         let state = self.file(STATE);
         if state.exists() {

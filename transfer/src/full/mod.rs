@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use mabert_graph::{Boundary, ElementType};
+use mabert_passes::lower::MASK;
 use mabert_passes::pipeline::{Rewriting, Student};
-use mabert_passes::rewrite::MASK;
 use mabert_passes::sites::{Encoder, NormSite};
 use mabert_runtime::TensorType;
 use rand::seq::SliceRandom as _;
@@ -35,7 +35,7 @@ use crate::{Error, Result};
 
 /// How the stage works.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Options {
+pub struct FullOptions {
     /// Gradient steps.
     pub steps: usize,
     /// Sequences a step. Without a number, as many as have [`DEFAULT_POSITIONS`]: a step takes as long for any text, and
@@ -59,7 +59,7 @@ pub struct Options {
     pub seed: u64,
 }
 
-impl Default for Options {
+impl Default for FullOptions {
     fn default() -> Self {
         Self {
             steps: 900,
@@ -80,7 +80,7 @@ pub const DEFAULT_RATE: f32 = 4e-5;
 /// Positions a step where no number of sequences is asked for, padding counted, unless one sequence has more.
 pub const DEFAULT_POSITIONS: usize = 840;
 
-impl Options {
+impl FullOptions {
     /// Sequences worth drawing, and tokens: what goes through all steps. Where texts are so short that more sequences
     /// would, each is seen again.
     pub(crate) fn worth_drawing(&self) -> (usize, usize) {
@@ -97,9 +97,9 @@ impl Options {
 
 /// What the stage did.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct FullReport {
     /// How.
-    pub options: Options,
+    pub options: FullOptions,
     /// Where gradients were computed: `CPU` or `GPU`.
     pub device: &'static str,
     /// Learning rate once warm.
@@ -159,7 +159,7 @@ const CLIP: f32 = 1.0;
 /// The share of the steps over which the rate rises.
 const WARM_UP: f32 = 0.1;
 
-/// What the student is trained on. Labels are read where [`Options::alpha`] is below 1.
+/// What the student is trained on. Labels are read where [`FullOptions::alpha`] is below 1.
 pub struct Data<'d> {
     /// The sequences.
     pub sequences: &'d [Sequence],
@@ -173,7 +173,7 @@ pub struct Data<'d> {
 ///
 /// # Errors
 /// As [`train`].
-pub fn rehearse(rewriting: &Rewriting, student: &Student, data: &Data<'_>, options: &Options) -> Result<()> {
+pub fn rehearse(rewriting: &Rewriting, student: &Student, data: &Data<'_>, options: &FullOptions) -> Result<()> {
     refuse_nothing(data)?;
     let few = &data.sequences[..data.sequences.len().min(4)];
     let pair = Pair::new(rewriting, student, &Data { sequences: few, ..*data }, options)?;
@@ -201,10 +201,10 @@ pub fn train(
     rewriting: &Rewriting,
     student: &mut Student,
     data: &Data<'_>,
-    options: &Options,
+    options: &FullOptions,
     checkpoint: Option<&Checkpoint>,
     progress: &dyn Progress,
-) -> Result<Report> {
+) -> Result<FullReport> {
     let start = Instant::now();
     let training: Vec<usize> = (0..data.sequences.len()).filter(|&at| data.sequences[at].ids.len() > 1).collect();
     refuse_nothing(data)?;
@@ -258,7 +258,7 @@ pub fn train(
             student.model.set_constant(name, &from_candle(variable)?);
         }
     }
-    Ok(Report {
+    Ok(FullReport {
         options: *options,
         sites: changes(&rewriting.encoder, &before, &after),
         device: device_name(),
@@ -278,7 +278,7 @@ pub fn train(
 }
 
 /// The sequences of every step: each as often as any other, those of a step of like lengths.
-fn plan(training: &[usize], sequences: &[Sequence], options: &Options) -> Vec<Vec<usize>> {
+fn plan(training: &[usize], sequences: &[Sequence], options: &FullOptions) -> Vec<Vec<usize>> {
     let length = |at: usize| sequences[at].ids.len();
     let (most, positions) = options.batch.map_or((usize::MAX, DEFAULT_POSITIONS), |batch| (batch, usize::MAX));
     let mut steps: Vec<Vec<usize>> = Vec::new();
@@ -333,7 +333,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(rewriting: &Rewriting, student: &Student, data: &Data<'_>, options: &Options) -> Result<Self> {
+    fn new(rewriting: &Rewriting, student: &Student, data: &Data<'_>, options: &FullOptions) -> Result<Self> {
         let encoder = &rewriting.encoder;
         let entry = encoder.embedding_norm.input.clone();
         let norms: Vec<&str> = encoder.norms().into_iter().map(|(_, site)| site.output.as_str()).collect();

@@ -1,8 +1,8 @@
 //! Which constants of a student are its parameters, and how they are taken over from its file.
 
 use mabert_graph::{Boundary, ElementType, Model, Tensor};
+use mabert_passes::lower::norm_parameters;
 use mabert_passes::pipeline::Student;
-use mabert_passes::rewrite::norm_parameters;
 use mabert_passes::sites::NormSite;
 
 use crate::{Error, Result};

@@ -9,7 +9,7 @@ fn every_sequence_is_seen_as_often_and_steps_have_like_lengths() {
     let lengths: Vec<usize> = (0..40).map(|at| 2 + at * 7 % 31).collect();
     let all = sequences(&lengths);
     let training: Vec<usize> = (0..40).collect();
-    let options = Options { steps: 20, batch: Some(4), seed: 5, ..Options::default() };
+    let options = FullOptions { steps: 20, batch: Some(4), seed: 5, ..FullOptions::default() };
     let made = plan(&training, &all, &options);
     assert_eq!(made.len(), 20);
     let mut seen = vec![0; 40];
@@ -21,14 +21,15 @@ fn every_sequence_is_seen_as_often_and_steps_have_like_lengths() {
     };
     assert!(made.iter().all(|step| spread(step) <= 6));
     assert_eq!(plan(&training, &all, &options), made);
-    assert_ne!(plan(&training, &all, &Options { seed: 6, ..options }), made);
+    assert_ne!(plan(&training, &all, &FullOptions { seed: 6, ..options }), made);
 }
 
 #[test]
 fn a_step_takes_fewer_long_texts() {
     let largest = |length: usize, batch: Option<usize>| {
         let all = sequences(&vec![length; 64]);
-        let steps = plan(&(0..64).collect::<Vec<_>>(), &all, &Options { steps: 9, batch, ..Options::default() });
+        let steps =
+            plan(&(0..64).collect::<Vec<_>>(), &all, &FullOptions { steps: 9, batch, ..FullOptions::default() });
         steps.iter().map(Vec::len).max().unwrap()
     };
     assert_eq!(largest(20, None), DEFAULT_POSITIONS / 20);

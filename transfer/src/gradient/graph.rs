@@ -11,7 +11,7 @@ use mabert_graph::{Model, NodeExt as _, Tensor, attribute};
 use ndarray::ArrayD;
 
 use super::accumulating::{self, Gradient, Kind};
-use super::convert;
+use super::candle_values;
 use super::operators::{refused, run_node};
 use crate::{Error, Result};
 
@@ -78,10 +78,10 @@ impl Graph {
             let value = Tensor::from_proto(initializer)?;
             let at = slot(&initializer.name);
             if trained.contains(&initializer.name) {
-                let var = Var::from_tensor(&convert::to_candle(&value)?)?;
+                let var = Var::from_tensor(&candle_values::to_candle(&value)?)?;
                 variables.push((initializer.name.clone(), at, var));
             } else {
-                constants.push((at, convert::to_value(&value)?));
+                constants.push((at, candle_values::to_value(&value)?));
             }
         }
         if let Some(missing) = trained.iter().find(|name| variables.iter().all(|(n, ..)| n != *name)) {
@@ -94,7 +94,7 @@ impl Graph {
             if proto.is("Constant") {
                 let value = attribute::constant(proto)?
                     .ok_or_else(|| refused(proto, "its value is neither floats nor integers"))?;
-                constants.push((slot(&proto.output[0]), convert::to_value(&value)?));
+                constants.push((slot(&proto.output[0]), candle_values::to_value(&value)?));
                 continue;
             }
             let used: Vec<Option<usize>> =
@@ -156,8 +156,8 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use mabert_graph::{Boundary, ElementType};
-    use mabert_passes::pipeline::{Keep, Options, Order, Rewriting, Student};
-    use mabert_passes::rewrite::{ApproximatorOptions, MASK, Sharing};
+    use mabert_passes::lower::{ApproximatorOptions, MASK, Sharing};
+    use mabert_passes::pipeline::{Keep, Order, PassOptions, Rewriting, Student};
     use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
     use super::*;
@@ -167,7 +167,7 @@ mod tests {
     fn student(folder: &Path, keep: Keep) -> Student {
         let approximator =
             ApproximatorOptions { max_seq: 16, hidden: 5, sharing: Sharing::PerHead, length_tables: true };
-        let options = Options { approximator, order: Order::Linear, keep, fold: true, until: None, partial: false };
+        let options = PassOptions { approximator, order: Order::Linear, keep, fold: true, until: None, partial: false };
         let model = Model::load(folder.join("model.onnx")).unwrap();
         Rewriting::new(model, options).unwrap().approximate().unwrap()
     }
@@ -188,11 +188,7 @@ mod tests {
     }
 
     fn difference(a: &Tensor, b: &Tensor) -> f32 {
-        let (a, b) = (a.to_f32(), b.to_f32());
-        assert_eq!(a.shape(), b.shape());
-        let far =
-            a.iter().zip(&b).map(|(x, y)| (x - y).abs()).fold(0f32, |m, d| if d > m || d.is_nan() { d } else { m });
-        far / b.iter().fold(1f32, |m, v| m.max(v.abs()))
+        a.largest_difference(b) / b.to_f32().iter().fold(1f32, |m, v| m.max(v.abs()))
     }
 
     /// From the embeddings to the outputs, student and teacher: what candle computes is what tract computes.

@@ -5,8 +5,8 @@
 
 mod accumulating;
 mod adam;
-mod convert;
-mod fused;
+mod candle_values;
+mod fused_operators;
 mod graph;
 mod operators;
 
@@ -17,8 +17,8 @@ use rayon::prelude::*;
 
 pub(crate) use accumulating::Gradient;
 pub(crate) use adam::{Adam, Trained};
-pub(crate) use convert::{from_candle, to_candle, to_value};
-pub(crate) use fused::{bounded, squared_distance};
+pub(crate) use candle_values::{from_candle, to_candle, to_value};
+pub(crate) use fused_operators::{bounded, squared_distance};
 pub(crate) use graph::{Graph, Value};
 
 use crate::Result;

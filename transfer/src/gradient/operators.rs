@@ -5,7 +5,7 @@ use mabert_graph::proto::NodeProto;
 use mabert_graph::{NodeExt as _, Tensor, attribute};
 use ndarray::{ArrayD, Axis, IxDyn, Slice};
 
-use super::fused::relu;
+use super::fused_operators::relu;
 use super::graph::Value;
 use crate::{Error, Result};
 

@@ -7,7 +7,7 @@
 use faer::linalg::solvers::Solve as _;
 use faer::{Mat, Side};
 use mabert_graph::{Model, Tensor};
-use mabert_passes::rewrite::{Approximator, ApproximatorOptions, LengthFeatures};
+use mabert_passes::lower::{Approximator, ApproximatorOptions, LengthFeatures};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, concatenate, s};
 use rand::seq::SliceRandom as _;
@@ -362,7 +362,7 @@ pub(super) fn store(model: &mut Model, approximator: &Approximator, options: &Ap
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mabert_passes::rewrite::Sharing;
+    use mabert_passes::lower::Sharing;
 
     /// Rows of random scores at lengths 1 to 16, with the probabilities that `of` gives key `j` of so many.
     fn rows(of: impl Fn(usize, usize) -> f32) -> Rows {

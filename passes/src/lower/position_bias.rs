@@ -1,7 +1,7 @@
 //! What is added to the scores by position, read off as a table: the model computes it from nothing but the length.
 
-use mabert_graph::{Builder, Expr, Model, Tensor};
-use mabert_runtime::Options;
+use mabert_graph::{Builder, Expr, Model, Tensor, largest_difference};
+use mabert_runtime::{LoadOptions, borrowed};
 use ndarray::{ArrayD, Axis, Slice};
 
 use super::canonical::MASK;
@@ -45,10 +45,10 @@ impl<'b> PositionBiases<'b> {
 fn table(model: &Model, value: &str, max_seq: usize) -> Result<ArrayD<f32>> {
     let fault = |reason: String| Error::NotATable { value: value.to_owned(), reason };
     let part = model.extract_from_inputs(&[], &[value])?;
-    let runnable = Options::default().prepare(&part)?;
+    let runnable = LoadOptions::default().prepare(&part)?;
     let at = |length: usize| -> Result<ArrayD<f32>> {
         let inputs = made_up_inputs(&part, 1, length, 1)?;
-        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(name, t)| (name.as_str(), t.clone())).collect();
+        let given = borrowed(&inputs);
         let mut found = runnable.run(&given)?.remove(0).1.to_f32();
         found.slice_axis_inplace(Axis(0), Slice::from(..1));
         Ok(found)
@@ -66,8 +66,7 @@ fn table(model: &Model, value: &str, max_seq: usize) -> Result<ArrayD<f32>> {
         // A model of one length gives the same whatever is asked for.
         let length = shorter.shape()[2];
         let corner = whole.slice_each_axis(|axis| Slice::from(..if axis.axis.0 < 2 { axis.len } else { length }));
-        let far = corner.iter().zip(&shorter).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-        if corner.shape() != shorter.shape() || far.is_nan() || far > TOLERANCE {
+        if corner.shape() != shorter.shape() || largest_difference(&corner, &shorter) > TOLERANCE {
             return Err(fault(format!("at {length} tokens is not what it is at {n}")));
         }
     }

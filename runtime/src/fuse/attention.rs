@@ -331,7 +331,7 @@ impl Work<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fused::panels::{FromPanels, ToPanels, weights};
+    use crate::fuse::panels::{FromPanels, ToPanels, weights};
 
     /// `[batch, length, heads, d]` by the formula, a sentence, head and token at a time.
     #[allow(clippy::too_many_arguments)]

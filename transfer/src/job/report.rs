@@ -4,18 +4,18 @@ use std::path::PathBuf;
 
 use mabert_graph::Model;
 use mabert_passes::contract::NonLinear;
-use mabert_passes::pipeline::{Options as PassOptions, Outcome, Pass, Student, VERSION_KEY};
+use mabert_passes::lower::FoldReport;
+use mabert_passes::pipeline::{Outcome, Pass, PassOptions, Student, VERSION_KEY};
 use mabert_passes::recognise::Miss;
-use mabert_passes::rewrite::FoldReport;
 use mabert_passes::sites::{Activation, Encoder};
 use mabert_runtime::MAX_SEQ_KEY;
 use serde::{Deserialize, Serialize};
 
 use super::sequences::Source;
 use super::{Job, Transfer};
-use crate::closed_form::{self, SiteError};
 use crate::compare::OutputDistance;
 use crate::evaluate::Metric;
+use crate::layerwise::{LayerwiseReport, SiteError};
 use crate::{Error, Result, full};
 
 /// The `metadata_props` keys under which the student says how it was made.
@@ -129,9 +129,9 @@ pub struct Report {
     /// What the student was calibrated on; `None` where it was not.
     pub source: Option<Source>,
     /// What the closed-form stage did.
-    pub closed_form: Option<closed_form::Report>,
+    pub closed_form: Option<LayerwiseReport>,
     /// What the full stage did.
-    pub full: Option<full::Report>,
+    pub full: Option<full::FullReport>,
     /// The distance from the teacher after each stage.
     pub stages: Vec<Stage>,
     /// The student on the dev file.
@@ -172,11 +172,7 @@ fn six_digits(value: f64) -> f64 {
 }
 
 /// Every site with what became of it.
-pub(super) fn sites(
-    encoder: &Encoder,
-    student: &Student,
-    calibration: Option<&closed_form::Report>,
-) -> Vec<SiteReport> {
+pub(super) fn sites(encoder: &Encoder, student: &Student, calibration: Option<&LayerwiseReport>) -> Vec<SiteReport> {
     let error = |site: &str| {
         let sites = calibration.map_or(&[] as &[SiteError], |c| &c.sites);
         sites.iter().find(|s| s.site == site).map(|s| six_digits(s.relative_error))

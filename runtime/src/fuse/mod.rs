@@ -10,7 +10,7 @@ mod avx512;
 mod kernel;
 mod linear;
 mod panels;
-mod recognise;
+mod patterns;
 
 use tract_core::internal::*;
 
@@ -99,7 +99,7 @@ fn replace(
 }
 
 fn linear(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
-    let Some(found) = recognise::linear(kernel, model, node) else { return Ok(None) };
+    let Some(found) = patterns::linear(kernel, model, node) else { return Ok(None) };
     let mut patch = TypedModelPatch::default();
     let name = &model.node(found.output.node).name;
     let mut inputs = tvec![in_panels(&mut patch, model, &format!("{name}.x"), found.input, found.k)?];
@@ -118,7 +118,7 @@ fn linear(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> TractResult<
 }
 
 fn attention(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
-    let Some(found) = recognise::attention(kernel, model, node) else { return Ok(None) };
+    let Some(found) = patterns::attention(kernel, model, node) else { return Ok(None) };
     let mut patch = TypedModelPatch::default();
     let name = &model.node(found.output.node).name;
     let channels = found.heads * found.channels;

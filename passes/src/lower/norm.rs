@@ -33,8 +33,8 @@ pub fn approximate_norms(model: &mut Model, encoder: &Encoder) -> Result<usize> 
 
 #[cfg(test)]
 mod tests {
+    use crate::lower::norm_parameters;
     use crate::pipeline::Pass;
-    use crate::rewrite::norm_parameters;
     use crate::testing::{layer_text, student, values};
 
     #[test]

@@ -37,7 +37,7 @@ use crate::Result;
 ///
 /// # Errors
 /// The graph's wiring is broken, a constant cannot be computed, or a weight is not finite.
-pub fn prepare(model: &mut Model) -> Result<()> {
+pub fn simplify(model: &mut Model) -> Result<()> {
     mabert_graph::inline_functions(model)?;
     mabert_graph::widen_half(model)?;
     refuse_unusable_weights(model)?;

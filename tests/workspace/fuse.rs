@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 
 use mabert_graph::{Model, Tensor};
+use mabert_passes::lower::{ApproximatorOptions, Sharing};
 use mabert_passes::pipeline::{Order, Rewriting};
-use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
-use mabert_runtime::Options;
-use mabert_tests::{MAX_SEQ, borrowed, distance, exports, fixture, padded_inputs};
+use mabert_runtime::{LoadOptions, borrowed};
+use mabert_tests::{MAX_SEQ, distance, exports, fixture, padded_inputs};
 
 /// The fixture, rewritten but not calibrated.
 fn student(order: Order, sharing: Sharing, length_tables: bool, hidden: usize) -> Model {
     let default = mabert_tests::options();
     let approximator = ApproximatorOptions { sharing, length_tables, hidden, ..default.approximator };
     let model = Model::load(fixture("bert-mini-sst2/model.onnx")).unwrap();
-    let options = mabert_passes::pipeline::Options { approximator, order, ..default };
+    let options = mabert_passes::pipeline::PassOptions { approximator, order, ..default };
     let mut student = Rewriting::new(model, options).unwrap().approximate().unwrap();
     // What is not calibrated is the same everywhere, and tract simplifies it away.
     let names: Vec<String> = student.approximators.iter().flat_map(|a| [&a.b1, &a.b2, &a.scale]).cloned().collect();
@@ -30,8 +30,8 @@ fn student(order: Order, sharing: Sharing, length_tables: bool, hidden: usize) -
 /// Compares fused and plain, relative to outputs above 1, over batch sizes, lengths and masks; gives the operators that ran
 /// with fusing.
 fn compare(model: &Model, threads: usize) -> BTreeMap<String, usize> {
-    let fused = Options::default().threads(threads).prepare(model).unwrap();
-    let plain = Options::default().plain().prepare(model).unwrap();
+    let fused = LoadOptions::default().threads(threads).prepare(model).unwrap();
+    let plain = LoadOptions::default().plain().prepare(model).unwrap();
     for (batch, length) in [(1, 1), (1, 7), (3, MAX_SEQ), (2, 5), (5, 13)] {
         let inputs = padded_inputs(fused.inputs(), batch, length, 64, 11 + length as u64);
         let (x, y) = (fused.run(&borrowed(&inputs)).unwrap(), plain.run(&borrowed(&inputs)).unwrap());

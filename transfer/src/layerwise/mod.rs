@@ -4,7 +4,7 @@
 //! is run up to there; what leads from the context to the norm is solved for (`regression`); the same for the
 //! feed-forward part. What an earlier layer could not match, a later one sees and makes up for.
 
-mod approximator;
+mod fit;
 mod head;
 mod layers;
 mod regression;
@@ -21,7 +21,7 @@ use crate::progress::Progress;
 
 /// How the stage works.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Options {
+pub struct LayerwiseOptions {
     /// Seed of what is drawn at random.
     pub seed: u64,
     /// Rows of scores (queries) that each approximator is fitted to, at most.
@@ -29,10 +29,10 @@ pub struct Options {
     /// Steps of each approximator's fit.
     pub fit_steps: usize,
     /// Gradient steps on each attention block before it is solved for a last time, see [`blockwise`].
-    pub blockwise: Option<blockwise::Options>,
+    pub blockwise: Option<blockwise::BlockwiseOptions>,
 }
 
-impl Default for Options {
+impl Default for LayerwiseOptions {
     fn default() -> Self {
         Self { seed: 0, fit_rows: 12_000, fit_steps: 1_500, blockwise: None }
     }
@@ -50,7 +50,7 @@ pub struct SiteError {
 
 /// What the stage did.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Report {
+pub struct LayerwiseReport {
     /// Real tokens that went through the student.
     pub tokens: usize,
     /// Every site, in order.
@@ -73,9 +73,9 @@ pub fn calibrate(
     rewriting: &Rewriting,
     student: &mut Student,
     batches: &[Batch],
-    options: &Options,
+    options: &LayerwiseOptions,
     progress: &dyn Progress,
-) -> Result<Report> {
+) -> Result<LayerwiseReport> {
     let start = Instant::now();
     let stage = if options.blockwise.is_some() { "blockwise" } else { "closed-form" };
     progress.begin(stage, rewriting.encoder.layers.len());
@@ -91,5 +91,5 @@ pub fn calibrate(
     }
     progress.end();
     let layers::Work { sites, blocks, fit_seconds, block_seconds, .. } = work;
-    Ok(Report { tokens, sites, blocks, fit_seconds, block_seconds, seconds: start.elapsed().as_secs_f64() })
+    Ok(LayerwiseReport { tokens, sites, blocks, fit_seconds, block_seconds, seconds: start.elapsed().as_secs_f64() })
 }

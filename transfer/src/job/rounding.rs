@@ -2,7 +2,7 @@
 //! passes change must be told from what any other order of the same sums would.
 
 use mabert_graph::{ElementType, Model, Tensor};
-use mabert_runtime::{Named, Options};
+use mabert_runtime::{LoadOptions, Named};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::{furthest, outputs};
@@ -23,6 +23,6 @@ pub(super) fn sensitivity(model: &Model, by: f32, batches: &[Batch], of_model: &
         values.mapv_inplace(|v| if rng.random() { v * (1.0 + by) } else { v * (1.0 - by) });
         moved.set_constant(&name, &Tensor::F32(values));
     }
-    let found = outputs(&Options::default().prepare(&moved)?, batches)?;
+    let found = outputs(&LoadOptions::default().prepare(&moved)?, batches)?;
     furthest(batches, of_model, &found)
 }

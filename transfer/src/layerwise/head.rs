@@ -2,7 +2,7 @@
 
 use mabert_graph::{Boundary, ElementType, Model, Tensor};
 use mabert_passes::sites::Encoder;
-use mabert_runtime::{Named, Options};
+use mabert_runtime::{LoadOptions, Named, borrowed};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use crate::Result;
@@ -26,10 +26,11 @@ pub(super) fn reads_first_token_only(model: &Model, encoder: &Encoder, batch: &B
         return Ok(false);
     }
     let given = batch.inputs(&inputs)?;
-    let head = Options::default().prepare(&head)?;
+    let head = LoadOptions::default().prepare(&head)?;
     let run = |states: Vec<f32>| -> Result<Named> {
-        let mut values: Vec<(&str, Tensor)> = given.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
-        values.push((hidden, Tensor::new(&shape, states)));
+        let states = Tensor::new(&shape, states);
+        let mut values = borrowed(&given);
+        values.push((hidden, &states));
         Ok(head.run(&values)?)
     };
     let mut rng = StdRng::seed_from_u64(17);
@@ -44,8 +45,8 @@ pub(super) fn reads_first_token_only(model: &Model, encoder: &Encoder, batch: &B
 #[cfg(test)]
 mod tests {
     use mabert_graph::proto::ValueInfoProto;
-    use mabert_passes::pipeline::{Keep, Options as PassOptions, Order, Rewriting};
-    use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
+    use mabert_passes::lower::{ApproximatorOptions, Sharing};
+    use mabert_passes::pipeline::{Keep, Order, PassOptions, Rewriting};
 
     use super::*;
     use crate::data::{Vocabulary, batches, made_up_sequences};

@@ -3,17 +3,17 @@
 use std::time::Instant;
 
 use mabert_graph::{Model, Tensor};
+use mabert_passes::lower::{MASK, Sharing, norm_parameters};
 use mabert_passes::pipeline::{Pass, Rewriting, Student};
-use mabert_passes::rewrite::{MASK, Sharing, norm_parameters};
 use mabert_passes::sites::{Encoder, Layer, LinearSite};
 use ndarray::{Array2, ArrayD, Axis, Ix4};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
 
-use super::approximator::{self, Rows};
+use super::fit::{self, Rows};
 use super::head;
 use super::regression::{Regression, Solution, Unknowns};
-use super::{Options, SiteError};
+use super::{LayerwiseOptions, SiteError};
 use crate::blockwise::{self, Block, Fitted};
 use crate::compare::RelativeError;
 use crate::data::Batch;
@@ -42,7 +42,7 @@ pub(super) struct Work<'w> {
     student: &'w mut Student,
     batches: &'w [Batch],
     masks: Vec<Tensor>,
-    options: &'w Options,
+    options: &'w LayerwiseOptions,
     /// The value at which both models are.
     at: String,
     /// Whether the head reads the first token alone, so that it is favoured in the last layer.
@@ -61,7 +61,7 @@ impl<'w> Work<'w> {
         rewriting: &'w Rewriting,
         student: &'w mut Student,
         batches: &'w [Batch],
-        options: &'w Options,
+        options: &'w LayerwiseOptions,
     ) -> Result<Self> {
         let sentences = batches.iter().map(texts).sum::<usize>();
         // Too few first tokens would be learnt by heart.
@@ -192,7 +192,7 @@ impl<'w> Work<'w> {
     }
 
     /// Trains the attention block towards the teacher's normalised values.
-    fn blockwise(&mut self, index: usize, targets: &Stored, options: blockwise::Options) -> Result<()> {
+    fn blockwise(&mut self, index: usize, targets: &Stored, options: blockwise::BlockwiseOptions) -> Result<()> {
         let start = Instant::now();
         let layer = &self.encoder.layers[index];
         let name = format!("layer.{}/attention", layer.index);
@@ -228,7 +228,7 @@ impl<'w> Work<'w> {
             weights: &weights,
             targets,
         };
-        let options = blockwise::Options { seed: self.options.seed ^ ((index as u64) << 24), ..options };
+        let options = blockwise::BlockwiseOptions { seed: self.options.seed ^ ((index as u64) << 24), ..options };
         let fitted = blockwise::fit(&mut self.student.model, &block, &options)?;
         self.blocks.push(fitted);
         self.block_seconds += start.elapsed().as_secs_f64();
@@ -311,18 +311,18 @@ impl<'w> Work<'w> {
         Ok(all)
     }
 
-    fn fit(&mut self, site: String, approximator: &mabert_passes::rewrite::Approximator, rows: &[Rows], layer: usize) {
+    fn fit(&mut self, site: String, approximator: &mabert_passes::lower::Approximator, rows: &[Rows], layer: usize) {
         let start = Instant::now();
         let options = self.student.options.approximator;
         let seed = self.options.seed ^ ((layer as u64) << 16);
         let fitted: Vec<_> = rows
             .par_iter()
             .enumerate()
-            .map(|(group, rows)| approximator::fit(rows, &options, self.options.fit_steps, seed ^ group as u64))
+            .map(|(group, rows)| fit::fit(rows, &options, self.options.fit_steps, seed ^ group as u64))
             .collect();
         let square = fitted.iter().map(|(_, error)| error * error).sum::<f64>() / fitted.len() as f64;
         let nets: Vec<_> = fitted.into_iter().map(|(net, _)| net).collect();
-        approximator::store(&mut self.student.model, approximator, &options, &nets);
+        fit::store(&mut self.student.model, approximator, &options, &nets);
         self.fit_seconds += start.elapsed().as_secs_f64();
         self.note(site, square.sqrt());
     }

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
     use crate::pipeline::Pass;
     use crate::testing::{inputs, layer_text, student, values};
-    use mabert_graph::Tensor;
+    use mabert_runtime::borrowed;
 
     /// The student with a head behind its hidden states.
     fn with_head(pass: Pass, head: impl Fn(mabert_graph::Expr<'_>) -> String) -> (Model, Encoder) {
@@ -128,8 +128,8 @@ mod tests {
 
     fn outputs(model: &Model, lengths: &[usize]) -> Vec<f32> {
         let inputs = inputs(lengths);
-        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
-        let runnable = mabert_runtime::Options::default().prepare(model).unwrap();
+        let given = borrowed(&inputs);
+        let runnable = mabert_runtime::LoadOptions::default().prepare(model).unwrap();
         runnable.run(&given).unwrap()[0].1.to_f32().iter().copied().collect()
     }
 
@@ -157,7 +157,7 @@ mod tests {
             assert_eq!(x.shape(), y.shape());
         }
         // Queries no longer read what keys and values do, so two products are left.
-        let merged = crate::rewrite::merge_query_key_value(&mut after, &encoder).unwrap();
+        let merged = crate::lower::merge_query_key_value(&mut after, &encoder).unwrap();
         assert_eq!(merged, 1);
         let (x, y) = (outputs(&before, &[6, 3]), outputs(&after, &[6, 3]));
         assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() < 1e-4), "{x:?} {y:?}");

@@ -7,14 +7,14 @@ mod sequences;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use mabert_graph::{Model, Tensor};
+use mabert_graph::Model;
 use mabert_passes::contract::non_linear_nodes;
-use mabert_passes::pipeline::{Keep, Options as PassOptions, Order, Pass, Rewriting, Student};
+use mabert_passes::lower::{ApproximatorOptions, Sharing};
+use mabert_passes::pipeline::{Keep, Order, Pass, PassOptions, Rewriting, Student};
 use mabert_passes::recognise::PROBED;
 use mabert_passes::recording::{check_sizes, longest_sequence};
-use mabert_passes::rewrite::{ApproximatorOptions, Sharing};
 use mabert_passes::sites::Encoder;
-use mabert_runtime::{Named, Options as RunOptions, Taps};
+use mabert_runtime::{LoadOptions, Named, Taps, borrowed};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,7 @@ use crate::data::{
 };
 use crate::evaluate::{self, Metric, Spread};
 use crate::progress::Progress;
-use crate::{Error, Result, blockwise, closed_form, full};
+use crate::{Error, Result, blockwise, full, layerwise};
 use report::{describe, peak_memory, sites};
 use sequences::{HELD_OUT_SEED, Sequences, vocabulary};
 
@@ -122,13 +122,13 @@ pub struct Job {
     /// How parameters are found.
     pub transfer: Transfer,
     /// Options of the full stage.
-    pub full: full::Options,
+    pub full: full::FullOptions,
     /// A student that was not folded: its parameters are taken in place of the closed form's, and the options of the
     /// passes in place of these.
     pub parameters: Option<PathBuf>,
     /// Where the full stage leaves its state.
     pub checkpoint: Option<CheckpointFolder>,
-    /// Text; random tokens are made up without it. The label's column is read where [`full::Options::alpha`] is below 1.
+    /// Text; random tokens are made up without it. The label's column is read where [`full::FullOptions::alpha`] is below 1.
     pub data: Option<Data>,
     /// Files of more text, to calibrate and train on but not to measure on: half of all comes from them.
     pub extra_data: Vec<PathBuf>,
@@ -155,7 +155,7 @@ impl Default for Job {
             until: None,
             partial: false,
             transfer: Transfer::ClosedForm,
-            full: full::Options::default(),
+            full: full::FullOptions::default(),
             parameters: None,
             checkpoint: None,
             data: None,
@@ -177,7 +177,7 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     let start = Instant::now();
     progress.begin("prepare", 3);
     let original = Model::load(path)?;
-    let runnable = RunOptions::default().prepare(&original)?;
+    let runnable = LoadOptions::default().prepare(&original)?;
     check_sizes(&original, &runnable, PROBED)?;
     let given = job.parameters.as_deref().map(Given::load).transpose()?;
     let options = match &given {
@@ -208,7 +208,7 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     let rewriting = Rewriting::new(original, options)?;
     // The passes that make the teacher canonical are exact: a few batches show where one is not.
     let few = held_out.len().min(CANONICAL_BATCHES);
-    let canonical = outputs(&RunOptions::default().prepare(&rewriting.teacher)?, &held_out[..few])?;
+    let canonical = outputs(&LoadOptions::default().prepare(&rewriting.teacher)?, &held_out[..few])?;
     let canonical = furthest(&held_out[..few], &of_teacher[..few], &canonical)?;
     if canonical > EXACT {
         return Err(Error::Check(format!(
@@ -220,7 +220,7 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     progress.end();
 
     let measure = |model: &Model| -> Result<(mabert_runtime::Model, Vec<Named>)> {
-        let prepared = RunOptions::default().prepare(model)?;
+        let prepared = LoadOptions::default().prepare(model)?;
         let outputs = outputs(&prepared, &held_out)?;
         Ok((prepared, outputs))
     };
@@ -234,7 +234,7 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
         Ok::<_, Error>(dev)
     };
     let data = full::Data { sequences: &training, judges: &judges, shape };
-    let full_options = full::Options { seed: job.seed, ..job.full };
+    let full_options = full::FullOptions { seed: job.seed, ..job.full };
     let calibrates = job.transfer != Transfer::None && student.ran(Pass::Canonical);
     if job.transfer == Transfer::Full && calibrates {
         // Before the long work, not after it.
@@ -361,10 +361,10 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
 /// Every value that the student computes on `batches` must fit half precision, in which it will be run.
 fn refuse_beyond_half(student: &Model, batches: &[Batch]) -> Result<()> {
     const LARGEST: f32 = 65_504.0;
-    let everything = RunOptions::default().taps(Taps::Everything).prepare(student)?;
+    let everything = LoadOptions::default().taps(Taps::Everything).prepare(student)?;
     for batch in batches {
         let inputs = batch.inputs(everything.inputs())?;
-        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+        let given = borrowed(&inputs);
         for (name, value) in everything.run(&given)? {
             let largest = value.as_f32().map_or(0.0, |v| v.iter().fold(0f32, |m, x| m.max(x.abs())));
             if largest > LARGEST {
@@ -385,13 +385,20 @@ fn calibrate(
     calibration: &[Batch],
     job: &Job,
     progress: &dyn Progress,
-) -> Result<closed_form::Report> {
-    let defaults = closed_form::Options { seed: job.seed, ..closed_form::Options::default() };
+) -> Result<layerwise::LayerwiseReport> {
+    let defaults = layerwise::LayerwiseOptions { seed: job.seed, ..layerwise::LayerwiseOptions::default() };
     // Random tokens are all alike: few rows and steps tell what there is to know.
-    let quick = closed_form::Options { fit_rows: 6_000, fit_steps: 600, ..defaults };
+    let quick = layerwise::LayerwiseOptions { fit_rows: 6_000, fit_steps: 600, ..defaults };
     let options = if job.data.is_some() { defaults } else { quick };
-    let blockwise = matches!(job.transfer, Transfer::Blockwise | Transfer::Full).then(blockwise::Options::default);
-    closed_form::calibrate(rewriting, student, calibration, &closed_form::Options { blockwise, ..options }, progress)
+    let blockwise =
+        matches!(job.transfer, Transfer::Blockwise | Transfer::Full).then(blockwise::BlockwiseOptions::default);
+    layerwise::calibrate(
+        rewriting,
+        student,
+        calibration,
+        &layerwise::LayerwiseOptions { blockwise, ..options },
+        progress,
+    )
 }
 
 /// A student made before, whose parameters are gone on from.
@@ -537,7 +544,7 @@ fn max_seq(model: &Model, runnable: &mabert_runtime::Model, wanted: Option<usize
 fn outputs(model: &mabert_runtime::Model, batches: &[Batch]) -> Result<Vec<Named>> {
     let run = |batch: &Batch| -> Result<Named> {
         let inputs = batch.inputs(model.inputs())?;
-        let given: Vec<(&str, Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+        let given = borrowed(&inputs);
         Ok(model.run(&given)?)
     };
     batches.par_iter().map(run).collect()

@@ -1,7 +1,7 @@
 //! Exact: what depends on no input is computed once.
 
 use mabert_graph::{Dependence, Index, Model, NodeExt as _, Tensor, attribute};
-use mabert_runtime::Options;
+use mabert_runtime::LoadOptions;
 
 use crate::{Error, Result};
 
@@ -28,7 +28,7 @@ pub fn fold_constants(model: &mut Model) -> Result<usize> {
     wanted.retain(|v| !index.is_output(v));
     if !wanted.is_empty() {
         let part = model.extract(&[], &wanted)?;
-        let values = Options::default().prepare(&part)?.run(&[])?;
+        let values = LoadOptions::default().prepare(&part)?.run(&[])?;
         let computed: Vec<String> = values.iter().map(|(name, _)| name.clone()).collect();
         for node in &mut model.graph_mut().node {
             for output in node.output.iter_mut().filter(|o| computed.contains(o)) {
