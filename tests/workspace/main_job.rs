@@ -201,7 +201,10 @@ fn every_length_and_the_shortest_limits_work() {
     for max_seq in [2, 3, 5] {
         let job = Job { max_seq: Some(max_seq), calibration_tokens: Some(500), ..job(None) };
         let report = fixture_report(&job);
-        assert!(report.outputs[0].max_abs.is_finite(), "{max_seq}");
+        let logits = &report.outputs[0];
+        // An uncalibrated student answers at random: cosine 0, half of the classes.
+        assert!(logits.max_abs.is_finite(), "{max_seq}: {logits:?}");
+        assert!(logits.mean_cosine.unwrap() > 0.6 && logits.agreement.unwrap() > 0.8, "{max_seq}: {logits:?}");
     }
 }
 
@@ -236,12 +239,11 @@ fn all_exports_are_calibrated_on_made_up_tokens() {
     }
 }
 
-/// MiniLM fine-tuned on SST-2, where it is at hand: the numbers of the documentation come from longer runs.
+/// MiniLM fine-tuned on SST-2.
 #[test]
+#[ignore = "needs a model and data that are not in the repository: tests/real-models runs it"]
 fn minilm_is_rewritten_and_run_by_both_engines() {
-    let (Some(models), Some(texts)) = (outside("MABERT_MODELS", "models"), outside("MABERT_DATA", "data")) else {
-        return;
-    };
+    let (models, texts) = (outside("MABERT_MODELS", "models"), outside("MABERT_DATA", "data"));
     let data = Data { path: texts.join("sst2/dev.tsv"), columns: Columns::default() };
     let tokenizer = models.join("minilm-sst2/tokenizer.json");
     let job = Job {
