@@ -111,14 +111,14 @@ pub(crate) struct OldData(Vec<PathBuf>);
 
 impl OldData {
     /// Those that this program would have named so.
-    pub(crate) fn of(model: &Path) -> Self {
+    pub(crate) fn beside(model: &Path) -> Self {
         let own = |name: &str| {
             let rest = name.strip_prefix(&*model.file_name().unwrap_or_default().to_string_lossy());
             rest.and_then(|rest| rest.strip_suffix(".data")).is_some_and(|number| {
                 number.is_empty() || number.strip_prefix('.').is_some_and(|n| n.parse::<usize>().is_ok())
             })
         };
-        let mut found: Vec<PathBuf> = Vec::new();
+        let mut paths: Vec<PathBuf> = Vec::new();
         // Most models have none: then they need not be read.
         if (1..4).any(|number| data_path(model, number).exists())
             && let Ok(file) = File::open(model)
@@ -127,11 +127,11 @@ impl OldData {
             // Whatever else it is, it is about to be overwritten.
             _ = for_each_tensor(&mut proto, &mut |tensor| {
                 let path = entry(tensor, "location").filter(|name| own(name)).map(|name| model.with_file_name(name));
-                found.extend(path.filter(|path| !found.contains(path)));
+                paths.extend(path.filter(|path| !paths.contains(path)));
                 Ok(())
             });
         }
-        Self(found)
+        Self(paths)
     }
 
     /// Removes them, but for what the new model refers to. One that cannot be removed is only in the way.

@@ -31,7 +31,7 @@ pub(crate) fn temporary_beside(
     // A temporary file is private by default; the model should be as readable as any file the user makes.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut temporary = builder.tempfile_in(folder_of(path))?;
+    let mut temporary = builder.tempfile_in(parent_folder(path))?;
     let mut buffered = std::io::BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
     write(&mut buffered)?;
     buffered.flush()?;
@@ -45,18 +45,19 @@ pub(crate) fn temporary_beside(
 /// # Errors
 /// `path` is a folder, or its folder is missing or cannot be written to.
 pub fn check_writable(path: &Path) -> Result<()> {
-    let refused = |why: &str| Error::Write { path: path.to_owned(), source: std::io::Error::other(why.to_owned()) };
+    let refused =
+        |reason: &str| Error::Write { path: path.to_owned(), source: std::io::Error::other(reason.to_owned()) };
     if path.is_dir() || path.file_name().is_none() {
         return Err(refused("it is a folder; name a file in it"));
     }
-    if !folder_of(path).is_dir() {
+    if !parent_folder(path).is_dir() {
         return Err(refused("its folder does not exist"));
     }
-    let attempt = tempfile::Builder::new().prefix(".onnx-mabert-").tempfile_in(folder_of(path));
+    let attempt = tempfile::Builder::new().prefix(".onnx-mabert-").tempfile_in(parent_folder(path));
     attempt.map(drop).map_err(|e| refused(&e.kind().to_string()))
 }
 
-fn folder_of(path: &Path) -> &Path {
+fn parent_folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

@@ -37,7 +37,7 @@ pub use functions::inline_functions;
 pub use half_precision::{is_half, narrow_to_half, widen_half};
 pub use index::{Dependence, Index};
 pub use model::{Dim, Model, TensorType};
-pub use node::{NodeExt, attribute};
+pub use node::{NodeExt, attribute, cast_node};
 pub use patch::Patch;
 pub use tensor::{ElementType, Tensor, largest_difference};
 

@@ -1,6 +1,6 @@
 //! A model: its message, where it came from, and how it is read and written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{BufReader, Cursor, Read as _};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use onnx_protobuf::{
 
 use crate::external::{self, Storage};
 use crate::files::write_atomically;
+use crate::node::is_standard;
 use crate::{ElementType, Error, NodeExt, Result, Tensor, decode, encode};
 
 /// The size of one axis.
@@ -129,13 +130,13 @@ impl Model {
         let path = path.as_ref();
         let write = |proto: &ModelProto| write_atomically(path, |file| encode::write(proto, file));
         if self.storage != Storage::Outside && !external::must_be_outside(&self.proto) {
-            let old = external::OldData::of(path);
+            let old = external::OldData::beside(path);
             write(&self.proto)?;
             old.remove(None);
             return Ok(());
         }
         let (proto, data) = external::write(&self.proto, path)?;
-        let old = external::OldData::of(path);
+        let old = external::OldData::beside(path);
         match write(&proto) {
             Ok(()) => old.remove(Some(&data)),
             Err(e) => {
@@ -187,8 +188,7 @@ impl Model {
 
     /// The version of the standard operator set.
     pub fn opset(&self) -> i64 {
-        let standard = |domain: &str| domain.is_empty() || domain == "ai.onnx";
-        self.proto.opset_import.iter().find(|o| standard(&o.domain)).map_or(1, |o| o.version)
+        self.proto.opset_import.iter().find(|o| is_standard(&o.domain)).map_or(1, |o| o.version)
     }
 
     /// The inputs that a caller must give: graph inputs without an initializer.
@@ -201,6 +201,13 @@ impl Model {
     /// The outputs of the graph.
     pub fn outputs(&self) -> Vec<TensorType> {
         self.graph().output.iter().map(tensor_type).collect()
+    }
+
+    /// Every name that a value of the main graph has: inputs, constants and what nodes compute.
+    pub fn value_names(&self) -> HashSet<String> {
+        let graph = self.graph();
+        let sources = graph.input.iter().map(|i| &i.name).chain(graph.initializer.iter().map(|t| &t.name));
+        sources.chain(graph.node.iter().flat_map(|n| &n.output)).cloned().collect()
     }
 
     /// The message of an initializer.
