@@ -37,7 +37,7 @@ impl Patch {
     /// # Errors
     /// A shunt names a value that no node computes, a name is taken, or the edit makes a cycle.
     pub fn apply(mut self, model: &mut Model) -> Result<()> {
-        let mut taken = value_names(model);
+        let mut taken = model.value_names();
         for (old, new) in std::mem::take(&mut self.shunts) {
             self.take_over(model, &mut taken, &old, &new)?;
         }
@@ -81,13 +81,6 @@ impl Patch {
 
 fn rename<'n>(names: impl Iterator<Item = &'n mut String>, from: &str, to: &str) {
     names.filter(|n| *n == from).for_each(|n| *n = to.to_owned());
-}
-
-fn value_names(model: &Model) -> HashSet<String> {
-    let graph = model.graph();
-    let inputs = graph.input.iter().map(|i| &i.name);
-    let constants = graph.initializer.iter().map(|t| &t.name);
-    inputs.chain(constants).chain(graph.node.iter().flat_map(|n| &n.output)).cloned().collect()
 }
 
 /// Puts every node behind those it depends on, and otherwise keeps the order.
@@ -195,6 +188,16 @@ mod tests {
         assert_eq!(operators(&model), ["Relu", "Sqrt"]);
         assert_eq!(model.graph().node[0].output, ["y"]);
         assert!(model.graph().node[1].is("Sqrt") && model.graph().node[1].input == ["y"]);
+    }
+
+    #[test]
+    fn a_patch_with_several_shunts_replaces_each() {
+        let mut model = chain();
+        let b = Builder::new(17, "swap");
+        let (y, z) = (b.value("x").relu(), b.value("y").tanh());
+        b.patch_with([("y", y), ("z", z.named("renamed"))]).apply(&mut model).unwrap();
+        assert_eq!(operators(&model), ["Erf", "Tanh"]);
+        assert_eq!(model.graph().node[1].output, ["z"]);
     }
 
     #[test]
