@@ -107,6 +107,13 @@ pub struct Data {
     pub columns: Columns,
 }
 
+impl Data {
+    /// A file whose columns have [usual names](crate::data::USUAL_TEXTS).
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), columns: Columns::default() }
+    }
+}
+
 /// A labelled file on which teacher and student are compared.
 #[derive(Clone, Debug)]
 pub struct Dev {
