@@ -31,11 +31,17 @@ if [ -z "${ORT_DYLIB_PATH:-}" ]; then
 fi
 export ORT_DYLIB_PATH CANDLE_NUM_THREADS=1
 
-# What was measured, and where. A folder is of one build on one machine.
+# What is measured, and where: a folder is of one build on one machine. Documents are no part of a build.
+code=(-- . ':!docs' ':!*.md')
+commit=$(git log -1 --format=%h "${code[@]}")
+git diff --quiet HEAD "${code[@]}" || commit+=" with changes"
 cpu() { sed -n "s/^$1[[:space:]]*: //p" /proc/cpuinfo | head -n 1; }
-build=$(printf '{"commit": "%s", "processor": "%s", "family": "%s", "model": "%s", "avx512": %s, "cores": %s, "onnxruntime": "%s"}' \
-    "$(git describe --always --dirty --exclude '*')" "$(cpu 'model name')" "$(cpu 'cpu family')" "$(cpu model)" \
-    "$(grep -qw avx512f /proc/cpuinfo && echo true || echo false)" "$(nproc)" "${ORT_DYLIB_PATH##*.so.}")
+avx512=$(grep -qw avx512f /proc/cpuinfo && echo true || echo false)
+build=$(
+    printf '{"commit": "%s", "onnxruntime": "%s", "cores": %s, "avx512": %s, ' \
+        "$commit" "${ORT_DYLIB_PATH##*.so.}" "$(nproc)" "$avx512"
+    printf '"processor": "%s", "family": "%s", "model": "%s"}' "$(cpu 'model name')" "$(cpu 'cpu family')" "$(cpu model)"
+)
 if [ -f "$out/build.json" ] && [ "$(cat "$out/build.json")" != "$build" ]; then
     echo "$out holds reports of another build or machine: $(cat "$out/build.json")" >&2
     exit 2
