@@ -134,4 +134,6 @@ class Layer:
 
     def leads_to_map(self, operand, linear_maps):
         node = self.graph.makers.get(operand)
-        return node and (operand in linear_maps or node.operator == "Add" and any(o in linear_maps for o in node.operands))
+        return node and (
+            operand in linear_maps or node.operator == "Add" and any(o in linear_maps for o in node.operands)
+        )

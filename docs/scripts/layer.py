@@ -24,9 +24,10 @@ WIDTHS = dict(zip(BLOCKS, (70, 76, 76, 86, 70, 124, 70, 70, 70, 124)))
 BOX_HEIGHT, STRIP_HEIGHT = 100, 196
 SQUARE, STEP = 9, 12
 
+FOLDED = ("folded", "widen", "ReLU", "narrow", "folded")
 TITLES = {
     "before": ("Q, K, V", "scores", "softmax", "context", "output", "norm", "widen", "GELU", "narrow", "norm"),
-    "after": ("Q, K, V", "scores, W₁", "ReLU", "W₂, context", "output", "folded", "widen", "ReLU", "narrow", "folded"),
+    "after": ("Q, K, V", "scores, W₁", "ReLU", "W₂, context", "output", *FOLDED),
 }
 # Operators in the order in which a box lists them.
 ORDER = ("LayerNormalization", "Softmax", "Relu", "MatMul", "Erf", "Div", "Mul", "Add")
@@ -145,10 +146,9 @@ def strip(y, name, found):
     kinds = found.kinds()
     other = kinds["other"]
     summary = f"{other} of them not matrix arithmetic" if other else "matrix arithmetic and ReLU alone"
-    parts = [
-        f'<text x="{MARGIN}" y="{y}"><tspan class="heading">{name.capitalize()}</tspan>'
-        f'<tspan class="quiet" dx="10">{len(found.nodes)} operators, {summary}</tspan></text>'
-    ]
+    heading = f'<tspan class="heading">{name.capitalize()}</tspan>'
+    counted = f'<tspan class="quiet" dx="10">{len(found.nodes)} operators, {summary}</tspan>'
+    parts = [text(MARGIN, y, heading + counted)]
     squares = [kind for kind in KINDS for _ in range(kinds[kind])]
     start = WIDTH - MARGIN - STEP * 50 + 3
     parts += [square(start + STEP * place, y, kind) for place, kind in enumerate(squares)]
@@ -175,10 +175,11 @@ def legend(y, layers):
 
 def picture(before, after):
     height = 2 * STRIP_HEIGHT + 60
+    title = f"One encoder layer before and after: {len(before.nodes)} operators, {before.kinds()['other']} of them not "
+    title += f"matrix arithmetic; then {len(after.nodes)}, matrix arithmetic and ReLU alone"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="title">',
-        f'<title id="title">One encoder layer before and after: {len(before.nodes)} operators, '
-        f"{before.kinds()['other']} of them not matrix arithmetic; then {len(after.nodes)}, none of them.</title>",
+        f'<title id="title">{title}</title>',
         f"<style>{STYLE}</style>",
         f'<rect class="card" x=".5" y=".5" width="{WIDTH - 1}" height="{height - 1}" rx="10"/>',
         *strip(36, "before", before),

@@ -40,7 +40,8 @@ avx512=$(grep -qw avx512f /proc/cpuinfo && echo true || echo false)
 build=$(
     printf '{"commit": "%s", "onnxruntime": "%s", "cores": %s, "avx512": %s, ' \
         "$commit" "${ORT_DYLIB_PATH##*.so.}" "$(nproc)" "$avx512"
-    printf '"processor": "%s", "family": "%s", "model": "%s"}' "$(cpu 'model name')" "$(cpu 'cpu family')" "$(cpu model)"
+    printf '"processor": "%s", "family": "%s", "model": "%s"}' \
+        "$(cpu 'model name')" "$(cpu 'cpu family')" "$(cpu model)"
 )
 if [ -f "$out/build.json" ] && [ "$(cat "$out/build.json")" != "$build" ]; then
     echo "$out holds reports of another build or machine: $(cat "$out/build.json")" >&2
