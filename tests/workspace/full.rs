@@ -323,3 +323,23 @@ fn an_interrupted_run_goes_on_as_if_it_were_not() {
     std::fs::write(&file, b"noise").unwrap();
     assert!(refused(kept(true)).contains("state.safetensors"));
 }
+
+#[test]
+fn a_checkpoint_is_refused_once_the_weights_beside_the_model_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = mabert_tests::save_as_optimum(&Model::load(teacher()).unwrap(), folder.path());
+    let state = |resume| {
+        let checkpoint = Some(CheckpointFolder { path: folder.path().join("state"), resume });
+        let full = FullOptions { steps: 2, batch: Some(4), ..FullOptions::default() };
+        stage_job(FullStage { checkpoint, ..full.into() }).calibration_tokens(500)
+    };
+    rewrite_file(&path, &state(false)).unwrap();
+    assert_eq!(rewrite_file(&path, &state(true)).unwrap().1.full.unwrap().resumed_at, 2);
+    let data = folder.path().join("model.onnx_data");
+    let mut weights = std::fs::read(&data).unwrap();
+    // The lowest bit of the first number.
+    weights[0] ^= 1;
+    std::fs::write(&data, weights).unwrap();
+    let refused = rewrite_file(&path, &state(true)).unwrap_err().to_string();
+    assert!(refused.contains("`model` was"), "{refused}");
+}

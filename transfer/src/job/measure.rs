@@ -151,9 +151,9 @@ impl DevSet {
             file: self.file.clone(),
             examples: self.sequences.len(),
             metric: self.metric,
-            teacher: self.metric.of(&self.teacher, &self.labels),
-            student: self.metric.of(&predictions, &self.labels),
-            agreement: self.metric.likeness().of(&predictions, &self.teacher),
+            teacher: self.metric.score(&self.teacher, &self.labels),
+            student: self.metric.score(&predictions, &self.labels),
+            agreement: self.metric.likeness().score(&predictions, &self.teacher),
         })
     }
 }

@@ -87,7 +87,7 @@ impl<'j> Prepared<'j> {
         let checkpoint = checkpoint(&model, job)?;
         let Sequences { source, calibration, training, judges, held_out } = Sequences::new(job, &encoder, &vocabulary)?;
         let odd = odd_sequences(&vocabulary, encoder.longest(), job.seed ^ HELD_OUT_SEED);
-        let shape = BatchShape::of(runnable.inputs());
+        let shape = BatchShape::from_inputs(runnable.inputs());
         let [calibration, held_out, odd] =
             [calibration, held_out, odd].map(|s| batches(&s, BATCH_TOKENS, BATCH_ROWS, shape));
         let origin = model.origin().to_owned();
@@ -150,7 +150,7 @@ fn max_seq(model: &Model, runnable: &Runnable, wanted: Option<usize>) -> Result<
     if wanted.is_some_and(|n| n < 2) {
         return Err(Error::option("--max-seq must be at least 2"));
     }
-    if let Some(fixed) = BatchShape::of(runnable.inputs()).length {
+    if let Some(fixed) = BatchShape::from_inputs(runnable.inputs()).length {
         return match wanted {
             Some(n) if n != fixed => {
                 Err(Error::option(format!("--max-seq {n}: the model's inputs have a fixed length of {fixed}")))
