@@ -10,7 +10,7 @@ use std::sync::Arc;
 use candle_core::Tensor as Real;
 use mabert_graph::{Boundary, ElementType, Model, Tensor};
 use mabert_passes::lower::MASK;
-use ndarray::{Axis, Slice};
+use ndarray::{ArrayD, Axis, Slice};
 use rand::seq::SliceRandom as _;
 use rand::{SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::data::Batch;
-use crate::gradient::{Adam, Buffers, Gradient, Graph, Trained, Value, from_candle, squared_distance, to_candle};
+use crate::gradient::{AdamW, Buffers, Gradient, Graph, Trained, Value, from_candle, squared_distance, to_candle};
 use crate::schedule::{Rounds, cosine};
 use crate::stored::Stored;
 
@@ -95,76 +95,111 @@ struct Piece {
     rows: usize,
 }
 
+impl Piece {
+    /// Batches cut into rows of about [`PIECE`] positions.
+    fn cut(batches: &[Batch]) -> Vec<Self> {
+        let mut pieces = Vec::new();
+        for (at, batch) in batches.iter().enumerate() {
+            let rows = (PIECE / batch.length.max(1)).max(1);
+            let starts = (0..batch.size()).step_by(rows);
+            pieces.extend(starts.map(|start| Self { batch: at, start, rows: rows.min(batch.size() - start) }));
+        }
+        pieces
+    }
+
+    /// Its rows of a batch's values.
+    fn rows(&self, values: &[Tensor]) -> ArrayD<f32> {
+        let values = values[self.batch].as_f32().expect("masks and weights are f32");
+        values.slice_axis(Axis(0), Slice::from(self.start..self.start + self.rows)).to_owned()
+    }
+
+    fn candle_rows(&self, values: &[Tensor]) -> Result<Real> {
+        to_candle(&Tensor::from(self.rows(values)))
+    }
+
+    fn stored_rows(&self, values: &Stored) -> Result<Real> {
+        to_candle(&values.rows(self.batch, self.start..self.start + self.rows)?)
+    }
+}
+
+/// A block with the part of the student that computes it.
+struct Differentiable<'d> {
+    block: &'d Block<'d>,
+    graph: Graph,
+}
+
+impl<'d> Differentiable<'d> {
+    fn new(student: &Model, block: &'d Block<'d>) -> Result<Self> {
+        let (input, channels) = block.input;
+        let boundary = |name: &str, dims: &[&str]| Boundary::symbolic(name, ElementType::F32, dims);
+        let inputs = [boundary(input, &["batch", "n", &channels.to_string()]), boundary(MASK, &["batch", "n"])];
+        let part = student.extract(&inputs, &[block.output])?;
+        let trained: Vec<String> = block.approximator.iter().chain(&block.others).cloned().collect();
+        Ok(Self { block, graph: Graph::new(&part, &[input, MASK], &[block.output], &trained)? })
+    }
+
+    fn optimizer(&self, options: &BlockwiseOptions) -> Result<AdamW> {
+        let trained = self.graph.variables().map(|(name, variable)| {
+            let own = self.block.approximator.iter().any(|n| n == name);
+            let rate = if own { options.approximator_rate } else { options.rate };
+            Trained { variable: variable.clone(), rate, decay: 0.0 }
+        });
+        AdamW::new(trained, CLIP)
+    }
+
+    /// What the tokens of a piece count together.
+    fn weight(&self, piece: &Piece) -> f64 {
+        piece.rows(self.block.weights).iter().map(|&w| f64::from(w)).sum()
+    }
+
+    /// The weighted sum of squared errors, over channels' mean.
+    fn error(&self, piece: &Piece, gradient: Option<&Arc<Gradient>>) -> Result<Real> {
+        let (stream, mask) = (piece.stored_rows(self.block.streams)?, piece.candle_rows(self.block.masks)?);
+        let output = self.graph.run(&[Value::Real(stream), Value::Real(mask)], gradient)?.remove(0);
+        let (target, weights) = (piece.stored_rows(self.block.targets)?, piece.candle_rows(self.block.weights)?);
+        Ok(squared_distance(&output, &target, &weights, f64::INFINITY)?)
+    }
+
+    /// The mean squared error over pieces.
+    fn mean_error(&self, pieces: &[Piece]) -> Result<f64> {
+        let everything: f64 = pieces.iter().map(|piece| self.weight(piece)).sum();
+        let sum = |piece: &Piece| Ok(f64::from(self.error(piece, None)?.to_scalar::<f32>()?));
+        let sums: Vec<f64> = pieces.par_iter().map(sum).collect::<Result<_>>()?;
+        Ok(sums.into_iter().sum::<f64>() / everything)
+    }
+}
+
 /// Trains the block's initializers in `student`; where nothing is gained they stay what they were.
 pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &BlockwiseOptions) -> Result<Fitted> {
-    let (input, channels) = block.input;
-    let boundary = |name: &str, dims: &[&str]| Boundary::symbolic(name, ElementType::F32, dims);
-    let inputs = [boundary(input, &["batch", "n", &channels.to_string()]), boundary(MASK, &["batch", "n"])];
-    let part = student.extract(&inputs, &[block.output])?;
-    let trained: Vec<String> = block.approximator.iter().chain(&block.others).cloned().collect();
-    let graph = Graph::new(&part, &[input, MASK], &[block.output], &trained)?;
-    let rated = graph.variables().map(|(name, variable)| {
-        let own = block.approximator.iter().any(|n| n == name);
-        let rate = if own { options.approximator_rate } else { options.rate };
-        Trained { variable: variable.clone(), rate, decay: 0.0 }
-    });
-    let mut adam = Adam::new(rated, CLIP)?;
-
-    let mut pieces: Vec<Piece> = Vec::new();
-    for (batch, of) in block.batches.iter().enumerate() {
-        let rows = (PIECE / of.length.max(1)).max(1);
-        let starts = (0..of.size()).step_by(rows);
-        pieces.extend(starts.map(|start| Piece { batch, start, rows: rows.min(of.size() - start) }));
-    }
-    let rows = |values: &Tensor, piece: &Piece| {
-        let values = values.as_f32().expect("masks and weights are f32");
-        values.slice_axis(Axis(0), Slice::from(piece.start..piece.start + piece.rows)).to_owned()
-    };
-    let cut = |values: &Tensor, piece: &Piece| to_candle(&Tensor::from(rows(values, piece)));
-    let read = |values: &Stored, p: &Piece| to_candle(&values.rows(p.batch, p.start..p.start + p.rows)?);
-    let total = |piece: &Piece| -> f64 { rows(&block.weights[piece.batch], piece).iter().map(|&w| f64::from(w)).sum() };
-    // The weighted sum of squared errors, over channels' mean.
-    let missed = |piece: &Piece, gradient: Option<&Arc<Gradient>>| -> Result<Real> {
-        let (stream, mask) = (read(block.streams, piece)?, cut(&block.masks[piece.batch], piece)?);
-        let found = graph.run(&[Value::Real(stream), Value::Real(mask)], gradient)?.remove(0);
-        Ok(squared_distance(
-            &found,
-            &read(block.targets, piece)?,
-            &cut(&block.weights[piece.batch], piece)?,
-            f64::INFINITY,
-        )?)
-    };
+    let differentiable = Differentiable::new(student, block)?;
+    let mut adam = differentiable.optimizer(options)?;
+    let mut pieces = Piece::cut(block.batches);
     let mut rng = StdRng::seed_from_u64(options.seed);
     pieces.shuffle(&mut rng);
     // Too few to keep some apart: then the gain is measured where it was made.
     let apart = (pieces.len() / APART).min(MOST_APART);
     let judges: Vec<Piece> = if apart == 0 { pieces.clone() } else { pieces.split_off(pieces.len() - apart) };
-    let everything: f64 = judges.iter().map(&total).sum();
-    let measure = || -> Result<f64> {
-        let sums: Vec<f64> =
-            judges.par_iter().map(|p| Ok(f64::from(missed(p, None)?.to_scalar::<f32>()?))).collect::<Result<_>>()?;
-        Ok(sums.into_iter().sum::<f64>() / everything)
-    };
 
-    let before = measure()?;
+    let before = differentiable.mean_error(&judges)?;
     let buffers = Buffers::default();
     let mut rounds = Rounds::new(pieces.len(), rng);
     let steps = options.steps.min(ROUNDS * pieces.len() / PIECES_A_STEP).max(1);
     for step in 0..steps {
         let chosen: Vec<&Piece> = rounds.draw(PIECES_A_STEP).into_iter().map(|at| &pieces[at]).collect();
-        let weight: f64 = chosen.iter().map(|p| total(p)).sum();
+        let weight: f64 = chosen.iter().map(|piece| differentiable.weight(piece)).sum();
         if weight == 0.0 {
             continue;
         }
-        let gradient =
-            buffers.gradients(&graph, &chosen, |piece, gradient| Ok((missed(piece, Some(gradient))? / weight)?))?;
+        let loss =
+            |piece: &&Piece, gradient: &Arc<Gradient>| Ok((differentiable.error(piece, Some(gradient))? / weight)?);
+        let gradient = buffers.gradients(&differentiable.graph, &chosen, loss)?;
         adam.step(&gradient, cosine(step, steps))?;
         buffers.keep(gradient);
         adam.refuse_skipping(steps, block.name, "use --transfer closed-form")?;
     }
-    let after = measure()?;
+    let after = differentiable.mean_error(&judges)?;
     if after < before {
-        for (name, variable) in graph.variables() {
+        for (name, variable) in differentiable.graph.variables() {
             student.set_constant(name, &from_candle(variable)?);
         }
     }

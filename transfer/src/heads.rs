@@ -15,6 +15,15 @@ pub(crate) enum HeadKind {
     TokenValues,
 }
 
+/// What a row of a value stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowUnit {
+    /// A text of the batch.
+    Text,
+    /// A token of a text.
+    Token,
+}
+
 impl HeadKind {
     /// Told by the output's name and its shapes in several batches, each after the batch's length, of different lengths
     /// where there are any. `channels` are the stream's: hidden states and what a pooler makes of them are as wide.
@@ -32,9 +41,12 @@ impl HeadKind {
         }
     }
 
-    /// Whether rows are tokens.
-    pub(crate) fn by_token(self) -> bool {
-        matches!(self, Self::TokenClasses | Self::TokenValues)
+    /// What a row of the output stands for.
+    pub(crate) fn row_unit(self) -> RowUnit {
+        match self {
+            Self::TokenClasses | Self::TokenValues => RowUnit::Token,
+            Self::Classes | Self::Positions | Self::Values => RowUnit::Text,
+        }
     }
 
     /// Whether rows are logits, of which a softmax makes probabilities.

@@ -9,6 +9,7 @@
 //! * [`compare`]: how far a model's outputs are from another's;
 //! * [`progress`]: what a caller is told on the way.
 
+mod adam_step;
 pub mod blockwise;
 pub mod compare;
 pub mod data;

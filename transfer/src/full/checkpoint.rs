@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, SafeTensors, View, serialize_to_file};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::gradient::Adam;
+use crate::gradient::AdamW;
 use crate::layerwise::LayerwiseReport;
 use crate::stored::{from_bytes, to_bytes};
 use crate::{Error, Result};
@@ -114,7 +114,7 @@ impl Checkpoint {
     }
 
     /// Writes the state after `step` of `steps`, where it is time for it.
-    pub(super) fn save_sometimes(&self, adam: &Adam, step: usize, steps: usize) -> Result<()> {
+    pub(super) fn save_sometimes(&self, adam: &AdamW, step: usize, steps: usize) -> Result<()> {
         if !step.is_multiple_of(EVERY) && step != steps {
             return Ok(());
         }
@@ -139,7 +139,7 @@ impl Checkpoint {
     }
 
     /// Takes up the state that was written last; returns how many of the `steps` it had taken.
-    pub(super) fn restore(&self, adam: &mut Adam, steps: usize) -> Result<usize> {
+    pub(super) fn restore(&self, adam: &mut AdamW, steps: usize) -> Result<usize> {
         let path = self.file(STATE);
         if !path.exists() {
             return Ok(0);

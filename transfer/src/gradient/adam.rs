@@ -3,10 +3,10 @@
 use candle_core::{Tensor as Real, Var};
 use rayon::prelude::*;
 
+use crate::adam_step::Adam;
 use crate::{Error, Result};
 
-const DECAY: (f32, f32) = (0.9, 0.999);
-const EPSILON: f32 = 1e-8;
+const ADAM: Adam = Adam { decay: (0.9, 0.999), epsilon: 1e-8 };
 /// Elements of one parallel piece of an update.
 const PIECE: usize = 1 << 14;
 /// More steps than this share must not be lost.
@@ -39,7 +39,7 @@ pub(crate) struct Moments<'m> {
 }
 
 /// The optimizer.
-pub(crate) struct Adam {
+pub(crate) struct AdamW {
     parameters: Vec<Parameter>,
     clip: f32,
     steps: i32,
@@ -47,7 +47,7 @@ pub(crate) struct Adam {
     pub(crate) skipped: usize,
 }
 
-impl Adam {
+impl AdamW {
     /// Gradients are scaled down to a norm of `clip`.
     pub(crate) fn new(trained: impl IntoIterator<Item = Trained>, clip: f32) -> Result<Self> {
         let parameter = |Trained { variable, rate, decay }: Trained| -> Result<Parameter> {
@@ -71,19 +71,13 @@ impl Adam {
         }
         self.steps += 1;
         let scale = if norm > self.clip { self.clip / norm } else { 1.0 };
-        let correct = |decay: f32| 1.0 - decay.powi(self.steps);
-        let (c1, c2) = (correct(DECAY.0), correct(DECAY.1));
         for (p, gradient) in self.parameters.iter_mut().zip(gradients) {
-            let rate = rate * p.rate;
-            let kept = 1.0 - rate * p.decay;
+            let step = ADAM.step(self.steps - 1, rate * p.rate).decaying(p.decay);
             let pieces = p.value.par_chunks_mut(PIECE).zip(p.first.par_chunks_mut(PIECE));
             pieces.zip(p.second.par_chunks_mut(PIECE)).zip(gradient.par_chunks(PIECE)).for_each(
                 |(((value, first), second), gradient)| {
                     for (((value, m), v), g) in value.iter_mut().zip(first).zip(second).zip(gradient) {
-                        let g = g * scale;
-                        *m = DECAY.0 * *m + (1.0 - DECAY.0) * g;
-                        *v = DECAY.1 * *v + (1.0 - DECAY.1) * g * g;
-                        *value = kept * *value - rate * (*m / c1) / ((*v / c2).sqrt() + EPSILON);
+                        step.take(value, m, v, g * scale);
                     }
                 },
             );
@@ -115,12 +109,12 @@ impl Adam {
     /// it does not, nothing should be made of them.
     pub(crate) fn restore(
         &mut self,
-        of: impl Fn(usize) -> Result<[Vec<f32>; 3]>,
+        state: impl Fn(usize) -> Result<[Vec<f32>; 3]>,
         steps: usize,
         skipped: usize,
     ) -> Result<bool> {
         for (at, p) in self.parameters.iter_mut().enumerate() {
-            let state = of(at)?;
+            let state = state(at)?;
             if state.iter().any(|values| values.len() != p.value.len()) {
                 return Ok(false);
             }
@@ -143,7 +137,7 @@ mod tests {
     #[test]
     fn the_first_step_is_the_rate_and_bad_gradients_are_skipped() {
         let variable = Var::from_slice(&[1f32, 2.0], 2, &Device::Cpu).unwrap();
-        let mut adam = Adam::new([Trained { variable: variable.clone(), rate: 0.1, decay: 0.0 }], 1.0).unwrap();
+        let mut adam = AdamW::new([Trained { variable: variable.clone(), rate: 0.1, decay: 0.0 }], 1.0).unwrap();
         assert!(!adam.step(&[vec![f32::NAN, 1.0]], 1.0).unwrap());
         assert_eq!((adam.skipped, variable.to_vec1::<f32>().unwrap()), (1, vec![1.0, 2.0]));
         assert!(adam.step(&[vec![30.0, -4.0]], 0.5).unwrap());

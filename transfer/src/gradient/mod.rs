@@ -17,7 +17,7 @@ use candle_core::{Device, Tensor as Real};
 use rayon::prelude::*;
 
 pub(crate) use accumulating::Gradient;
-pub(crate) use adam::{Adam, Trained};
+pub(crate) use adam::{AdamW, Trained};
 pub(crate) use candle_values::{from_candle, to_candle, to_value};
 pub(crate) use fused_operators::{bounded, squared_distance};
 pub(crate) use graph::Graph;

@@ -64,8 +64,8 @@ pub(super) struct Texts {
 
 impl Texts {
     /// What the full stage works on.
-    pub(super) fn training_data(&self) -> full::Data<'_> {
-        full::Data { sequences: &self.training, judges: &self.judges, shape: self.shape }
+    pub(super) fn training_data(&self) -> full::TrainingData<'_> {
+        full::TrainingData { sequences: &self.training, judges: &self.judges, shape: self.shape }
     }
 }
 

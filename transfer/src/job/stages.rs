@@ -11,7 +11,7 @@ use super::report::{DevReport, StageReport};
 use super::{Job, Transfer, TransferKind};
 use crate::Result;
 use crate::blockwise::BlockwiseOptions;
-use crate::full::{self, Checkpoint, FullOptions, FullReport};
+use crate::full::{self, Checkpoint, FullOptions, FullReport, Training};
 use crate::layerwise::{self, LayerwiseOptions, LayerwiseReport};
 
 /// A job under way.
@@ -69,7 +69,8 @@ impl Transferring<'_> {
     fn rehearse(&self) -> Result<()> {
         match self.full_options() {
             Some(options) => {
-                full::rehearse(&self.rewriting, &self.student, &self.context.texts.training_data(), &options)
+                let data = self.context.texts.training_data();
+                Training { rewriting: &self.rewriting, data, options: &options }.rehearse(&self.student)
             }
             None => Ok(()),
         }
@@ -84,14 +85,10 @@ impl Transferring<'_> {
         self.record.note(&self.context, stage, &measured)?;
         drop(measured);
         self.record.stage_begun = Instant::now();
-        self.record.full = Some(full::train(
-            &self.rewriting,
-            &mut self.student,
-            &self.context.texts.training_data(),
-            &options,
-            self.checkpoint.as_ref(),
-            self.context.progress,
-        )?);
+        let data = self.context.texts.training_data();
+        let training = Training { rewriting: &self.rewriting, data, options: &options };
+        let report = training.train(&mut self.student, self.checkpoint.as_ref(), self.context.progress)?;
+        self.record.full = Some(report);
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::network::Network;
 use super::rows::{Chunk, Lengths, Rows};
+use crate::adam_step::Adam;
 use crate::schedule::{Rounds, cosine};
 
 /// Chunks of one step; of any lengths.
@@ -44,24 +45,17 @@ pub(super) fn fit(rows: &Rows, options: &ApproximatorOptions, steps: usize, seed
 
 /// Adam (Kingma & Ba 2015) with a rate that decays to nothing as a cosine.
 fn train(network: &mut Network, chunks: &[Chunk], steps: usize, seed: u64) {
-    const DECAY: (f32, f32) = (0.9, 0.98);
-    const EPSILON: f32 = 1e-10;
+    const ADAM: Adam = Adam { decay: (0.9, 0.98), epsilon: 1e-10 };
     let mut rounds = Rounds::new(chunks.len(), StdRng::seed_from_u64(seed ^ 0xada));
     let (mut first, mut second) = (network.zeros(), network.zeros());
     for step in 0..steps {
         let chosen = rounds.draw(CHUNKS_A_STEP);
         let mut gradient = gradient(network, chunks, &chosen);
-        let rate = LEARNING_RATE * cosine(step, steps);
-        let correction = |decay: f32| 1.0 - decay.powi(step as i32 + 1);
-        let (c1, c2) = (correction(DECAY.0), correction(DECAY.1));
+        let step = ADAM.step(step as i32, LEARNING_RATE * cosine(step, steps));
         let parameters = network.parameters_mut().into_iter().zip(gradient.parameters_mut());
         let moments = first.parameters_mut().into_iter().zip(second.parameters_mut());
         for ((p, g), (m, v)) in parameters.zip(moments) {
-            ndarray::Zip::from(p).and(g).and(m).and(v).for_each(|p, g, m, v| {
-                *m = DECAY.0 * *m + (1.0 - DECAY.0) * *g;
-                *v = DECAY.1 * *v + (1.0 - DECAY.1) * *g * *g;
-                *p -= rate * (*m / c1) / ((*v / c2).sqrt() + EPSILON);
-            });
+            ndarray::Zip::from(p).and(g).and(m).and(v).for_each(|p, g, m, v| step.take(p, m, v, *g));
         }
     }
 }

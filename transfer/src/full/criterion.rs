@@ -1,12 +1,11 @@
-//! What the end-to-end stage brings down: the student's distance from its teacher on one piece of a step.
+//! What the stage brings down: the student's distance from its teacher on one piece of a step.
 
 use candle_core::{D, Tensor as Real};
-use mabert_runtime::Tensor;
-use serde::Serialize;
 
+use super::losses::{Losses, Totals, Weights};
 use crate::data::{Batch, Sequence};
-use crate::gradient::{bounded, device, squared_distance};
-use crate::heads::HeadKind;
+use crate::gradient::{bounded, device, squared_distance, to_candle};
+use crate::heads::{HeadKind, RowUnit};
 use crate::{Error, Result};
 
 /// Beyond it a row's distance counts by its logarithm ([`bounded`]): four variances of the teacher, as many nats, or, of
@@ -27,76 +26,6 @@ pub(super) struct Head {
 impl Head {
     fn takes_labels(&self) -> bool {
         self.kind == HeadKind::Classes || (self.kind == HeadKind::Values && self.columns == 1)
-    }
-}
-
-/// The parts of the loss, each a mean over the step; those that do not apply are 0. Rows that are far off count by the
-/// logarithm of their distance.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Losses {
-    /// Outputs against the teacher's: squared temperature times Kullback-Leibler divergence of logits, or the squared
-    /// error of values relative to the teacher's variance; a mean over outputs.
-    pub outputs: f64,
-    /// Against labels: cross entropy, or the squared error relative to the teacher's variance.
-    pub labels: f64,
-    /// Squared error at the norms relative to the teacher's variance there; a mean over norms.
-    pub hidden: f64,
-    /// Squared error of attention's probabilities; a mean over layers.
-    pub attention: f64,
-    /// What `hidden` is the mean of: a value a norm.
-    #[serde(skip)]
-    pub(super) norms: Vec<f64>,
-}
-
-/// How much each part counts.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Weights {
-    /// Outputs have this share, labels the rest.
-    pub(super) alpha: f64,
-    pub(super) hidden: f64,
-    pub(super) attention: f64,
-    pub(super) temperature: f64,
-}
-
-impl Losses {
-    /// What is brought down.
-    pub(super) fn total(&self, weights: &Weights) -> f64 {
-        let parts = [
-            (weights.alpha, self.outputs),
-            (1.0 - weights.alpha, self.labels),
-            (weights.hidden, self.hidden),
-            (weights.attention, self.attention),
-        ];
-        // A part that does not count may well be infinite.
-        parts.into_iter().filter(|(weight, _)| *weight > 0.0).map(|(weight, part)| weight * part).sum()
-    }
-
-    pub(super) fn add(&mut self, other: &Self) {
-        self.outputs += other.outputs;
-        self.labels += other.labels;
-        self.hidden += other.hidden;
-        self.attention += other.attention;
-        self.norms.resize(other.norms.len().max(self.norms.len()), 0.0);
-        self.norms.iter_mut().zip(&other.norms).for_each(|(sum, other)| *sum += other);
-    }
-}
-
-/// What a mean over a step is divided by.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Totals {
-    pub(super) texts: usize,
-    pub(super) tokens: usize,
-    /// Pairs of query and key.
-    pub(super) pairs: usize,
-    /// Texts that have a label.
-    pub(super) labels: usize,
-}
-
-impl Totals {
-    pub(super) fn add(&mut self, batch: &Batch) {
-        self.texts += batch.lengths.iter().filter(|l| **l > 0).count();
-        self.tokens += batch.tokens();
-        self.pairs += batch.lengths.iter().map(|l| l * l).sum::<usize>();
     }
 }
 
@@ -124,6 +53,11 @@ pub(super) struct Criterion {
 }
 
 impl Criterion {
+    /// Nothing known of the models yet.
+    pub(super) fn new(weights: Weights) -> Self {
+        Self { heads: Vec::new(), variances: Vec::new(), weights, labelled: None }
+    }
+
     /// Finds the head that labels are for.
     ///
     /// # Errors
@@ -167,7 +101,7 @@ impl Criterion {
     }
 
     /// The loss of a piece, and its parts; sums over the pieces of a step are the step's.
-    pub(super) fn of(&self, compared: &Compared<'_>, totals: &Totals) -> Result<(Real, Losses)> {
+    pub(super) fn loss(&self, compared: &Compared<'_>, totals: &Totals) -> Result<(Real, Losses)> {
         let weights = &self.weights;
         let mut losses = Losses::default();
         let mut sum = Real::zeros((), candle_core::DType::F32, device())?;
@@ -179,7 +113,7 @@ impl Criterion {
             }
             Ok(value)
         };
-        let tokens = row_weights(compared.batch, true)?;
+        let tokens = row_weights(compared.batch, RowUnit::Token)?;
         for ((student, teacher), variance) in compared.hidden.iter().zip(&self.variances) {
             let norms = self.variances.len() as f64;
             let share = 1.0 / (totals.tokens as f64 * variance * norms);
@@ -194,13 +128,18 @@ impl Criterion {
             losses.attention += take(pair_squares(student, teacher, compared.batch)?, share, weights.attention)?;
         }
         for (at, ((student, teacher), head)) in compared.outputs.iter().zip(&self.heads).enumerate() {
-            let rows = if head.kind.by_token() { totals.tokens } else { totals.texts };
-            let share = 1.0 / (rows.max(1) * self.heads.len()) as f64;
-            let of_rows = row_weights(compared.batch, head.kind.by_token())?;
+            let unit = head.kind.row_unit();
+            let share = 1.0 / (totals.rows(unit).max(1) * self.heads.len()) as f64;
+            let counting = row_weights(compared.batch, unit)?;
             let part = if head.kind.has_logits() {
-                divergence(head.kind, student, teacher, compared.batch, &of_rows, weights.temperature)?
+                Divergence { kind: head.kind, temperature: weights.temperature }.between(
+                    student,
+                    teacher,
+                    compared.batch,
+                    &counting,
+                )?
             } else {
-                (squared_distance(student, teacher, &of_rows, FAR * head.variance)? / head.variance)?
+                (squared_distance(student, teacher, &counting, FAR * head.variance)? / head.variance)?
             };
             losses.outputs += take(part, share, weights.alpha)?;
             if self.labelled == Some(at) {
@@ -213,9 +152,11 @@ impl Criterion {
 }
 
 /// 1 for rows that count, `[rows, 1]`.
-fn row_weights(batch: &Batch, by_token: bool) -> Result<Real> {
-    let texts = batch.lengths.iter().map(|&l| if l > 0 { 1f32 } else { 0.0 });
-    let weights: Vec<f32> = if by_token { batch.mask().to_f32().iter().copied().collect() } else { texts.collect() };
+fn row_weights(batch: &Batch, unit: RowUnit) -> Result<Real> {
+    let weights: Vec<f32> = match unit {
+        RowUnit::Token => batch.mask().to_f32().iter().copied().collect(),
+        RowUnit::Text => batch.lengths.iter().map(|&l| if l > 0 { 1f32 } else { 0.0 }).collect(),
+    };
     let rows = weights.len();
     Ok(Real::from_vec(weights, (rows, 1), device())?)
 }
@@ -227,33 +168,34 @@ fn rows(value: &Real, count: usize) -> Result<Real> {
 
 /// The squared error of probabilities `[batch, heads, n, n]`, a sum over real queries: keys that are padding are 0 in both models.
 fn pair_squares(student: &Real, teacher: &Real, batch: &Batch) -> Result<Real> {
-    let queries = row_weights(batch, true)?.reshape((batch.size(), 1, batch.length, 1))?;
+    let queries = row_weights(batch, RowUnit::Token)?.reshape((batch.size(), 1, batch.length, 1))?;
     let rows = (student - teacher)?.broadcast_mul(&queries)?.sqr()?.sum_keepdim(D::Minus1)?;
     Ok(bounded(&rows, FAR)?.sum_all()?)
 }
 
-/// The summed divergence of the rows that count, `T^2 KL(softmax(t / T) || softmax(s / T))` (Hinton et al. 2015), bounded.
-fn divergence(
+/// `T^2 KL(softmax(t / T) || softmax(s / T))` of logits (Hinton et al. 2015), bounded.
+struct Divergence {
     kind: HeadKind,
-    student: &Real,
-    teacher: &Real,
-    batch: &Batch,
-    weights: &Real,
     temperature: f64,
-) -> Result<Real> {
-    let count = weights.dim(0)?;
-    let prepared = |value: &Real| -> Result<Real> {
-        let mut value = (rows(value, count)? / temperature)?;
-        if kind == HeadKind::Positions {
-            let mask = super::to_candle(&batch.mask())?;
-            let beyond = ((&mask - 1.0)? * 1e4)?;
-            value = ((value * mask)? + beyond)?;
-        }
-        log_softmax(&value)
-    };
-    let (student, teacher) = (prepared(student)?, prepared(teacher)?.detach());
-    let rows = ((teacher.exp()? * (&teacher - student)?)?.sum_keepdim(1)? * (temperature * temperature))?;
-    Ok((bounded(&rows, FAR)? * weights)?.sum_all()?)
+}
+
+impl Divergence {
+    /// The sum over the rows that count.
+    fn between(&self, student: &Real, teacher: &Real, batch: &Batch, counting: &Real) -> Result<Real> {
+        let count = counting.dim(0)?;
+        let logarithms = |logits: &Real| -> Result<Real> {
+            let mut logits = (rows(logits, count)? / self.temperature)?;
+            if self.kind == HeadKind::Positions {
+                let mask = to_candle(&batch.mask())?;
+                let beyond = ((&mask - 1.0)? * 1e4)?;
+                logits = ((logits * mask)? + beyond)?;
+            }
+            log_softmax(&logits)
+        };
+        let (student, teacher) = (logarithms(student)?, logarithms(teacher)?.detach());
+        let rows = ((teacher.exp()? * (&teacher - student)?)?.sum_keepdim(1)? * (self.temperature * self.temperature))?;
+        Ok((bounded(&rows, FAR)? * counting)?.sum_all()?)
+    }
 }
 
 fn log_softmax(value: &Real) -> Result<Real> {
@@ -265,62 +207,20 @@ fn log_softmax(value: &Real) -> Result<Real> {
 /// Cross entropy with, or squared error from, the labels of the rows that have one; a sum.
 fn against_labels(head: &Head, student: &Real, labels: &[Option<f64>]) -> Result<Real> {
     let count = student.dim(0)?;
-    let of_row = |row: usize| labels.get(row).copied().flatten();
+    let label = |row: usize| labels.get(row).copied().flatten();
     if head.kind == HeadKind::Classes {
         let mut wanted = vec![0f32; count * head.columns];
-        for (row, label) in (0..count).filter_map(|row| Some((row, of_row(row)?))) {
-            wanted[row * head.columns + label as usize] = -1.0;
+        for (row, class) in (0..count).filter_map(|row| Some((row, label(row)?))) {
+            wanted[row * head.columns + class as usize] = -1.0;
         }
         let wanted = Real::from_vec(wanted, (count, head.columns), device())?;
         let rows = (log_softmax(&rows(student, count)?)? * wanted)?.sum_keepdim(1)?;
         return Ok(bounded(&rows, FAR)?.sum_all()?);
     }
-    let values = (0..count).map(|row| of_row(row).unwrap_or_default() as f32).collect();
-    let weights = (0..count).map(|row| if of_row(row).is_some() { 1f32 } else { 0.0 }).collect();
+    let values = (0..count).map(|row| label(row).unwrap_or_default() as f32).collect();
+    let weights = (0..count).map(|row| if label(row).is_some() { 1f32 } else { 0.0 }).collect();
     let column = |values: Vec<f32>| Real::from_vec(values, (count, 1), device());
     Ok((squared_distance(student, &column(values)?, &column(weights)?, FAR * head.variance)? / head.variance)?)
-}
-
-/// Adds up the variance of a value over what it is given, around the mean of each column.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Variance {
-    rows: f64,
-    sum: Vec<f64>,
-    square: f64,
-}
-
-impl Variance {
-    /// Adds the rows that count.
-    pub(super) fn add(&mut self, value: &Tensor, batch: &Batch, by_token: bool) {
-        let value = value.to_f32();
-        let count = if by_token { batch.size() * batch.length } else { batch.size() };
-        if !value.len().is_multiple_of(count.max(1)) {
-            return; // It has no row for each.
-        }
-        let columns = value.len() / count.max(1);
-        self.sum.resize(columns, 0.0);
-        let elements: Vec<f32> = value.iter().copied().collect();
-        for (row, values) in elements.chunks_exact(columns.max(1)).enumerate() {
-            let real = match by_token {
-                true => row % batch.length < batch.lengths[row / batch.length],
-                false => batch.lengths[row] > 0,
-            };
-            if real {
-                self.rows += 1.0;
-                for (sum, &v) in self.sum.iter_mut().zip(values) {
-                    *sum += f64::from(v);
-                    self.square += f64::from(v).powi(2);
-                }
-            }
-        }
-    }
-
-    /// A mean over columns; 1 where there is none, so that it can be divided by.
-    pub(super) fn value(&self) -> f64 {
-        let means: f64 = self.sum.iter().map(|s| s * s).sum::<f64>() / self.rows;
-        let found = (self.square - means) / (self.rows * self.sum.len() as f64);
-        if found.is_finite() && found > 1e-12 { found } else { 1.0 }
-    }
 }
 
 #[cfg(test)]
@@ -352,7 +252,7 @@ mod tests {
         totals.add(&batch);
         let outputs = vec![(student.clone(), teacher.clone())];
         let compared = Compared { batch: &batch, labels, hidden: Vec::new(), attention: Vec::new(), outputs };
-        let (sum, losses) = criterion.of(&compared, &totals).unwrap();
+        let (sum, losses) = criterion.loss(&compared, &totals).unwrap();
         approx::assert_abs_diff_eq!(f64::from(sum.to_scalar::<f32>().unwrap()), losses.total(&weights), epsilon = 1e-5);
         losses
     }
@@ -432,15 +332,5 @@ mod tests {
         let found = of(HeadKind::Classes, &[2, 2], 1e6);
         approx::assert_relative_eq!(found, 2.0 * (1.0 + (5e5f64 / 4.0).ln()), max_relative = 1e-5);
         assert!(of(HeadKind::Values, &[2, 1], 1e30).is_finite());
-    }
-
-    #[test]
-    fn variances_are_around_the_mean_of_each_column() {
-        let mut sum = Variance::default();
-        let value = Tensor::new(&[2, 3, 2], vec![1f32, 10., 3., 10., 99., 99., 1., 10., 3., 10., 2., 10.]);
-        sum.add(&value, &batch(&[2, 3]), true);
-        // Of 1 3 1 3 2, and of five tens.
-        approx::assert_abs_diff_eq!(sum.value(), 0.8 / 2.0, epsilon = 1e-9);
-        assert_eq!(Variance::default().value(), 1.0);
     }
 }

@@ -1,0 +1,73 @@
+//! How the stage works.
+
+use serde::Serialize;
+
+/// Tokens of a short text.
+const SHORT: usize = 12;
+
+/// How the stage works.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct FullOptions {
+    /// Gradient steps.
+    pub steps: usize,
+    /// Sequences a step. Without a number, as many as have [`DEFAULT_POSITIONS`]: a step takes as long for any text, and
+    /// a token counts as much in a short text as in a long one.
+    pub batch: Option<usize>,
+    /// Learning rate once warm; it rises over the first tenth of the steps and falls to nothing over the others. Without a
+    /// number, [`DEFAULT_RATE`] divided by how often each sequence is seen: few texts are learnt by heart at the rate that
+    /// many need.
+    pub rate: Option<f32>,
+    /// What the weights of linear maps lose a step, times the rate.
+    pub weight_decay: f32,
+    /// Logits are divided by it before they are compared.
+    pub temperature: f64,
+    /// The share of the teacher's outputs in the loss; labels have the rest.
+    pub alpha: f64,
+    /// What the hidden states at the norms count.
+    pub hidden_weight: f64,
+    /// What attention's probabilities count.
+    pub attention_weight: f64,
+    /// Seed of the order of the sequences.
+    pub seed: u64,
+}
+
+impl Default for FullOptions {
+    fn default() -> Self {
+        Self {
+            steps: 900,
+            batch: None,
+            rate: None,
+            weight_decay: 0.01,
+            temperature: 2.0,
+            alpha: 1.0,
+            hidden_weight: 1.0,
+            attention_weight: 0.0,
+            seed: 0,
+        }
+    }
+}
+
+/// Learning rate for texts that are seen once.
+pub const DEFAULT_RATE: f32 = 4e-5;
+/// Positions a step where no number of sequences is asked for, padding counted, unless one sequence has more.
+pub const DEFAULT_POSITIONS: usize = 840;
+
+impl FullOptions {
+    /// Sequences worth drawing, and tokens: what goes through all steps. Where texts are so short that more sequences
+    /// would, each is seen again.
+    pub(crate) fn worth_drawing(&self) -> (usize, usize) {
+        let tokens = self.steps * DEFAULT_POSITIONS;
+        self.batch.map_or((tokens / SHORT, tokens), |batch| (self.steps * batch, usize::MAX))
+    }
+
+    /// Learning rate once warm, where every sequence is seen `times` on average.
+    pub(super) fn rate_for(&self, times: f32) -> f32 {
+        self.rate.unwrap_or_else(|| DEFAULT_RATE / times.max(1.0))
+    }
+
+    /// The paper's distillation (Neo et al. 2023): temperature 15, 0.9 of the loss of the outputs from the
+    /// teacher and the rest from labels, hidden states once, attention a hundred times.
+    pub fn paper() -> Self {
+        Self { temperature: 15.0, alpha: 0.9, attention_weight: 100.0, ..Self::default() }
+    }
+}
