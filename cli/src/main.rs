@@ -1,11 +1,11 @@
 //! The command line of onnx-mabert: arguments, progress and printing. What is done is done in the libraries.
 
 mod arguments;
+mod bars;
 mod commands;
-mod engine;
+mod engines;
 mod failure;
 mod print;
-mod progress;
 
 use std::process::ExitCode;
 

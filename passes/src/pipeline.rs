@@ -108,6 +108,19 @@ pub enum Order {
     Paper,
 }
 
+impl Order {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Linear, Self::Paper];
+
+    /// The name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::Paper => "paper",
+        }
+    }
+}
+
 /// Sites that are left as they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keep {

@@ -40,6 +40,9 @@ pub enum Metric {
 }
 
 impl Metric {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Accuracy, Self::F1, Self::Mcc, Self::Pearson, Self::Spearman];
+
     /// Whether predictions are classes (the largest logit) rather than values.
     pub fn is_of_classes(self) -> bool {
         matches!(self, Self::Accuracy | Self::F1 | Self::Mcc)

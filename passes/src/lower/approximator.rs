@@ -20,6 +20,20 @@ pub enum Sharing {
     Shared,
 }
 
+impl Sharing {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::PerHead, Self::PerLayer, Self::Shared];
+
+    /// The name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PerHead => "per-head",
+            Self::PerLayer => "per-layer",
+            Self::Shared => "shared",
+        }
+    }
+}
+
 /// What the approximators look like.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct ApproximatorOptions {

@@ -60,6 +60,9 @@ pub enum Transfer {
 }
 
 impl Transfer {
+    /// All of them, each with what the one before does.
+    pub const ALL: [Self; 4] = [Self::None, Self::ClosedForm, Self::Blockwise, Self::Full];
+
     /// The name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {

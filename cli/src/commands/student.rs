@@ -1,0 +1,82 @@
+//! Making a student, as `rewrite` and `transfer` do: the job, the files, and what is printed.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use mabert_graph::Model;
+use mabert_transfer::job::{Job, rewrite};
+
+use crate::arguments::Global;
+use crate::bars::Bars;
+use crate::failure::{CheckFailed, Usage};
+use crate::print;
+use crate::print::report::Made;
+
+/// Where a student goes.
+pub(super) struct Destination<'a> {
+    pub(super) model: &'a Path,
+    /// Whether its large constants go to a file of their own.
+    pub(super) external_data: bool,
+    pub(super) report: Option<&'a Path>,
+}
+
+/// Runs a job on the teacher, writes the student and its report, and prints what was done.
+pub(super) fn make_student(teacher: &Path, job: &Job, to: &Destination<'_>, global: &Global) -> Result<()> {
+    to.check(teacher, job)?;
+    let (mut student, report) = rewrite(teacher, job, &Bars::new(global))?;
+    if to.external_data {
+        student.keep_data_outside();
+    }
+    student.save(to.model)?;
+    if Model::load(to.model)?.proto() != student.proto() {
+        let reason = format!("{}: what was written does not read back the same", to.model.display());
+        return Err(CheckFailed(reason).into());
+    }
+    let made = Made {
+        report: &report,
+        output: to.model.display().to_string(),
+        bytes_before: file_size(teacher),
+        bytes_after: file_size(to.model),
+    };
+    if let Some(path) = to.report {
+        let text = serde_json::to_vec_pretty(&made)?;
+        mabert_graph::write_atomically(path, |file| std::io::Write::write_all(file, &text)).context("the report")?;
+    }
+    if global.json {
+        return print::json(&made);
+    }
+    print!("{made}");
+    Ok(())
+}
+
+impl Destination<'_> {
+    /// Asked before the long work, not after it: whether the files can be written, and overwrite nothing that is read.
+    fn check(&self, teacher: &Path, job: &Job) -> Result<()> {
+        let mut inputs = std::iter::once(teacher).chain(job.parameters.as_deref());
+        if let Some(input) = inputs.find(|input| is_same_file(input, self.model)) {
+            let (output, input) = (self.model.display(), input.display());
+            return Err(Usage(format!("{output}: `{input}` would be overwritten; choose another output")).into());
+        }
+        mabert_graph::check_writable(self.model)?;
+        if let Some(report) = self.report {
+            mabert_graph::check_writable(report)?;
+        }
+        Ok(())
+    }
+}
+
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+}
+
+/// The size of a model's file and of its external data, as this program names it.
+fn file_size(model: &Path) -> u64 {
+    let size = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.len());
+    let beside = |ending: &str| {
+        let mut name = model.as_os_str().to_owned();
+        name.push(ending);
+        size(Path::new(&name))
+    };
+    let data = [".data", ".2.data", ".3.data"].map(beside).into_iter().find(|&bytes| bytes > 0);
+    size(model) + data.unwrap_or(0)
+}
