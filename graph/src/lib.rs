@@ -28,6 +28,7 @@ mod wire;
 pub use builder::{Builder, Expr, IntoExpr};
 pub use decompose::decompose_fused;
 pub use error::{Error, Result};
+pub use external::data_files;
 pub use extract::Boundary;
 pub use functions::inline_functions;
 pub use half_precision::{is_half, narrow_to_half, widen_half};

@@ -69,14 +69,9 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
     a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
 }
 
-/// The size of a model's file and of its external data, as this program names it.
+/// The size of a model's file and of its external data.
 fn file_size(model: &Path) -> u64 {
     let size = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.len());
-    let beside = |ending: &str| {
-        let mut name = model.as_os_str().to_owned();
-        name.push(ending);
-        size(Path::new(&name))
-    };
-    let data = [".data", ".2.data", ".3.data"].map(beside).into_iter().find(|&bytes| bytes > 0);
-    size(model) + data.unwrap_or(0)
+    let data = mabert_graph::data_files(model).unwrap_or_default();
+    size(model) + data.iter().map(|path| size(path)).sum::<u64>()
 }
