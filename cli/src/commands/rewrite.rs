@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use mabert_graph::Model;
 use mabert_passes::lower::Sharing;
 use mabert_passes::pipeline::{Keep, Order};
+use mabert_passes::sites::{LayerSite, SiteId};
 use mabert_transfer::full;
 use mabert_transfer::job::{CheckpointFolder, Data, Dev, Job, Report, Transfer, rewrite as rewrite_model};
 use serde::Serialize;
@@ -334,15 +335,15 @@ fn print_report(full: &Outcome<'_>) {
 fn print_sites(report: &Report) {
     let mut rows: Vec<Vec<String>> = Vec::new();
     for site in &report.sites {
-        let (layer, part) = site.site.split_once('/').unwrap_or((&site.site, ""));
-        if rows.last().is_none_or(|row| row[0] != layer) {
-            rows.push(vec![layer.to_owned(), String::new(), String::new(), String::new(), String::new()]);
+        let module = site.site.module();
+        if rows.last().is_none_or(|row| row[0] != module) {
+            rows.push(vec![module, String::new(), String::new(), String::new(), String::new()]);
         }
-        let column = match part {
-            "attention" => 1,
-            "attention/norm" => 2,
-            "activation" => 3,
-            _ => 4,
+        let column = match site.site {
+            SiteId::Layer(_, LayerSite::Attention) | SiteId::SharedNetwork => 1,
+            SiteId::Layer(_, LayerSite::AttentionNorm) => 2,
+            SiteId::Layer(_, LayerSite::Activation) => 3,
+            SiteId::Layer(_, LayerSite::OutputNorm) | SiteId::EmbeddingNorm => 4,
         };
         let row = rows.last_mut().expect("pushed above");
         row[column] = match site.relative_error {
