@@ -125,6 +125,25 @@ impl Builder {
         Patch::new(state.nodes, state.constants)
     }
 
+    /// What was collected so far, as an edit in which everyone who used the old value of a pair uses the new one
+    /// ([`Patch::shunt`]); the builder starts anew.
+    ///
+    /// ```
+    /// # use mabert_graph::{Builder, ElementType};
+    /// # let b = Builder::new(17, "example");
+    /// # let mut model = b.model(&[b.input("x", ElementType::F32, &["n"]).erf().named("y")]);
+    /// let b = Builder::new(model.opset(), "erf-to-relu");
+    /// let relu = b.value("x").relu();
+    /// b.patch_with([("y", relu)]).apply(&mut model)?;
+    /// assert_eq!(model.graph().node[0].op_type, "Relu");
+    /// # Ok::<(), mabert_graph::Error>(())
+    /// ```
+    pub fn patch_with<'b>(&'b self, shunts: impl IntoIterator<Item = (impl AsRef<str>, Expr<'b>)>) -> Patch {
+        // Names first: they are gone once the nodes are taken.
+        let shunts: Vec<_> = shunts.into_iter().map(|(old, new)| (old, new.name())).collect();
+        shunts.iter().fold(self.patch(), |patch, (old, new)| patch.shunt(old.as_ref(), new))
+    }
+
     /// What was collected so far, as a model with these outputs; the builder starts anew.
     pub fn model(&self, outputs: &[Expr<'_>]) -> Model {
         let outputs: Vec<String> = outputs.iter().map(Expr::name).collect();

@@ -198,6 +198,16 @@ mod tests {
     }
 
     #[test]
+    fn a_patch_with_several_shunts_replaces_each() {
+        let mut model = chain();
+        let b = Builder::new(17, "swap");
+        let (y, z) = (b.value("x").relu(), b.value("y").tanh());
+        b.patch_with([("y", y), ("z", z.named("renamed"))]).apply(&mut model).unwrap();
+        assert_eq!(operators(&model), ["Erf", "Tanh"]);
+        assert_eq!(model.graph().node[1].output, ["z"]);
+    }
+
+    #[test]
     fn a_patch_may_use_the_value_it_replaces() {
         let mut model = chain();
         let b = Builder::new(17, "scale");

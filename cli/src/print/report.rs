@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Display, Formatter};
 
 use mabert_passes::contract::NonLinear;
+use mabert_passes::sites::{LayerSite, SiteId};
 use mabert_transfer::full::{FullReport, Losses};
 use mabert_transfer::job::{Report, SiteReport, Source};
 use serde::Serialize;
@@ -59,18 +60,18 @@ fn sites(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
     const HEADER: [&str; 5] = ["Layer", "Attention", "Norm", "Activation", "Norm"];
     let mut rows: Vec<Vec<String>> = Vec::new();
     for site in &report.sites {
-        let (layer, part) = site.site.split_once('/').unwrap_or((&site.site, ""));
-        if rows.last().is_none_or(|row| row[0] != layer) {
+        let module = site.site.module();
+        if rows.last().is_none_or(|row| row[0] != module) {
             rows.push(vec![String::new(); HEADER.len()]);
         }
-        let column = match part {
-            "attention" => 1,
-            "attention/norm" => 2,
-            "activation" => 3,
-            _ => 4,
+        let column = match site.site {
+            SiteId::Layer(_, LayerSite::Attention) | SiteId::SharedNetwork => 1,
+            SiteId::Layer(_, LayerSite::AttentionNorm) => 2,
+            SiteId::Layer(_, LayerSite::Activation) => 3,
+            SiteId::Layer(_, LayerSite::OutputNorm) | SiteId::EmbeddingNorm => 4,
         };
         let row = rows.last_mut().expect("pushed above");
-        row[0] = layer.to_owned();
+        row[0] = module;
         row[column] = site_cell(site);
     }
     let when = if report.full.is_some() { " before the end-to-end stage" } else { "" };

@@ -80,7 +80,7 @@ fn plain(model: &Model, index: &Index<'_>, node: &NodeProto) -> Option<Patch> {
         _ if node.domain == "com.microsoft" => microsoft::plain(&fused),
         _ => None,
     }?;
-    let shunts: Vec<(&String, String)> =
-        outputs.iter().map(|(at, y)| Some((node.output.get(*at)?, y.name()))).collect::<Option<_>>()?;
-    Some(shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new)))
+    let shunts: Vec<(&String, Expr<'_>)> =
+        outputs.into_iter().map(|(at, y)| Some((node.output.get(at)?, y))).collect::<Option<_>>()?;
+    Some(builder.patch_with(shunts))
 }

@@ -3,7 +3,7 @@
 use mabert_graph::{Builder, Model};
 
 use crate::Result;
-use crate::sites::{Activation, Encoder};
+use crate::sites::{Activation, Encoder, LayerSite};
 
 /// Replaces the activation of each layer; returns how many were not ReLU already.
 ///
@@ -13,7 +13,7 @@ pub fn approximate_activations(model: &mut Model, encoder: &Encoder) -> Result<u
     let builder = Builder::new(model.opset(), "activation");
     let mut shunts = Vec::new();
     for layer in encoder.layers.iter().filter(|l| l.activation.function != Activation::Relu) {
-        builder.scope(&format!("layer.{}/activation", layer.index));
+        builder.scope(&layer.site(LayerSite::Activation).to_string());
         let relu = builder.value(&layer.activation.input).relu();
         shunts.push((layer.activation.output.clone(), relu.name()));
     }

@@ -9,7 +9,7 @@ use ndarray::Axis;
 
 use super::position_bias::PositionBiases;
 use crate::Result;
-use crate::sites::{Encoder, LinearSite, NormSite};
+use crate::sites::{Encoder, LayerSite, LinearSite, NormSite, SiteId};
 
 /// The value that holds the mask as floats, `[batch, n]`.
 pub const MASK: &str = "mask/float";
@@ -47,7 +47,7 @@ pub fn canonicalise(model: &mut Model, encoder: &mut Encoder, max_seq: usize) ->
             layer.input = new;
         }
         let (heads, d) = (layer.attention.heads as i64, layer.attention.head_size as i64);
-        let scope = format!("layer.{}/attention", layer.index);
+        let scope = layer.site(LayerSite::Attention).to_string();
         let x = b.value(&layer.input);
         let scale = layer.attention.scale;
         let query = linear(b, model, &mut layer.query, x, &format!("{scope}/query"), scale)?;
@@ -76,7 +76,8 @@ pub fn canonicalise(model: &mut Model, encoder: &mut Encoder, max_seq: usize) ->
         shunts.push((old, o.name()));
         let sum = x + o;
         shunts.push((layer.attention_norm.input.clone(), sum.name()));
-        unflatten(b, &mut layer.attention_norm, sum, &format!("{scope}/norm"), &mut shunts);
+        let id = layer.site(LayerSite::AttentionNorm);
+        unflatten(b, &mut layer.attention_norm, sum, id, &mut shunts);
         let scope = format!("layer.{}", layer.index);
         let stream = b.value(&layer.attention_norm.output);
         let old = [&layer.intermediate.output, &layer.output.output].map(String::clone);
@@ -87,7 +88,8 @@ pub fn canonicalise(model: &mut Model, encoder: &mut Encoder, max_seq: usize) ->
         let sum = stream + down;
         shunts.push((layer.output_norm.input.clone(), sum.name()));
         let old = layer.output_norm.output.clone();
-        if unflatten(b, &mut layer.output_norm, sum, &format!("{scope}/output/norm"), &mut shunts) {
+        let id = layer.site(LayerSite::OutputNorm);
+        if unflatten(b, &mut layer.output_norm, sum, id, &mut shunts) {
             ended = Some((old, layer.output_norm.output.clone()));
         }
     }
@@ -98,11 +100,11 @@ pub fn canonicalise(model: &mut Model, encoder: &mut Encoder, max_seq: usize) ->
 
 /// A norm of flattened tokens, which may name its axis by number, becomes one of `sum`, `[batch, n, channels]`; what the
 /// exporter called its output stays flattened, for whoever uses it outside. Returns whether it was one.
-fn unflatten(b: &Builder, norm: &mut NormSite, sum: Expr<'_>, scope: &str, shunts: &mut Vec<(String, String)>) -> bool {
+fn unflatten(b: &Builder, norm: &mut NormSite, sum: Expr<'_>, id: SiteId, shunts: &mut Vec<(String, String)>) -> bool {
     if !std::mem::take(&mut norm.flattened) {
         return false;
     }
-    b.scope(&format!("{scope}/unflattened"));
+    b.scope(&format!("{id}/unflattened"));
     let channels = norm.gamma.len();
     let vector = |label: &str, values: &[f32]| b.parameter(label, &Tensor::new(&[channels], values.to_vec()));
     let (gamma, beta) = (vector("gamma", &norm.gamma), vector("beta", &norm.beta));

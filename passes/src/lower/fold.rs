@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::norm::norm_parameters;
 use crate::Result;
-use crate::sites::{Encoder, LinearSite};
+use crate::sites::{Encoder, LayerSite, LinearSite, SiteId};
 
 /// Channels whose running product leaves this range keep an explicit scale: dividing by them would blow rounding up.
 const SAFE: RangeInclusive<f64> = 1.0 / 1024.0..=1024.0;
@@ -51,8 +51,8 @@ pub fn fold_norms(model: &mut Model, encoder: &mut Encoder, half: bool) -> Resul
         p: Array1::ones(encoder.embedding_norm.gamma.len()),
         q: Array1::zeros(encoder.embedding_norm.gamma.len()),
     };
-    let mut stream = pass_norm(b, model, start, "embeddings/norm", &safe, &mut report)?;
-    shunts.push((encoder.embedding_norm.output.clone(), leave(b, &stream, "embeddings/norm")));
+    let mut stream = pass_norm(b, model, start, SiteId::EmbeddingNorm, &safe, &mut report)?;
+    shunts.push((encoder.embedding_norm.output.clone(), leave(b, &stream, SiteId::EmbeddingNorm)));
     if let Some(site) = &mut encoder.embedding_projection {
         let old = site.output.clone();
         let value = absorb(b, model, site, &stream, "embeddings/projection/folded")?;
@@ -63,8 +63,10 @@ pub fn fold_norms(model: &mut Model, encoder: &mut Encoder, half: bool) -> Resul
         stream = Stream { value, p: Array1::ones(channels), q: Array1::zeros(channels) };
     }
     for layer in &mut encoder.layers {
-        let scope = format!("layer.{}", layer.index);
-        let attention = format!("{scope}/attention");
+        let [attention_norm, output_norm] =
+            [LayerSite::AttentionNorm, LayerSite::OutputNorm].map(|site| layer.site(site));
+        let scope = attention_norm.module();
+        let attention = layer.site(LayerSite::Attention).to_string();
         for (site, part) in [(&mut layer.query, "query"), (&mut layer.key, "key"), (&mut layer.value, "value")] {
             let old = site.output.clone();
             let y = absorb(b, model, site, &stream, &format!("{attention}/{part}/folded"))?;
@@ -72,14 +74,14 @@ pub fn fold_norms(model: &mut Model, encoder: &mut Encoder, half: bool) -> Resul
         }
         layer.input = stream.value.name();
         stream = add_branch(b, model, &mut layer.attention_output, stream, &attention, "output")?;
-        stream = pass_norm(b, model, stream, &format!("{attention}/norm"), &safe, &mut report)?;
-        shunts.push((layer.attention_norm.output.clone(), leave(b, &stream, &format!("{attention}/norm"))));
+        stream = pass_norm(b, model, stream, attention_norm, &safe, &mut report)?;
+        shunts.push((layer.attention_norm.output.clone(), leave(b, &stream, attention_norm)));
         let old = layer.intermediate.output.clone();
         let y = absorb(b, model, &mut layer.intermediate, &stream, &format!("{scope}/intermediate/folded"))?;
         shunts.push((old, y.name()));
         stream = add_branch(b, model, &mut layer.output, stream, &scope, "output")?;
-        stream = pass_norm(b, model, stream, &format!("{scope}/output/norm"), &safe, &mut report)?;
-        shunts.push((layer.output_norm.output.clone(), leave(b, &stream, &format!("{scope}/output/norm"))));
+        stream = pass_norm(b, model, stream, output_norm, &safe, &mut report)?;
+        shunts.push((layer.output_norm.output.clone(), leave(b, &stream, output_norm)));
     }
     let patch = shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new));
     patch.apply(model)?;
@@ -91,11 +93,11 @@ fn pass_norm<'b>(
     b: &'b Builder,
     model: &Model,
     stream: Stream<'b>,
-    norm: &str,
+    norm: SiteId,
     safe: &RangeInclusive<f64>,
     report: &mut FoldReport,
 ) -> Result<Stream<'b>> {
-    let (scale, offset) = norm_parameters(norm);
+    let [scale, offset] = norm_parameters(norm);
     let a = vector(model, &scale)?;
     let c = vector(model, &offset)?;
     let mut p = &stream.p * &a;
@@ -118,7 +120,7 @@ fn pass_norm<'b>(
 }
 
 /// The teacher's value, for whoever uses it outside the encoder.
-fn leave(b: &Builder, stream: &Stream<'_>, norm: &str) -> String {
+fn leave(b: &Builder, stream: &Stream<'_>, norm: SiteId) -> String {
     b.scope(&format!("{norm}/leave"));
     let value = b.value(&stream.value.name());
     (value * b.parameter("scale", &tensor(&stream.p)) + b.parameter("offset", &tensor(&stream.q))).name()
@@ -217,7 +219,7 @@ mod tests {
         let before = student(Pass::Reassociate);
         let mut model = before.model.clone();
         let mut encoder = before.encoder.clone();
-        let (scale, _) = norm_parameters("layer.0/attention/norm");
+        let [scale, _] = norm_parameters(SiteId::Layer(0, LayerSite::AttentionNorm));
         let mut values = vec![0.9f32; CHANNELS];
         (values[1], values[4], values[6]) = (1e-5, 1e5, 0.0);
         model.set_constant(&scale, &Tensor::new(&[CHANNELS], values));
@@ -234,9 +236,9 @@ mod tests {
     #[test]
     fn half_precision_has_a_safe_range_of_its_own() {
         let before = student(Pass::Reassociate);
-        let (scale, offset) = norm_parameters("layer.0/attention/norm");
+        let [scale, offset] = norm_parameters(SiteId::Layer(0, LayerSite::AttentionNorm));
         let mut wide = before.model.clone();
-        let (first, _) = norm_parameters("embeddings/norm");
+        let [first, _] = norm_parameters(SiteId::EmbeddingNorm);
         for (name, value) in [(first, 1f32), (scale, 3e-3), (offset, 300.0)] {
             let mut values = wide.constant(&name).unwrap().to_f32();
             values[1] = value;

@@ -5,7 +5,7 @@ use ndarray::{Axis, concatenate};
 
 use super::fold::{matrix, vector};
 use crate::Result;
-use crate::sites::Encoder;
+use crate::sites::{Encoder, LayerSite};
 
 /// Merges the three products of each layer into one of `[channels, 3 heads d]`; keys and values alone where queries read
 /// something else.
@@ -32,7 +32,7 @@ pub fn merge_query_key_value(model: &mut Model, encoder: &Encoder) -> Result<usi
         let views: Vec<_> = biases.iter().map(|b| b.view()).collect();
         let bias = concatenate(Axis(0), &views).expect("vectors");
         let (heads, d) = (layer.attention.heads as i64, layer.attention.head_size as i64);
-        b.scope(&format!("layer.{}/attention/qkv", layer.index));
+        b.scope(&format!("{}/qkv", layer.site(LayerSite::Attention)));
         let w = b.parameter("weight", &Tensor::from(weight.as_standard_layout().into_owned().into_dyn()));
         let all = b.value(&layer.key.input).matmul(w) + b.parameter("bias", &Tensor::from(bias.into_dyn()));
         let all = all.reshape(&[0, 0, parts.len() as i64 * heads, d]).transpose(&[0, 2, 1, 3]);

@@ -7,7 +7,7 @@ use mabert_graph::{Builder, Model};
 
 use super::approximator::{Approximator, ApproximatorOptions, Shared};
 use crate::Result;
-use crate::sites::Encoder;
+use crate::sites::{Encoder, LayerSite};
 
 /// Re-associates the attention of each layer.
 ///
@@ -24,7 +24,7 @@ pub fn reassociate_attention(
     let shared = Shared::new(b, options, encoder.mask.is_some(), "linear_attention");
     let mut shunts = Vec::new();
     for (layer, approximator) in encoder.layers.iter().zip(approximators) {
-        b.scope(&format!("layer.{}/attention/linear", layer.index));
+        b.scope(&format!("{}/linear", layer.site(LayerSite::Attention)));
         let site = &layer.attention;
         let [query, key, value] = [&site.query, &site.key, &site.value].map(|v| b.value(v));
         let net = approximator.apply(b, &shared);

@@ -4,7 +4,7 @@ use mabert_graph::{Builder, Model, Tensor};
 
 use super::approximator::{Approximator, ApproximatorOptions, LengthFeatures, Shared, Sharing};
 use crate::Result;
-use crate::sites::Encoder;
+use crate::sites::{Encoder, LayerSite};
 
 /// Replaces each layer's probabilities; returns the approximator of each layer (the same one where it is shared).
 /// Parameters start at even attention, `1 / len`, plus what exceeds zero of each score; they are for calibration to set.
@@ -25,7 +25,7 @@ pub fn approximate_softmax(
     for layer in &encoder.layers {
         let scope = match options.sharing {
             Sharing::Shared => "approximator".to_owned(),
-            _ => format!("layer.{}/attention/approximator", layer.index),
+            _ => format!("{}/approximator", layer.site(LayerSite::Attention)),
         };
         let approximator = Approximator::named(&scope, groups);
         if options.sharing != Sharing::Shared || approximators.is_empty() {

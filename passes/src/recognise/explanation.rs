@@ -2,13 +2,15 @@
 
 use serde::Serialize;
 
+use crate::sites::SiteKind;
+
 /// A site that was expected and not recognised.
 #[derive(Clone, Debug, Serialize)]
 pub struct Miss {
     /// The layer, where it is known.
     pub layer: Option<usize>,
-    /// What was expected: attention, activation, norm, linear.
-    pub expected: &'static str,
+    /// What was expected.
+    pub expected: SiteKind,
     /// The anchor's node, or the value at which the search ended.
     pub node: String,
     /// The probe that failed and by how much, or what was not found.
@@ -53,7 +55,7 @@ pub struct Explanation {
     /// Its operator.
     pub operator: String,
     /// What it is, or what it was tried as.
-    pub kind: &'static str,
+    pub kind: SiteKind,
     /// Entries and exit of the region, and how many nodes it has, for what was recognised.
     pub region: Option<String>,
     /// Why it was not recognised.

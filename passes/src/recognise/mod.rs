@@ -14,7 +14,7 @@ use mabert_graph::proto::NodeProto;
 use mabert_graph::{Dependence, Index, Model, NodeExt as _, largest_difference};
 
 use crate::recording::Recording;
-use crate::sites::{ActivationSite, AttentionSite, Encoder, Layer, LinearSite, MaskSite, NormSite};
+use crate::sites::{ActivationSite, AttentionSite, Encoder, Layer, LinearSite, MaskSite, NormSite, SiteKind};
 use crate::{Error, Result};
 pub use explanation::{Explanation, Miss, Tried};
 use linear::Layout;
@@ -101,7 +101,7 @@ pub fn recognise(model: &Model) -> Result<Recognition> {
         if claimed.contains(&at) || node.output.first().is_none_or(|o| cx.index.dependence(o) != Dependence::Data) {
             continue;
         }
-        let mut note = |kind: &'static str, region: Option<&Region>, reason: Option<String>| {
+        let mut note = |kind: SiteKind, region: Option<&Region>, reason: Option<String>| {
             let words = |r: &Region| format!("{} -> {} ({} nodes)", r.entries.join(", "), r.exit, r.nodes.len());
             let (region, tried) = match reason {
                 None => (region.map(words), None),
@@ -113,29 +113,31 @@ pub fn recognise(model: &Model) -> Result<Recognition> {
         if node.is("Softmax") {
             match attention::recognise(&cx, at) {
                 Verdict::Site(site, region) => {
-                    note("attention", Some(&region), None);
+                    note(SiteKind::Attention, Some(&region), None);
                     found.attentions.push(site);
                 }
-                Verdict::NotASite(reason, tried) => note("attention", tried.as_ref(), Some(reason)),
+                Verdict::NotASite(reason, tried) => note(SiteKind::Attention, tried.as_ref(), Some(reason)),
             }
         } else if activation::is_anchor(node) {
             match activation::recognise(&cx, at) {
                 Verdict::Site(site, region) => {
-                    note("activation", Some(&region), None);
+                    note(SiteKind::Activation, Some(&region), None);
                     claimed.extend(region.nodes);
                     found.activations.push(site);
                 }
-                Verdict::NotASite(reason, tried) => note("activation", tried.as_ref(), Some(reason)),
+                Verdict::NotASite(reason, tried) => note(SiteKind::Activation, tried.as_ref(), Some(reason)),
             }
         } else if norm::is_anchor(node) {
             match norm::recognise(&cx, at) {
                 Verdict::Site(site, region) => {
-                    note("norm", Some(&region), None);
+                    note(SiteKind::Norm, Some(&region), None);
                     claimed.extend(region.nodes);
                     found.norms.push(site);
                 }
                 // Squares and roots are everywhere; only the operator that can be nothing else is worth a word.
-                Verdict::NotASite(reason, tried) if !node.is("Pow") => note("norm", tried.as_ref(), Some(reason)),
+                Verdict::NotASite(reason, tried) if !node.is("Pow") => {
+                    note(SiteKind::Norm, tried.as_ref(), Some(reason))
+                }
                 Verdict::NotASite(..) => {}
             }
         }
@@ -147,11 +149,11 @@ pub fn recognise(model: &Model) -> Result<Recognition> {
 /// Puts the sites together into an encoder.
 fn assemble(cx: &Context<'_>, found: &mut Recognition) {
     for explanation in &found.explanations {
-        if explanation.kind == "attention"
+        if explanation.kind == SiteKind::Attention
             && let Some(reason) = &explanation.reason
         {
             let tried = explanation.tried.clone();
-            found.misses.push(Miss { tried, ..miss("attention", &explanation.node, reason) });
+            found.misses.push(Miss { tried, ..miss(SiteKind::Attention, &explanation.node, reason) });
         }
     }
     let mut layers: Vec<Layer> = Vec::new();
@@ -166,14 +168,14 @@ fn assemble(cx: &Context<'_>, found: &mut Recognition) {
     }
     let Some(first) = layers.first() else {
         if found.attentions.is_empty() && found.misses.is_empty() {
-            found.misses.push(miss("attention", "graph", "no softmax of scaled scores was found"));
+            found.misses.push(miss(SiteKind::Attention, "graph", "no softmax of scaled scores was found"));
         }
         return;
     };
     for pair in layers.windows(2) {
         if pair[1].input != pair[0].output_norm.output {
             let reason = format!("the layer does not start from the norm that ends layer {}", pair[0].index);
-            found.misses.push(Miss { layer: Some(pair[1].index), ..miss("linear", &pair[1].input, reason) });
+            found.misses.push(Miss { layer: Some(pair[1].index), ..miss(SiteKind::Linear, &pair[1].input, reason) });
         }
     }
     // Where tokens are flattened from layer to layer, each needs the one before it to be brought back from that.
@@ -183,7 +185,7 @@ fn assemble(cx: &Context<'_>, found: &mut Recognition) {
     if let Some(at) = (0..layers.len()).find(|&at| alone(at)) {
         let reason = "its tokens are flattened, and no layer was recognised before it";
         let (layer, input) = (Some(layers[at].index), layers[at].input.clone());
-        found.misses.push(Miss { layer, ..miss("linear", &input, reason) });
+        found.misses.push(Miss { layer, ..miss(SiteKind::Linear, &input, reason) });
         return;
     }
     let channels = first.query.inputs;
@@ -197,7 +199,7 @@ fn assemble(cx: &Context<'_>, found: &mut Recognition) {
     }
 }
 
-fn miss(expected: &'static str, node: &str, reason: impl Into<String>) -> Miss {
+fn miss(expected: SiteKind, node: &str, reason: impl Into<String>) -> Miss {
     Miss { layer: None, expected, node: node.to_owned(), reason: reason.into(), tried: None }
 }
 
@@ -211,14 +213,14 @@ fn layer(cx: &Context<'_>, found: &Recognition, index: usize, attention: &Attent
     if query.input != key.input || query.input != value.input {
         let reason =
             format!("queries, keys and values come from `{}`, `{}` and `{}`", query.input, key.input, value.input);
-        return Err(miss("linear", &attention.node, reason));
+        return Err(miss(SiteKind::Linear, &attention.node, reason));
     }
     let input = query.input.clone();
     // Where tokens are flattened from layer to layer, the first still starts from embeddings that are not.
     let shape = cx.recording.shape(&input);
     if shape.len() != 3 && (index == 0 || shape.len() != 2) {
         let reason = format!("its input has shape {shape:?}; [batch, n, channels] is supported");
-        return Err(miss("linear", &input, reason));
+        return Err(miss(SiteKind::Linear, &input, reason));
     }
     let mut attention_output = linear_after(cx, &attention.context, heads)?;
     let attention_norm = norm_of_sum(cx, found, &input, &mut attention_output)?;
@@ -226,10 +228,14 @@ fn layer(cx: &Context<'_>, found: &Recognition, index: usize, attention: &Attent
     let starts_here =
         |site: &&ActivationSite| linear_before(cx, &site.input, Layout::Rows).is_ok_and(|l| l.input == *stream);
     let Some(activation) = found.activations.iter().find(starts_here) else {
-        let failed = found.explanations.iter().find(|e| e.kind == "activation" && e.reason.is_some());
+        let failed = found.explanations.iter().find(|e| e.kind == SiteKind::Activation && e.reason.is_some());
         let hint =
             failed.map_or_else(String::new, |e| format!(" (`{}`: {})", e.node, e.reason.clone().unwrap_or_default()));
-        return Err(miss("activation", stream, format!("no linear map from here leads to a GELU or ReLU{hint}")));
+        return Err(miss(
+            SiteKind::Activation,
+            stream,
+            format!("no linear map from here leads to a GELU or ReLU{hint}"),
+        ));
     };
     let intermediate = linear_before(cx, &activation.input, Layout::Rows)?;
     let mut output = linear_after(cx, &activation.output, Layout::Rows)?;
@@ -247,7 +253,7 @@ fn layer(cx: &Context<'_>, found: &Recognition, index: usize, attention: &Attent
         (&output_norm, &output_norm.input, usize::MAX),
     ];
     if let Some((_, value, _)) = inner.into_iter().find(|(norm, value, by)| norm.flattened && seen(value, *by)) {
-        return Err(miss("linear", value, "its tokens are flattened, and it is used outside its layer"));
+        return Err(miss(SiteKind::Linear, value, "its tokens are flattened, and it is used outside its layer"));
     }
     Ok(Layer {
         index,
@@ -289,7 +295,7 @@ fn unflattened(cx: &Context<'_>, value: &str) -> String {
 
 /// The linear map that ends in `value`. Where it works on flattened or transposed tokens, it starts before they become so.
 fn linear_before(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearSite> {
-    let mut found = Err(miss("linear", value, "no product with a constant weight leads to it"));
+    let mut found = Err(miss(SiteKind::Linear, value, "no product with a constant weight leads to it"));
     let mut known: &[usize] = &[];
     let has_weight = |regions: &[Region]| regions.iter().flat_map(|r| &r.nodes).any(|&at| linear::has_weight(cx, at));
     let mut regions = Region::ending_in(&cx.index, value, false);
@@ -309,7 +315,7 @@ fn linear_before(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearS
             Ok(site) => found = Ok(site),
             Err(_) if found.is_ok() => break,
             Err(reason) if known.is_empty() => {
-                found = Err(Miss { tried: Some(cx.tried(region)), ..miss("linear", value, reason) });
+                found = Err(Miss { tried: Some(cx.tried(region)), ..miss(SiteKind::Linear, value, reason) });
             }
             Err(_) => {}
         }
@@ -320,14 +326,14 @@ fn linear_before(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearS
 
 /// The linear map that starts at `value`.
 fn linear_after(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearSite> {
-    let mut best = Err(miss("linear", value, "no product with a constant weight follows it"));
+    let mut best = Err(miss(SiteKind::Linear, value, "no product with a constant weight follows it"));
     for exit in chain(&cx.index, value).into_iter().skip(1).take(16) {
         let Some(region) = Region::between(&cx.index, &[value], exit) else { break };
         if region.nodes.iter().any(|&at| linear::has_weight(cx, at)) {
             match linear::read_off(cx, &region, layout, Layout::Rows) {
                 Ok(site) => best = Ok(site),
                 Err(reason) if best.is_err() => {
-                    best = Err(Miss { tried: Some(cx.tried(&region)), ..miss("linear", value, reason) });
+                    best = Err(Miss { tried: Some(cx.tried(&region)), ..miss(SiteKind::Linear, value, reason) });
                 }
                 Err(_) => break,
             }
@@ -360,7 +366,7 @@ fn norm_of_sum(cx: &Context<'_>, found: &Recognition, stream: &str, branch: &mut
     let Some((entries, norm)) = following.into_iter().next() else {
         let reason =
             format!("no layer normalisation of `{stream}` + `{end}` follows it; only post-LN encoders are supported");
-        return Err(miss("norm", &end, reason));
+        return Err(miss(SiteKind::Norm, &end, reason));
     };
     let added = || -> std::result::Result<Vec<f32>, String> {
         let region = Region::between(&cx.index, &entries, &norm.input).ok_or("no region")?;
@@ -387,7 +393,7 @@ fn norm_of_sum(cx: &Context<'_>, found: &Recognition, stream: &str, branch: &mut
         }
         Ok(first)
     };
-    let added = added().map_err(|reason| miss("norm", &norm.node, reason))?;
+    let added = added().map_err(|reason| miss(SiteKind::Norm, &norm.node, reason))?;
     branch.bias.iter_mut().zip(added).for_each(|(bias, more)| *bias += more);
     Ok(norm.clone())
 }
@@ -403,7 +409,7 @@ fn embedding(cx: &Context<'_>, found: &Recognition, input: &str) -> Found<(NormS
     {
         return Ok((norm.clone(), Some(linear)));
     }
-    Err(miss("norm", input, "the first layer does not start from a layer normalisation of the embeddings"))
+    Err(miss(SiteKind::Norm, input, "the first layer does not start from a layer normalisation of the embeddings"))
 }
 
 /// Norms and activations that lie inside the encoder but belong to no layer, and layers that the head seems to hold: their
@@ -411,7 +417,8 @@ fn embedding(cx: &Context<'_>, found: &Recognition, input: &str) -> Found<(NormS
 fn unclaimed(cx: &Context<'_>, found: &mut Recognition, layers: &[Layer], embedding_norm: &NormSite) {
     let end = layers.last().and_then(|l| cx.index.producer_at(&l.output_norm.output));
     let inside = |at: usize| end.is_some_and(|end| at < end);
-    let lost = found.explanations.iter().filter(|e| e.reason.is_some() && e.kind != "attention" && inside(e.at));
+    let lost =
+        found.explanations.iter().filter(|e| e.reason.is_some() && e.kind != SiteKind::Attention && inside(e.at));
     let mut misses: Vec<Miss> = lost
         .map(|e| Miss { tried: e.tried.clone(), ..miss(e.kind, &e.node, e.reason.clone().unwrap_or_default()) })
         .collect();
@@ -421,15 +428,16 @@ fn unclaimed(cx: &Context<'_>, found: &mut Recognition, layers: &[Layer], embedd
         .chain([&embedding_norm.output])
         .map(String::as_str)
         .collect();
-    let norms = found.norms.iter().map(|site| ("norm", &site.node, &site.output, &site.input));
-    let activations = found.activations.iter().map(|site| ("activation", &site.node, &site.output, &site.input));
+    let norms = found.norms.iter().map(|site| (SiteKind::Norm, &site.node, &site.output, &site.input));
+    let activations =
+        found.activations.iter().map(|site| (SiteKind::Activation, &site.node, &site.output, &site.input));
     for (kind, node, output, input) in norms.chain(activations) {
         if of_layers.contains(output.as_str()) {
             continue;
         }
         if cx.index.producer_at(output).is_some_and(inside) {
             misses.push(miss(kind, node, "it belongs to no layer: the attention of its layer was not recognised"));
-        } else if kind == "norm" && is_sum(cx, input) {
+        } else if kind == SiteKind::Norm && is_sum(cx, input) {
             let reason =
                 "it normalises a sum, as layers do, but comes after the last layer whose attention was recognised";
             misses.push(miss(kind, node, reason));

@@ -14,7 +14,7 @@ use std::time::Instant;
 use mabert_graph::{Boundary, ElementType};
 use mabert_passes::lower::MASK;
 use mabert_passes::pipeline::{Rewriting, Student};
-use mabert_passes::sites::{Encoder, NormSite};
+use mabert_passes::sites::{Encoder, NormSite, SiteId};
 use mabert_runtime::TensorType;
 use rand::seq::SliceRandom as _;
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -134,8 +134,8 @@ pub struct FullReport {
 /// that are trained on; tokens that are far off count by the logarithm of their distance.
 #[derive(Clone, Debug, Serialize)]
 pub struct SiteChange {
-    /// Its name, as in `layer.0/attention/norm`.
-    pub site: String,
+    /// The norm.
+    pub site: SiteId,
     /// Relative error before.
     pub before: f64,
     /// And after the last step, whether or not the result was kept.
@@ -509,7 +509,7 @@ impl Pair {
 /// The relative error of each norm.
 fn changes(encoder: &Encoder, before: &Losses, after: &Losses) -> Vec<SiteChange> {
     let errors = before.norms.iter().zip(&after.norms);
-    let change = |((site, _), (before, after)): ((String, &NormSite), (&f64, &f64))| SiteChange {
+    let change = |((site, _), (before, after)): ((SiteId, &NormSite), (&f64, &f64))| SiteChange {
         site,
         before: before.sqrt(),
         after: after.sqrt(),

@@ -15,7 +15,7 @@ pub(super) fn parameters(teacher: &Model, student: &Student) -> Result<Vec<Strin
         names.extend([&of.w1, &of.w2, &of.b1, &of.b2, &of.scale].map(String::clone));
     }
     for (norm, _) in encoder.norms() {
-        names.extend(<[String; 2]>::from(norm_parameters(&norm)));
+        names.extend(norm_parameters(norm));
     }
     let maps = encoder
         .layers

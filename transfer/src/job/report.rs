@@ -7,7 +7,7 @@ use mabert_passes::contract::NonLinear;
 use mabert_passes::lower::FoldReport;
 use mabert_passes::pipeline::{Outcome, Pass, PassOptions, Student, VERSION_KEY};
 use mabert_passes::recognise::Miss;
-use mabert_passes::sites::{Activation, Encoder};
+use mabert_passes::sites::{Activation, Encoder, LayerSite, SiteId, SiteKind};
 use mabert_runtime::MAX_SEQ_KEY;
 use serde::{Deserialize, Serialize};
 
@@ -35,10 +35,10 @@ pub struct OddInputs {
 /// One site and what became of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct SiteReport {
-    /// Its name, as in `layer.0/attention`.
-    pub site: String,
-    /// attention, activation or norm.
-    pub kind: &'static str,
+    /// The site.
+    pub site: SiteId,
+    /// What it is.
+    pub kind: SiteKind,
     /// The node around which it was recognised.
     pub node: String,
     /// What it was: an operator, or the function that its nodes compute.
@@ -173,7 +173,7 @@ fn six_digits(value: f64) -> f64 {
 
 /// Every site with what became of it.
 pub(super) fn sites(encoder: &Encoder, student: &Student, calibration: Option<&LayerwiseReport>) -> Vec<SiteReport> {
-    let error = |site: &str| {
+    let error = |site: SiteId| {
         let sites = calibration.map_or(&[] as &[SiteError], |c| &c.sites);
         sites.iter().find(|s| s.site == site).map(|s| six_digits(s.relative_error))
     };
@@ -187,10 +187,10 @@ pub(super) fn sites(encoder: &Encoder, student: &Student, calibration: Option<&L
         (true, false) => "approximator, paper's order",
         (true, true) => "approximator, linear order",
     };
-    let norm = |site: String, node: &str, was: &str| SiteReport {
-        relative_error: error(&site),
+    let norm = |site: SiteId, node: &str, was: &str| SiteReport {
+        relative_error: error(site),
         site,
-        kind: "norm",
+        kind: site.kind(),
         node: node.to_owned(),
         was: was.to_owned(),
         now: norm_now,
@@ -200,19 +200,19 @@ pub(super) fn sites(encoder: &Encoder, student: &Student, calibration: Option<&L
         reports.push(norm(name, &site.node, &site.spelling));
     }
     for layer in &encoder.layers {
-        let site = format!("layer.{}/attention", layer.index);
+        let site = layer.site(LayerSite::Attention);
         reports.push(SiteReport {
-            relative_error: error(&site).or_else(|| error("encoder/approximator")),
+            relative_error: error(site).or_else(|| error(SiteId::SharedNetwork)),
             site,
-            kind: "attention",
+            kind: site.kind(),
             node: layer.attention.node.clone(),
             was: "Softmax".to_owned(),
             now: attention_now,
         });
         let function = layer.activation.function;
         reports.push(SiteReport {
-            site: format!("layer.{}/activation", layer.index),
-            kind: "activation",
+            site: layer.site(LayerSite::Activation),
+            kind: SiteKind::Activation,
             node: layer.activation.node.clone(),
             was: match function {
                 Activation::GeluErf => "GELU (erf)",
@@ -225,16 +225,7 @@ pub(super) fn sites(encoder: &Encoder, student: &Student, calibration: Option<&L
             relative_error: None,
         });
     }
-    let order = |s: &SiteReport| {
-        let layer = s.site.strip_prefix("layer.").and_then(|s| s.split('/').next()?.parse::<usize>().ok());
-        (
-            layer.map_or(0, |l| l + 1),
-            ["attention", "attention/norm", "activation", "output/norm"]
-                .iter()
-                .position(|p| s.site.ends_with(&format!("/{p}"))),
-        )
-    };
-    reports.sort_by_key(order);
+    reports.sort_by_key(|report| report.site);
     reports
 }
 

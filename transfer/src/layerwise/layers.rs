@@ -5,7 +5,7 @@ use std::time::Instant;
 use mabert_graph::{Model, Tensor};
 use mabert_passes::lower::{MASK, Sharing, norm_parameters};
 use mabert_passes::pipeline::{Pass, Rewriting, Student};
-use mabert_passes::sites::{Encoder, Layer, LinearSite};
+use mabert_passes::sites::{Encoder, Layer, LayerSite, LinearSite, SiteId};
 use ndarray::{Array2, ArrayD, Axis, Ix4};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
@@ -95,7 +95,7 @@ impl<'w> Work<'w> {
     /// The embedding norm: both models see the same input.
     pub(super) fn embeddings(&mut self) -> Result<()> {
         let site = &self.encoder.embedding_norm;
-        let name = "embeddings/norm";
+        let name = SiteId::EmbeddingNorm;
         let channels = site.gamma.len();
         let prefix = Prefix::new(self.teacher, &[&site.input])?;
         let inputs = self.store(|i| prefix.run_first(&self.batches[i]))?;
@@ -116,7 +116,7 @@ impl<'w> Work<'w> {
         self.teacher_at = targets;
         self.at.clone_from(&site.output);
         let error = self.relative_error(&self.student_at, &self.teacher_at)?;
-        self.note(name.to_owned(), error);
+        self.note(name, error);
         Ok(())
     }
 
@@ -138,7 +138,7 @@ impl<'w> Work<'w> {
             rows[0].append(found.into_iter().next().unwrap_or_default());
         }
         let approximator = self.student.approximators[0].clone();
-        self.fit("encoder/approximator".to_owned(), &approximator, &rows, 0);
+        self.fit(SiteId::SharedNetwork, &approximator, &rows, 0);
         Ok(())
     }
 
@@ -147,7 +147,6 @@ impl<'w> Work<'w> {
         let encoder = self.encoder;
         let layer = &encoder.layers[index];
         self.advance(&layer.input)?;
-        let name = format!("layer.{}", layer.index);
         if self.student.ran(Pass::Softmax) && self.student.options.approximator.sharing != Sharing::Shared {
             self.layer_approximator(index)?;
         }
@@ -162,23 +161,24 @@ impl<'w> Work<'w> {
         let run = |i: usize| part.run(&[&self.teacher_at.get(i)?, &self.masks[i]]);
         let mut targets = Stored::each(self.batches.len(), wanted.len(), run)?;
         let of_goals = targets.len() - goals.len();
-        let norm = format!("{name}/attention/norm");
+        let norm = layer.site(LayerSite::AttentionNorm);
         let mut contexts = self.contexts(layer)?;
-        self.solve(layer, &norm, &layer.attention_output, &contexts, &attention.input, &targets[0])?;
+        self.solve(layer, norm, &layer.attention_output, &contexts, &attention.input, &targets[0])?;
         if let Some(options) = self.options.blockwise {
             self.blockwise(index, &targets[of_goals], options)?;
             contexts = self.contexts(layer)?;
-            self.solve(layer, &norm, &layer.attention_output, &contexts, &attention.input, &targets[0])?;
+            self.solve(layer, norm, &layer.attention_output, &contexts, &attention.input, &targets[0])?;
         }
-        let norm = format!("{name}/output/norm");
-        self.solve(layer, &norm, &layer.output, &contexts, &output.input, &targets[1])?;
+        let norm = layer.site(LayerSite::OutputNorm);
+        self.solve(layer, norm, &layer.output, &contexts, &output.input, &targets[1])?;
         let part = self.residual_part(layer, &[&attention.output, &output.output])?;
         let run = |i: usize| part.run(&[&self.student_at.get(i)?, &contexts.get(i)?]);
         let mut reached = Stored::each(self.batches.len(), goals.len(), run)?;
         targets.drain(..of_goals);
-        for ((norm, student), teacher) in ["attention/norm", "output/norm"].into_iter().zip(&reached).zip(&targets) {
+        let norms = [LayerSite::AttentionNorm, LayerSite::OutputNorm];
+        for ((norm, student), teacher) in norms.into_iter().zip(&reached).zip(&targets) {
             let error = self.relative_error(student, teacher)?;
-            self.note(format!("{name}/{norm}"), error);
+            self.note(layer.site(norm), error);
         }
         (self.student_at, self.teacher_at) = (reached.remove(1), targets.remove(1));
         self.at.clone_from(&layer.output_norm.output);
@@ -195,12 +195,12 @@ impl<'w> Work<'w> {
     fn blockwise(&mut self, index: usize, targets: &Stored, options: blockwise::BlockwiseOptions) -> Result<()> {
         let start = Instant::now();
         let layer = &self.encoder.layers[index];
-        let name = format!("layer.{}/attention", layer.index);
+        let name = layer.site(LayerSite::Attention).to_string();
         let linear = [&layer.query, &layer.key, &layer.value, &layer.attention_output];
         let mut others: Vec<String> =
             linear.into_iter().flat_map(|l| [Some(l.weight.clone()), l.bias_name.clone()]).flatten().collect();
         if self.student.ran(Pass::Norm) {
-            others.extend(<[String; 2]>::from(norm_parameters(&format!("{name}/norm"))));
+            others.extend(norm_parameters(layer.site(LayerSite::AttentionNorm)));
         }
         let approximators = self.student.options.approximator;
         let mut approximator = Vec::new();
@@ -259,7 +259,7 @@ impl<'w> Work<'w> {
             let scores = scores.run(&[&self.student_at.get(i)?, &self.masks[i]])?.remove(0);
             Ok((scores, probabilities.run(&[&self.teacher_at.get(i)?, &self.masks[i]])?.remove(0)))
         })?;
-        self.fit(format!("layer.{}/attention", layer.index), &approximator, &rows, layer.index);
+        self.fit(layer.site(LayerSite::Attention), &approximator, &rows, layer.index);
         Ok(())
     }
 
@@ -311,7 +311,7 @@ impl<'w> Work<'w> {
         Ok(all)
     }
 
-    fn fit(&mut self, site: String, approximator: &mabert_passes::lower::Approximator, rows: &[Rows], layer: usize) {
+    fn fit(&mut self, site: SiteId, approximator: &mabert_passes::lower::Approximator, rows: &[Rows], layer: usize) {
         let start = Instant::now();
         let options = self.student.options.approximator;
         let seed = self.options.seed ^ ((layer as u64) << 16);
@@ -332,7 +332,7 @@ impl<'w> Work<'w> {
     fn solve(
         &mut self,
         layer: &Layer,
-        norm: &str,
+        norm: SiteId,
         linear: &LinearSite,
         contexts: &Stored,
         sum: &str,
@@ -399,8 +399,8 @@ impl<'w> Work<'w> {
         Ok(())
     }
 
-    fn set_norm(&mut self, norm: &str, found: &Solution) {
-        let (scale, offset) = norm_parameters(norm);
+    fn set_norm(&mut self, norm: SiteId, found: &Solution) {
+        let [scale, offset] = norm_parameters(norm);
         for (name, values) in [(scale, &found.scale), (offset, &found.offset)] {
             let narrow = values.iter().map(|&v| v as f32).collect();
             self.student.model.set_constant(&name, &Tensor::new(&[values.len()], narrow));
@@ -438,14 +438,14 @@ impl<'w> Work<'w> {
         Ok(error.value())
     }
 
-    fn note(&mut self, site: String, relative_error: f64) {
+    fn note(&mut self, site: SiteId, relative_error: f64) {
         self.sites.push(SiteError { site, relative_error });
     }
 }
 
-fn not_finite(site: &str) -> Error {
+fn not_finite(site: SiteId) -> Error {
     let reason = "its statistics are not finite; the model's activations overflow on this data".to_owned();
-    Error::Calibration { site: site.to_owned(), reason }
+    Error::Calibration { site: site.to_string(), reason }
 }
 
 fn ones(shape: &[usize]) -> Tensor {

@@ -12,6 +12,7 @@ mod regression;
 use std::time::Instant;
 
 use mabert_passes::pipeline::{Rewriting, Student};
+use mabert_passes::sites::SiteId;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -41,8 +42,8 @@ impl Default for LayerwiseOptions {
 /// How far one site of the student is from the teacher's, on the calibration text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SiteError {
-    /// Its name, as in `layer.0/attention/norm`.
-    pub site: String,
+    /// The site.
+    pub site: SiteId,
     /// Root of the summed squared difference over that of the teacher's deviation from its mean: 0 is equal, 1 is no
     /// better than a constant.
     pub relative_error: f64,
