@@ -111,7 +111,7 @@ fn sites_can_be_compared() {
     };
     let compare =
         |student: &str| json(&[&["verify", &teacher(), student, "--sites", "--atol", FURTHEST], &text[..]].concat());
-    let cosine = |of: &Value| of["mean_cosine"].as_f64().unwrap();
+    let cosine = |row: &Value| row["mean_cosine"].as_f64().unwrap();
 
     rewrite(&unfolded, &["--no-fold", "--report", &report]);
     let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();

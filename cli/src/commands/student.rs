@@ -10,7 +10,7 @@ use crate::arguments::Global;
 use crate::bars::Bars;
 use crate::failure::{CheckFailed, Usage};
 use crate::print;
-use crate::print::report::Made;
+use crate::print::summary::StudentReport;
 
 /// Where a student goes.
 pub(super) struct Destination<'a> {
@@ -32,20 +32,20 @@ pub(super) fn make_student(teacher: &Path, job: &Job, to: &Destination<'_>, glob
         let reason = format!("{}: what was written does not read back the same", to.model.display());
         return Err(CheckFailed(reason).into());
     }
-    let made = Made {
+    let report = StudentReport {
         report: &report,
         output: to.model.display().to_string(),
         bytes_before: file_size(teacher),
         bytes_after: file_size(to.model),
     };
     if let Some(path) = to.report {
-        let text = serde_json::to_vec_pretty(&made)?;
+        let text = serde_json::to_vec_pretty(&report)?;
         mabert_graph::write_atomically(path, |file| std::io::Write::write_all(file, &text)).context("the report")?;
     }
     if global.json {
-        return print::json(&made);
+        return print::json(&report);
     }
-    print!("{made}");
+    print!("{report}");
     Ok(())
 }
 

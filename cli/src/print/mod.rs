@@ -1,6 +1,6 @@
 //! Tables and numbers for people.
 
-pub(crate) mod report;
+pub(crate) mod summary;
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 

@@ -13,7 +13,7 @@ use super::{megabytes, number, optional, percentage, table};
 
 /// The library's report, with what only the files tell.
 #[derive(Serialize)]
-pub(crate) struct Made<'r> {
+pub(crate) struct StudentReport<'r> {
     #[serde(flatten)]
     pub(crate) report: &'r Report,
     pub(crate) output: String,
@@ -23,7 +23,7 @@ pub(crate) struct Made<'r> {
     pub(crate) bytes_after: u64,
 }
 
-impl Display for Made<'_> {
+impl Display for StudentReport<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let report = self.report;
         operators(f, report)?;
@@ -191,16 +191,16 @@ fn listed(nodes: &[&NonLinear]) -> String {
     if listed.is_empty() { "none".to_owned() } else { listed.join(", ") }
 }
 
-fn files(f: &mut Formatter<'_>, made: &Made<'_>) -> fmt::Result {
-    let report = made.report;
+fn files(f: &mut Formatter<'_>, student: &StudentReport<'_>) -> fmt::Result {
+    let report = student.report;
     let memory = report.peak_memory.map_or_else(String::new, |m| format!(", {} of memory", megabytes(m)));
     writeln!(
         f,
         "{} -> {}: {} -> {}, up to {} tokens, in {:.1} s{memory}",
         report.model,
-        made.output,
-        megabytes(made.bytes_before),
-        megabytes(made.bytes_after),
+        student.output,
+        megabytes(student.bytes_before),
+        megabytes(student.bytes_after),
         report.options.approximator.max_seq,
         report.seconds
     )
@@ -267,7 +267,7 @@ mod tests {
 
     fn printed(report: &Report) -> String {
         let output = "student.onnx".to_owned();
-        Made { report, output, bytes_before: 4_600_000, bytes_after: 3_210_000 }.to_string()
+        StudentReport { report, output, bytes_before: 4_600_000, bytes_after: 3_210_000 }.to_string()
     }
 
     #[test]
