@@ -19,15 +19,12 @@ pub fn options() -> PassOptions {
 }
 
 /// Models or data that are not in the repository: the folder that the environment names, else `shared/` beside the
-/// repository. `None`, said on standard error, where there is none.
-pub fn outside(variable: &str, folder: &str) -> Option<PathBuf> {
+/// repository. Tests that need them are ignored by default; `tests/real-models` runs them.
+pub fn outside(variable: &str, folder: &str) -> PathBuf {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(folder);
-    let found = std::env::var_os(variable).map_or_else(beside, PathBuf::from);
-    if !found.is_dir() {
-        eprintln!("left out: {} is not here; set {variable} to include it", found.display());
-        return None;
-    }
-    Some(found)
+    let path = std::env::var_os(variable).map_or_else(beside, PathBuf::from);
+    assert!(path.is_dir(), "{} is not here; set {variable} to the folder that has it", path.display());
+    path
 }
 
 /// A file or folder under `fixtures/`.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use mabert_transfer::evaluate::Metric;
 use mabert_transfer::full::FullOptions;
-use mabert_transfer::job::{CheckpointFolder, Data, Dev, Job, Transfer};
+use mabert_transfer::job::{CheckpointFolder, Data, Dev, FullStage, Job};
 
 use super::values::{not_negative, one_of, positive, share};
 use super::{DataArguments, Global};
@@ -98,33 +98,10 @@ impl EndToEndArguments {
         options.into_iter().find_map(|(name, is_given)| is_given.then_some(name))
     }
 
-    /// A job of this stage, with everything else as it is by default.
-    pub(crate) fn job(&self, data: &DataArguments, dev: &DevArguments, global: &Global) -> Result<Job> {
-        let full = self.options(global);
-        let label = self.label_column.as_deref();
-        let trains_on_labels = full.alpha < 1.0;
-        if trains_on_labels && (label.is_none() || data.data.is_none()) {
-            let reason = "alpha below 1 takes labels into the loss: give --data with --label-column, or --alpha 1";
-            return Err(Usage(reason.to_owned()).into());
-        }
-        if label.is_some() && dev.dev.is_none() && !trains_on_labels {
-            let reason = "--label-column: nothing reads labels; give --dev, or an --alpha below 1";
-            return Err(Usage(reason.to_owned()).into());
-        }
-        let training_label = label.filter(|_| trains_on_labels);
-        Ok(Job {
-            transfer: Transfer::Full,
-            full,
-            checkpoint: self.checkpoint.clone().map(|path| CheckpointFolder { path, resume: self.resume }),
-            data: data.data.as_ref().map(|path| Data { path: path.clone(), columns: data.columns(training_label) }),
-            dev: dev.dev.as_ref().map(|path| Dev {
-                data: Data { path: path.clone(), columns: data.columns(label) },
-                metric: dev.metric,
-            }),
-            tokenizer: data.tokenizer.clone(),
-            seed: global.seed,
-            ..Job::default()
-        })
+    /// The stage itself.
+    pub(crate) fn stage(&self, global: &Global) -> FullStage {
+        let checkpoint = self.checkpoint.clone().map(|path| CheckpointFolder { path, resume: self.resume });
+        FullStage { options: self.options(global), checkpoint, start: None }
     }
 
     fn options(&self, global: &Global) -> FullOptions {
@@ -140,5 +117,26 @@ impl EndToEndArguments {
             seed: global.seed,
             ..recipe
         }
+    }
+
+    /// A job on this data, with everything else as it is by default. Labels are read where something asks for them.
+    pub(crate) fn job(&self, data: &DataArguments, dev: &DevArguments, global: &Global) -> Result<Job> {
+        let label = self.label_column.as_deref();
+        let trains_on_labels = self.options(global).alpha < 1.0;
+        if trains_on_labels && (label.is_none() || data.data.is_none()) {
+            let reason = "alpha below 1 takes labels into the loss: give --data with --label-column, or --alpha 1";
+            return Err(Usage(reason.to_owned()).into());
+        }
+        if label.is_some() && dev.dev.is_none() && !trains_on_labels {
+            let reason = "--label-column: nothing reads labels; give --dev, or an --alpha below 1";
+            return Err(Usage(reason.to_owned()).into());
+        }
+        let file = |path: &PathBuf, label| Data { path: path.clone(), columns: data.columns(label) };
+        let training_label = label.filter(|_| trains_on_labels);
+        Ok(Job::default()
+            .data(data.data.as_ref().map(|path| file(path, training_label)))
+            .dev(dev.dev.as_ref().map(|path| Dev { data: file(path, label), metric: dev.metric }))
+            .tokenizer(data.tokenizer.clone())
+            .seed(global.seed))
     }
 }

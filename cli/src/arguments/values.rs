@@ -4,7 +4,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser as _, 
 use mabert_passes::lower::Sharing;
 use mabert_passes::pipeline::{Order, Pass};
 use mabert_transfer::evaluate::Metric;
-use mabert_transfer::job::Transfer;
+use mabert_transfer::job::TransferKind;
 
 /// A type whose values are chosen by name. The libraries know their names; what help says of them is said here.
 pub(crate) trait Choice: Copy + Send + Sync + 'static {
@@ -49,18 +49,19 @@ impl Choice for Pass {
     }
 }
 
-impl Choice for Transfer {
+impl Choice for TransferKind {
     fn name(self) -> &'static str {
         self.name()
     }
 
     fn help(self) -> Option<&'static str> {
-        Some(match self {
-            Self::None => "Not at all: only the structure",
-            Self::ClosedForm => "Layer by layer, by least squares",
-            Self::Blockwise => "The same, with gradient steps on each attention block",
-            Self::Full => "After that, gradient steps on everything at once",
-        })
+        match self {
+            Self::None => Some("Not at all: only the structure"),
+            Self::ClosedForm => Some("Layer by layer, by least squares"),
+            Self::Blockwise => Some("The same, with gradient steps on each attention block"),
+            Self::Full => Some("After that, gradient steps on everything at once"),
+            _ => None,
+        }
     }
 }
 

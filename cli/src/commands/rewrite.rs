@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use mabert_passes::lower::Sharing;
 use mabert_passes::pipeline::{Keep, Kind, Order, Pass};
-use mabert_transfer::job::{Job, Transfer};
+use mabert_transfer::job::{Job, TransferKind};
 
 use super::student::{Destination, make_student};
 use crate::arguments::{DataArguments, DevArguments, EndToEndArguments, Global, on_or_off, one_of};
@@ -40,8 +40,8 @@ pub(crate) struct RewriteArguments {
     #[command(flatten)]
     data: DataArguments,
     /// How the student's parameters are found [default: blockwise with data, closed-form without]
-    #[arg(long, value_parser = one_of(Transfer::ALL))]
-    transfer: Option<Transfer>,
+    #[arg(long, value_parser = one_of(TransferKind::ALL))]
+    transfer: Option<TransferKind>,
     /// Tokens that go through the student to calibrate it [default: 40000 of text, 12000 made up]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(100..))]
     calibration_tokens: Option<u64>,
@@ -79,35 +79,33 @@ pub(super) fn rewrite(arguments: &RewriteArguments, global: &Global) -> Result<(
         external_data: arguments.external_data,
         report: arguments.report.as_deref(),
     };
+    destination.refuse_overwriting([arguments.model.as_path()])?;
     make_student(&arguments.model, &job(arguments, global)?, &destination, global)
 }
 
 fn job(arguments: &RewriteArguments, global: &Global) -> Result<Job> {
-    let default = if arguments.data.data.is_some() { Transfer::Blockwise } else { Transfer::ClosedForm };
+    let default = if arguments.data.data.is_some() { TransferKind::Blockwise } else { TransferKind::ClosedForm };
     let transfer = arguments.transfer.unwrap_or(default);
-    if transfer != Transfer::Full
+    if transfer != TransferKind::Full
         && let Some(option) = arguments.end_to_end.first_given()
     {
         return Err(Usage(format!("--{option} is of the end-to-end stage: add --transfer full")).into());
     }
     let is_kept = |pass| arguments.keep.contains(&pass);
-    Ok(Job {
-        max_seq: arguments.max_seq,
-        hidden: arguments.hidden,
-        sharing: arguments.softmax,
-        length_tables: arguments.length_tables,
-        order: arguments.attention,
-        keep: Keep {
-            softmax: is_kept(Pass::Softmax),
-            activation: is_kept(Pass::Activation),
-            norm: is_kept(Pass::Norm),
-        },
-        fold: !arguments.no_fold,
-        until: arguments.until,
-        partial: arguments.partial,
-        transfer,
-        calibration_tokens: arguments.calibration_tokens.map(|n| n as usize),
-        extra_data: arguments.extra_data.clone(),
-        ..arguments.end_to_end.job(&arguments.data, &arguments.dev, global)?
-    })
+    let keep =
+        Keep { softmax: is_kept(Pass::Softmax), activation: is_kept(Pass::Activation), norm: is_kept(Pass::Norm) };
+    let job = arguments.end_to_end.job(&arguments.data, &arguments.dev, global)?;
+    Ok(job
+        .max_seq(arguments.max_seq)
+        .hidden(arguments.hidden)
+        .sharing(arguments.softmax)
+        .length_tables(arguments.length_tables)
+        .order(arguments.attention)
+        .keep(keep)
+        .fold(!arguments.no_fold)
+        .until(arguments.until)
+        .partial(arguments.partial)
+        .transfer(transfer.with(arguments.end_to_end.stage(global)))
+        .calibration_tokens(arguments.calibration_tokens.map(|n| n as usize))
+        .extra_data(arguments.extra_data.clone()))
 }

@@ -22,8 +22,9 @@ pub(super) struct Destination<'a> {
 
 /// Runs a job on the teacher, writes the student and its report, and prints what was done.
 pub(super) fn make_student(teacher: &Path, job: &Job, to: &Destination<'_>, global: &Global) -> Result<()> {
-    to.check(teacher, job)?;
-    let (mut student, report) = rewrite(teacher, job, &Bars::new(global))?;
+    // Before the long work, not after it.
+    to.check_writable()?;
+    let (mut student, report) = rewrite(Model::load(teacher)?, job, &Bars::new(global))?;
     if to.external_data {
         student.keep_data_outside();
     }
@@ -50,13 +51,14 @@ pub(super) fn make_student(teacher: &Path, job: &Job, to: &Destination<'_>, glob
 }
 
 impl Destination<'_> {
-    /// Asked before the long work, not after it: whether the files can be written, and overwrite nothing that is read.
-    fn check(&self, teacher: &Path, job: &Job) -> Result<()> {
-        let mut inputs = std::iter::once(teacher).chain(job.parameters.as_deref());
-        if let Some(input) = inputs.find(|input| is_same_file(input, self.model)) {
-            let (output, input) = (self.model.display(), input.display());
-            return Err(Usage(format!("{output}: `{input}` would be overwritten; choose another output")).into());
-        }
+    /// Refuses to write the student over one of the files that it is made of.
+    pub(super) fn refuse_overwriting<'p>(&self, inputs: impl IntoIterator<Item = &'p Path>) -> Result<()> {
+        let Some(input) = inputs.into_iter().find(|input| is_same_file(input, self.model)) else { return Ok(()) };
+        let (output, input) = (self.model.display(), input.display());
+        Err(Usage(format!("{output}: `{input}` would be overwritten; choose another output")).into())
+    }
+
+    fn check_writable(&self) -> Result<()> {
         mabert_graph::check_writable(self.model)?;
         if let Some(report) = self.report {
             mabert_graph::check_writable(report)?;

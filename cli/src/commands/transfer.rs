@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use mabert_transfer::job::Job;
+use mabert_transfer::job::{FullStage, Transfer};
 
 use super::student::{Destination, make_student};
 use crate::arguments::{DataArguments, DevArguments, EndToEndArguments, Global};
@@ -41,15 +41,14 @@ pub(super) fn transfer(arguments: &TransferArguments, global: &Global) -> Result
     if arguments.data.data.is_none() {
         return Err(Usage("--data is needed: text like the model's own".to_owned()).into());
     }
-    let job = Job {
-        parameters: Some(arguments.student.clone()),
-        extra_data: arguments.extra_data.clone(),
-        ..arguments.end_to_end.job(&arguments.data, &arguments.dev, global)?
-    };
     let destination = Destination {
         model: &arguments.output,
         external_data: arguments.external_data,
         report: arguments.report.as_deref(),
     };
+    destination.refuse_overwriting([arguments.teacher.as_path(), &arguments.student])?;
+    let stage = FullStage { start: Some(arguments.student.clone()), ..arguments.end_to_end.stage(global) };
+    let job = arguments.end_to_end.job(&arguments.data, &arguments.dev, global)?;
+    let job = job.extra_data(arguments.extra_data.clone()).transfer(Transfer::Full(stage));
     make_student(&arguments.teacher, &job, &destination, global)
 }

@@ -211,8 +211,9 @@ mod tests {
     use std::io::Write as _;
     use std::path::{Path, PathBuf};
 
+    use mabert_graph::Model;
     use mabert_transfer::full::FullOptions;
-    use mabert_transfer::job::{Data, Job, OddInputs, Transfer, rewrite};
+    use mabert_transfer::job::{Data, Job, Transfer, rewrite};
     use mabert_transfer::progress::Silent;
 
     use super::*;
@@ -224,16 +225,15 @@ mod tests {
             let ids: Vec<i64> = (0..4 + line % 9).map(|at| 5 + (7 * line + 3 * at) % 50).collect();
             writeln!(data, "{}", serde_json::json!({ "input_ids": ids })).unwrap();
         }
-        let job = Job {
-            max_seq: Some(16),
-            transfer: Transfer::Full,
-            full: FullOptions { steps: 3, batch: Some(8), ..FullOptions::default() },
-            data: Some(Data { path: data.path().to_owned(), columns: Default::default() }),
-            calibration_tokens: Some(400),
-            ..Job::default()
-        };
+        let options = FullOptions { steps: 3, batch: Some(8), ..FullOptions::default() };
+        let job = Job::default()
+            .max_seq(16)
+            .transfer(Transfer::Full(options.into()))
+            .data(Data { path: data.path().to_owned(), columns: Default::default() })
+            .calibration_tokens(400);
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
-        rewrite(&fixtures.join("coverage/bert-classification-torchscript-17.onnx"), &job, &Silent).unwrap().1
+        let teacher = Model::load(fixtures.join("coverage/bert-classification-torchscript-17.onnx")).unwrap();
+        rewrite(teacher, &job, &Silent).unwrap().1
     }
 
     /// Numbers that rounding, the clock, the machine or the passes decide, put in place of what was found.
@@ -277,7 +277,7 @@ mod tests {
 
         let full = report.full.as_mut().unwrap();
         (full.skipped, full.kept) = (2, false);
-        report.odd_inputs = OddInputs { overflow: 3, ..report.odd_inputs };
+        report.odd_inputs.overflow = 3;
         report.fold.explicit_channels = 5;
         report.peak_memory = None;
         insta::assert_snapshot!("with_what_went_wrong", printed(&report));

@@ -12,5 +12,5 @@ mod tokens;
 pub use batch::{Batch, BatchShape, Role, batches, input_roles};
 pub use made_up::{Vocabulary, made_up_sequences, odd_sequences};
 pub use reader::{Columns, Content, Example, Reader, USUAL_PAIRS, USUAL_TEXTS};
-pub use sample::{Sample, Wanted, draw_sample, read_sequences};
+pub use sample::{LoneTexts, Sample, Wanted, draw_sample, read_sequences};
 pub use tokens::{Overlong, Sequence, TextEncoder};

@@ -22,6 +22,18 @@ pub struct Wanted {
     pub training_tokens: usize,
     /// Sequences for measuring; a tenth of the file at most.
     pub held_out: usize,
+    /// What becomes of texts that stand alone.
+    pub lone_texts: LoneTexts,
+}
+
+/// What becomes of a text that has no second one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoneTexts {
+    /// It stays alone.
+    #[default]
+    Whole,
+    /// It is cut in two at one of its words, for a model that reads pairs.
+    CutInTwo,
 }
 
 /// Sequences drawn from a file.
@@ -64,8 +76,7 @@ pub fn read_sequences(path: &Path, columns: &Columns, encoder: &TextEncoder) -> 
     Ok(sequences)
 }
 
-/// Draws sequences of a file, which is read once; only the examples drawn are kept. Where `cut` is set, a lone text becomes
-/// a pair: it is cut in two at one of its words.
+/// Draws sequences of a file, which is read once; only the examples drawn are kept.
 ///
 /// # Errors
 /// The file or an example cannot be used, or there is none.
@@ -74,7 +85,6 @@ pub fn draw_sample(
     columns: &Columns,
     encoder: &TextEncoder,
     wanted: &Wanted,
-    cut: bool,
     seed: u64,
 ) -> Result<Sample> {
     // What is trained on is drawn apart, with random numbers of its own: it must not change what is calibrated and
@@ -104,7 +114,7 @@ pub fn draw_sample(
     many.drawn.truncate(wanted.training);
     let pairs = rest.iter().any(|e| matches!(e.content, Content::Text { pair: Some(_), .. }));
     let encode = |mut example: Example, rng: &mut StdRng| {
-        if cut {
+        if wanted.lone_texts == LoneTexts::CutInTwo {
             cut_in_two(&mut example.content, rng);
         }
         encoder.encode(path, example)
@@ -213,9 +223,9 @@ mod tests {
         let line = |i: usize| format!("{{\"input_ids\": [1, {i}, {}, 2]}}\n", i + 1);
         std::fs::write(&path, (0..400).map(line).collect::<String>()).unwrap();
         let encoder = TextEncoder::new(None, 16, Overlong::Truncate).unwrap();
-        let wanted = Wanted { tokens: 800, training: 300, training_tokens: usize::MAX, held_out: 20 };
-        let draw =
-            |wanted: &Wanted, seed| draw_sample(&path, &Columns::default(), &encoder, wanted, false, seed).unwrap();
+        let wanted =
+            Wanted { tokens: 800, training: 300, training_tokens: usize::MAX, held_out: 20, ..Wanted::default() };
+        let draw = |wanted: &Wanted, seed| draw_sample(&path, &Columns::default(), &encoder, wanted, seed).unwrap();
         let sample = |seed| draw(&wanted, seed);
         let first = sample(1);
         let fewer = draw(&Wanted { training_tokens: 400, ..wanted }, 1);
