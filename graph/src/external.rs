@@ -8,7 +8,9 @@ use std::path::{Component, Path, PathBuf};
 use onnx_protobuf::tensor_proto::DataLocation;
 use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, StringStringEntryProto, TensorProto};
 
-use crate::model::{decode, temporary_beside};
+use crate::decode::decode;
+use crate::encode::without_data;
+use crate::files::temporary_beside;
 use crate::tensor::checked_shape;
 use crate::{ElementType, Error, Result};
 
@@ -136,7 +138,7 @@ pub(crate) struct OldData(Vec<PathBuf>);
 
 impl OldData {
     /// Those that this program would have named so.
-    pub(crate) fn of(model: &Path) -> Self {
+    pub(crate) fn beside(model: &Path) -> Self {
         let own = |file: &PathBuf| {
             let [name, model] = [file.as_path(), model].map(|p| p.file_name().unwrap_or_default().to_string_lossy());
             let number = name.strip_prefix(&*model).and_then(|rest| rest.strip_suffix(".data"));
@@ -198,52 +200,6 @@ pub(crate) fn write(proto: &ModelProto, model: &Path) -> Result<(ModelProto, Pat
         kept.data_location = DataLocation::EXTERNAL.into();
     }
     Ok((light, path))
-}
-
-/// A copy of the message in which the data of the initializers that `strip` names is left out, never copied.
-pub(crate) fn without_data(proto: &ModelProto, strip: impl Fn(&TensorProto) -> bool) -> ModelProto {
-    let light_tensor = |t: &TensorProto| {
-        if !strip(t) {
-            return t.clone();
-        }
-        TensorProto {
-            dims: t.dims.clone(),
-            data_type: t.data_type,
-            name: t.name.clone(),
-            doc_string: t.doc_string.clone(),
-            metadata_props: t.metadata_props.clone(),
-            special_fields: t.special_fields.clone(),
-            ..TensorProto::default()
-        }
-    };
-    let graph = &proto.graph;
-    let light_graph = GraphProto {
-        node: graph.node.clone(),
-        name: graph.name.clone(),
-        initializer: graph.initializer.iter().map(light_tensor).collect(),
-        sparse_initializer: graph.sparse_initializer.clone(),
-        doc_string: graph.doc_string.clone(),
-        input: graph.input.clone(),
-        output: graph.output.clone(),
-        value_info: graph.value_info.clone(),
-        quantization_annotation: graph.quantization_annotation.clone(),
-        metadata_props: graph.metadata_props.clone(),
-        special_fields: graph.special_fields.clone(),
-    };
-    ModelProto {
-        ir_version: proto.ir_version,
-        opset_import: proto.opset_import.clone(),
-        producer_name: proto.producer_name.clone(),
-        producer_version: proto.producer_version.clone(),
-        domain: proto.domain.clone(),
-        model_version: proto.model_version,
-        doc_string: proto.doc_string.clone(),
-        graph: Some(light_graph).into(),
-        metadata_props: proto.metadata_props.clone(),
-        training_info: proto.training_info.clone(),
-        functions: proto.functions.clone(),
-        special_fields: proto.special_fields.clone(),
-    }
 }
 
 fn key_value(key: &str, value: String) -> StringStringEntryProto {
