@@ -16,10 +16,10 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::data::Batch;
 use crate::gradient::{Adam, Buffers, Gradient, Graph, Trained, Value, from_candle, squared_distance, to_candle};
 use crate::stored::Stored;
+use crate::{Result, Setting};
 
 /// How the stage works.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -165,7 +165,7 @@ pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &BlockwiseOpt
         let rate = 0.5 * (1.0 + (std::f32::consts::PI * step as f32 / steps as f32).cos());
         adam.step(&gradient, rate)?;
         buffers.keep(gradient);
-        adam.refuse_skipping(steps, block.name, "use --transfer closed-form")?;
+        adam.refuse_skipping(steps, block.name, ("take the closed form alone", &[Setting::ClosedForm]))?;
     }
     let after = measure()?;
     if after < before {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::compare::largest;
 use crate::data::{Batch, BatchShape, Sequence, batches};
 use crate::full::Kind;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// Positions of one batch, and rows at most.
 const BATCH_TOKENS: usize = 2048;
@@ -127,9 +127,8 @@ pub fn labels(file: &std::path::Path, sequences: &[Sequence]) -> Result<Vec<f64>
         let text = s.label.as_deref().unwrap_or_default();
         let number = text.parse::<f64>().ok().filter(|v| v.is_finite());
         number.ok_or_else(|| {
-            let reason =
-                format!("label `{text}` is not a number: name the classes in the model's order with --classes");
-            Error::line(file, s.line, reason)
+            let reason = format!("label `{text}` is not a number: name the classes in the model's order");
+            Error::line(file, s.line, reason).helped_by(&[Setting::Classes])
         })
     };
     sequences.iter().map(label).collect()

@@ -20,6 +20,8 @@ pub mod job;
 pub mod layerwise;
 mod part;
 pub mod progress;
+mod setting;
 mod stored;
 
 pub use error::{Error, Result};
+pub use setting::Setting;

@@ -8,7 +8,7 @@ use mabert_runtime::{Tensor, npz};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// Which columns of a table (or keys of a JSON object) hold what.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -224,7 +224,8 @@ fn table(path: &Path, file: File, delimiter: u8, columns: &Columns) -> Result<Ro
         position(name).ok_or_else(|| Error::line(path, 1, format!("there is no column `{name}`; it has {listed}")))
     };
     let (text, pair) = columns.texts(&|name| position(name).is_some()).ok_or_else(|| {
-        Error::line(path, 1, format!("which column holds the text? Say --text-column; it has {listed}"))
+        let reason = format!("which column holds the text? It has {listed}");
+        Error::line(path, 1, reason).helped_by(&[Setting::TextColumn])
     })?;
     let (text, pair) = (wanted(&text)?, pair.as_ref().map(wanted).transpose()?);
     let label = columns.label.as_ref().map(wanted).transpose()?;
@@ -283,7 +284,8 @@ fn json_row(path: &Path, line: usize, text: &str, columns: &Columns) -> Result<E
         return Ok(Example { content: Content::Ids { ids: real(&ids), types: real(&types) }, label, line });
     }
     let (text, pair) = columns.texts(&|name| object.contains_key(name)).ok_or_else(|| {
-        fault(format!("which key holds the text? Say --text-column, or give `input_ids`; it has {}", keys()))
+        let reason = format!("which key holds the text? It has {}, and no `input_ids`", keys());
+        fault(reason).helped_by(&[Setting::TextColumn])
     })?;
     let pair = pair.map(|name| string(&name)).transpose()?;
     Ok(Example { content: Content::Text { text: string(&text)?, pair }, label, line })
@@ -452,8 +454,8 @@ mod tests {
         assert!(short.contains("a.tsv, line 3") && short.contains("1 columns"), "{short}");
         let missing = read("a.tsv", "sentence\tscore\n", &columns).unwrap_err().to_string();
         assert!(missing.contains("no column `label`") && missing.contains("sentence, score"), "{missing}");
-        let unnamed = read("a.csv", "a,b\n1,2\n", &Columns::default()).unwrap_err().to_string();
-        assert!(unnamed.contains("--text-column"), "{unnamed}");
+        let unnamed = read("a.csv", "a,b\n1,2\n", &Columns::default()).unwrap_err();
+        assert_eq!(unnamed.settings(), [Setting::TextColumn], "{unnamed}");
         let json = read("a.jsonl", "{\"text\": \"x\"}\n{\"text\": 3}\n", &Columns::default()).unwrap_err().to_string();
         assert!(json.contains("line 2") && json.contains("`text` is 3"), "{json}");
         let kind = read("a.parquet", "", &Columns::default()).unwrap_err().to_string();

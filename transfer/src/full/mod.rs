@@ -31,7 +31,7 @@ use crate::data::{Batch, BatchShape, Sequence, batches};
 use crate::gradient::{Adam, Buffers, Gradient, Graph, Trained, Value, device_name, from_candle, to_candle, to_value};
 use crate::part::Prefix;
 use crate::progress::Progress;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// How the stage works.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -239,7 +239,7 @@ pub fn train(
         let odd = chosen.iter().filter(|s| s.made_up).count();
         let longest = chosen.iter().map(|s| s.ids.len()).max();
         tracing::debug!(step, taken, loss, sequences = chosen.len(), odd, longest);
-        adam.refuse_skipping(plan.len(), "end to end", "use a lower --lr")?;
+        adam.refuse_skipping(plan.len(), "end to end", ("use a lower learning rate", &[Setting::Rate]))?;
         tokens += totals.tokens;
         progress.step(&format!("loss {loss:.4}, {:.0} tokens/s", speed(tokens)));
         if let Some(checkpoint) = checkpoint {

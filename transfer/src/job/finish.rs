@@ -12,7 +12,7 @@ use super::measure::{Measured, outputs, overflows, sequence_count};
 use super::prepare::Context;
 use super::report::{OddInputs, SiteReport, describe, site_reports};
 use super::stages::{Record, Transferring};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// What the exact passes may change where weights are rounded to half precision at the end.
 const EXACT_IN_HALF: f64 = 5e-2;
@@ -54,11 +54,13 @@ impl<'j> Transferring<'j> {
         let outputs_before = context.reference.run(&student.model)?.outputs;
         let bad = context.reference.overflows(&outputs_before);
         if record.calibrates && bad > 0 {
-            return Err(Error::Check(format!(
-                "the student's outputs overflow on {bad} of {} sequences that were kept apart: give it more text \
-                 (--data, --calibration-tokens), or keep what holds it (--keep norm)",
+            let reason = format!(
+                "the student's outputs overflow on {bad} of {} sequences that were kept apart: give it more text, or \
+                 keep the norms, which hold it",
                 context.reference.count()
-            )));
+            );
+            let settings = &[Setting::Data, Setting::CalibrationTokens, Setting::KeepNorm];
+            return Err(Error::check(reason).helped_by(settings));
         }
         context.progress.step("student measured");
         let uncalibrated = (!record.calibrates).then(|| student.model.clone());
@@ -93,12 +95,12 @@ impl Finished<'_> {
         let change = self.context.reference.change(&self.before.outputs, &self.measured.outputs)?;
         let calibrates = self.record.calibrates;
         if change > self.change_allowed(change)? {
-            let hint = match calibrates {
-                true => "",
-                false => ": nothing holds its values before it is calibrated; use --transfer closed-form",
-            };
-            let reason = format!("the exact passes changed the outputs by {change:.1e} of their size{hint}");
-            return Err(Error::Check(reason));
+            let reason = format!("the exact passes changed the outputs by {change:.1e} of their size");
+            return Err(match calibrates {
+                true => Error::check(reason),
+                false => Error::check(format!("{reason}: nothing holds its values before it is calibrated"))
+                    .helped_by(&[Setting::ClosedForm]),
+            });
         }
         if self.before.half && calibrates {
             self.context.reference.refuse_beyond_half(&self.student.model)?;

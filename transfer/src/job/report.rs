@@ -18,7 +18,7 @@ use super::{Job, TransferKind};
 use crate::compare::OutputDistance;
 use crate::evaluate::Metric;
 use crate::layerwise::{LayerwiseReport, SiteError};
-use crate::{Error, Result, full};
+use crate::{Error, Result, Setting, full};
 
 /// The `metadata_props` keys under which the student says how it was made.
 const OPTIONS_KEY: &str = "onnx_mabert.options";
@@ -316,8 +316,12 @@ pub(super) fn describe(model: &mut Model, job: &Job, options: &PassOptions, site
 /// # Errors
 /// The model is no student, or another version's.
 pub(super) fn pass_options(model: &Model) -> Result<PassOptions> {
-    let fault = |reason: &str| Error::Student { model: model.origin().to_owned(), reason: reason.to_owned() };
-    let text = model.metadata(OPTIONS_KEY).ok_or_else(|| fault("it is no student made by `rewrite --no-fold`"))?;
+    let fault = |reason: &str| Error::Student {
+        model: model.origin().to_owned(),
+        reason: reason.to_owned(),
+        settings: &[Setting::Unfolded],
+    };
+    let text = model.metadata(OPTIONS_KEY).ok_or_else(|| fault("it is no student that this program made"))?;
     let how: How<'_> = serde_json::from_str(text).map_err(|_| fault("another version of this program made it"))?;
     Ok(how.passes.into_owned())
 }
