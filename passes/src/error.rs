@@ -1,5 +1,6 @@
 //! Why a model cannot be rewritten.
 
+use crate::pipeline::Pass;
 use crate::recognise::Miss;
 
 /// A result whose error says which node or option is at fault.
@@ -7,10 +8,19 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why a model cannot be rewritten.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The model's file or graph is broken.
     #[error(transparent)]
     Graph(#[from] mabert_graph::Error),
+    /// A pass met a broken graph, or left one.
+    #[error("pass `{}`: {source}", pass.name())]
+    Pass {
+        /// The pass.
+        pass: Pass,
+        /// What is broken.
+        source: mabert_graph::Error,
+    },
     /// The model cannot be run.
     #[error(transparent)]
     Runtime(#[from] mabert_runtime::Error),

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use mabert_graph::{Model, NodeExt as _};
-use mabert_passes::lower::simplify;
+use mabert_passes::pipeline::simplify;
 use mabert_passes::recognise::{Explanation, Miss, Tried, recognise};
 use serde::Serialize;
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use mabert_graph::Model;
-use mabert_passes::lower::simplify;
+use mabert_passes::pipeline::simplify;
 use mabert_passes::recognise::recognise;
 use mabert_passes::recording::token_rows;
 use mabert_runtime::{Engine, LoadOptions, Taps, borrowed, npz};

@@ -13,7 +13,7 @@ use mabert_passes::lower::{ApproximatorOptions, Sharing};
 use mabert_passes::pipeline::{Keep, Order, Pass, PassOptions, Rewriting, Student};
 use mabert_passes::recognise::PROBED;
 use mabert_passes::recording::{check_sizes, longest_sequence};
-use mabert_passes::sites::Encoder;
+use mabert_passes::sites::{Encoder, Precision};
 use mabert_runtime::{LoadOptions, Named, Taps, borrowed};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -275,7 +275,8 @@ pub fn rewrite(path: &Path, job: &Job, progress: &dyn Progress) -> Result<(Model
     }
 
     progress.begin("finish", 3);
-    let Rewriting { teacher, encoder, misses, half, .. } = rewriting;
+    let Rewriting { teacher, encoder, misses, precision, .. } = rewriting;
+    let half = precision == Precision::Half;
     let end = |of: &Encoder| of.layers.last().map(|l| l.output_norm.output.clone());
     let mask = encoder.mask.as_ref().map(|m| m.input.as_str());
     let non_linear_before = non_linear_nodes(&teacher, mask, end(&encoder).as_deref())?.len();

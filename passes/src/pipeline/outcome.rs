@@ -1,0 +1,71 @@
+//! What became of a pass.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+use super::table::{Pass, PassKind};
+
+/// What a pass did.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Outcome {
+    /// The pass.
+    pub pass: Pass,
+    /// Whether it is exact.
+    pub kind: PassKind,
+    /// How many sites, nodes or constants it changed.
+    pub changed: usize,
+    /// Why it did not run.
+    pub skipped: Option<Skipped>,
+}
+
+impl Outcome {
+    pub(super) fn ran(pass: Pass, changed: usize) -> Self {
+        Self { pass, kind: pass.kind(), changed, skipped: None }
+    }
+
+    pub(super) fn skipped(pass: Pass, reason: Skipped) -> Self {
+        Self { pass, kind: pass.kind(), changed: 0, skipped: Some(reason) }
+    }
+}
+
+/// Why a pass did not run. Written as the option that says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Skipped {
+    /// This pass was to be the last.
+    Until(Pass),
+    /// Softmax is kept.
+    SoftmaxKept,
+    /// Activations are kept.
+    ActivationKept,
+    /// Norms are kept.
+    NormKept,
+    /// Attention's products are in the paper's order.
+    PaperOrder,
+    /// The student is one to be trained on: its parameters stay where they are found by name.
+    Unfolded,
+    /// Sites were missed: the stream is not affine throughout.
+    Partial,
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Until(last) => return write!(f, "--until {}", last.name()),
+            Self::SoftmaxKept => "--keep softmax",
+            Self::ActivationKept => "--keep activation",
+            Self::NormKept => "--keep norm",
+            Self::PaperOrder => "--attention paper",
+            Self::Unfolded => "--no-fold",
+            Self::Partial => "--partial: the stream is not affine throughout",
+        })
+    }
+}
+
+impl Serialize for Skipped {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
