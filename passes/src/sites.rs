@@ -140,6 +140,15 @@ impl From<SiteId> for String {
     }
 }
 
+/// What a model's floats are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Of 32 bits.
+    Single,
+    /// Of 16 bits.
+    Half,
+}
+
 /// A linear map `y = scale * (x W) + bias` on the last axis.
 #[derive(Clone, Debug, Serialize)]
 pub struct LinearSite {

@@ -156,6 +156,7 @@ impl Error {
             | Self::Diverged { settings, .. }
             | Self::Check { settings, .. } => settings,
             Self::Role(_) => &[Setting::Arrays],
+            Self::Passes(mabert_passes::Error::PositionBias(_)) => &[Setting::PaperOrder, Setting::KeepSoftmax],
             _ => &[],
         }
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use mabert_graph::{Model, NodeExt as _};
-use mabert_passes::lower::simplify;
+use mabert_passes::pipeline::simplify;
 use mabert_passes::recognise::{Explanation, Miss, Tried, recognise};
 use serde::Serialize;
 

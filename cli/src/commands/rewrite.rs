@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use mabert_passes::lower::Sharing;
-use mabert_passes::pipeline::{Keep, Kind, Order, Pass};
+use mabert_passes::pipeline::{Keep, Order, Pass, PassKind};
 use mabert_transfer::job::{Job, TransferKind};
 
 use super::student::{Destination, make_student};
@@ -70,7 +70,7 @@ pub(crate) struct RewriteArguments {
 }
 
 fn approximating_passes() -> impl Iterator<Item = Pass> {
-    Pass::ALL.into_iter().filter(|pass| pass.kind() == Kind::Approximating)
+    Pass::ALL.into_iter().filter(|pass| pass.kind() == PassKind::Approximating)
 }
 
 pub(super) fn rewrite(arguments: &RewriteArguments, global: &Global) -> Result<()> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 use mabert_graph::Model;
-use mabert_passes::lower::simplify;
+use mabert_passes::pipeline::simplify;
 use mabert_passes::recognise::recognise;
 use mabert_passes::recording::token_rows;
 use mabert_runtime::{Engine, Taps, borrowed, npz};

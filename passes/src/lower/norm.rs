@@ -14,7 +14,7 @@ pub fn norm_parameters(norm: SiteId) -> [String; 2] {
 ///
 /// # Errors
 /// The graph's wiring is broken.
-pub fn approximate_norms(model: &mut Model, encoder: &Encoder) -> Result<usize> {
+pub(crate) fn approximate_norms(model: &mut Model, encoder: &Encoder) -> Result<usize> {
     let builder = Builder::new(model.opset(), "norm");
     let b = &builder;
     let mut shunts = Vec::new();
@@ -24,11 +24,11 @@ pub fn approximate_norms(model: &mut Model, encoder: &Encoder) -> Result<usize> 
         let c = b.constant(&offset, &Tensor::new(&[site.beta.len()], site.beta.clone()));
         b.scope(&id.to_string());
         let y = b.value(&site.input) * a + c;
-        shunts.push((site.output.clone(), y.name()));
+        shunts.push((&site.output, y));
     }
-    let patch = shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new));
-    patch.apply(model)?;
-    Ok(shunts.len())
+    let count = shunts.len();
+    builder.patch_with(shunts).apply(model)?;
+    Ok(count)
 }
 
 #[cfg(test)]
@@ -41,10 +41,10 @@ mod tests {
     fn a_norm_becomes_its_affine_map() {
         let student = student(Pass::Norm);
         for (id, site) in student.encoder.norms() {
-            let found = values(&student.model, &[&site.input, &site.output], &[5, 2]);
+            let computed = values(&student.model, &[&site.input, &site.output], &[5, 2]);
             let [a, c] = norm_parameters(id).map(|n| student.model.constant(&n).unwrap().to_f32());
-            let expected = &found[0] * &a + &c;
-            approx::assert_abs_diff_eq!(found[1].as_slice().unwrap(), expected.as_slice().unwrap(), epsilon = 1e-5);
+            let expected = &computed[0] * &a + &c;
+            approx::assert_abs_diff_eq!(computed[1].as_slice().unwrap(), expected.as_slice().unwrap(), epsilon = 1e-5);
         }
         assert_eq!(student.outcomes.iter().find(|o| o.pass == Pass::Norm).unwrap().changed, 3);
         assert!(!student.model.operators().contains_key("ReduceMean"));

@@ -6,6 +6,7 @@ use crate::sites::SiteKind;
 
 /// A site that was expected and not recognised.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Miss {
     /// The layer, where it is known.
     pub layer: Option<usize>,
@@ -20,8 +21,23 @@ pub struct Miss {
     pub tried: Option<Box<Tried>>,
 }
 
+impl Miss {
+    pub(super) fn new(expected: SiteKind, node: &str, reason: impl Into<String>) -> Self {
+        Self { layer: None, expected, node: node.to_owned(), reason: reason.into(), tried: None }
+    }
+
+    pub(super) fn in_layer(self, index: usize) -> Self {
+        Self { layer: Some(index), ..self }
+    }
+
+    pub(super) fn with_tried(self, tried: Box<Tried>) -> Self {
+        Self { tried: Some(tried), ..self }
+    }
+}
+
 /// A region that was probed and is no site.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Tried {
     /// The values that it starts from; the probe gives numbers of its own there.
     pub entries: Vec<String>,
@@ -46,6 +62,7 @@ impl std::fmt::Display for Miss {
 
 /// One anchor and what became of it.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Explanation {
     /// The anchor's node.
     pub node: String,

@@ -67,7 +67,9 @@ impl<'w> Work<'w> {
         // Too few first tokens would be learnt by heart.
         let enough = sentences >= 2 * rewriting.encoder.channels;
         let first_token_only = match batches.iter().max_by_key(|b| b.length) {
-            Some(longest) if enough => head::reads_first_token_only(&rewriting.teacher, &rewriting.encoder, longest)?,
+            Some(longest) if enough => {
+                head::depends_on_first_token_alone(&rewriting.teacher, &rewriting.encoder, longest)?
+            }
             _ => false,
         };
         Ok(Self {
