@@ -17,7 +17,7 @@ const EXPORTS: [&[u8]; 5] = [
 /// Any model to be rewritten: any bytes, and real exports with any changes to their graphs.
 pub(crate) fn recogniser(bytes: &[u8]) {
     let Ok(mut model) = Graph::from_bytes(bytes).or_else(|_| changed(bytes)) else { return };
-    if mabert_passes::lower::simplify(&mut model).is_ok() {
+    if mabert_passes::pipeline::simplify(&mut model).is_ok() {
         _ = mabert_passes::recognise::recognise(&model);
     }
 }

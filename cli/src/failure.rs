@@ -1,4 +1,8 @@
+//! What went wrong: exit codes, and messages that name options.
+//!
 //! Exit codes: 1 a check did not hold, 2 usage, 3 the model or the data cannot be used.
+
+use mabert_transfer::Setting;
 
 /// A check that did not hold; what was measured has been printed already.
 #[derive(Debug, thiserror::Error)]
@@ -14,7 +18,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     use mabert_passes::Error as Passes;
     use mabert_transfer::Error as Transfer;
     let passes = |e: &Passes| match e {
-        Passes::Option(_) => 2,
+        Passes::PositionBias(_) => 2,
         Passes::Incomplete { .. } => 1,
         _ => 3,
     };
@@ -28,7 +32,8 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         } else if let Some(e) = cause.downcast_ref::<Transfer>() {
             return match e {
                 Transfer::Passes(e) => passes(e),
-                Transfer::Check(_) => 1,
+                Transfer::Check { .. } => 1,
+                Transfer::Setting { .. } => 2,
                 _ => 3,
             };
         }
@@ -41,7 +46,7 @@ pub(crate) fn is_reported(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.is::<CheckFailed>())
 }
 
-/// The error and its causes; most messages name their cause already.
+/// The error and its causes, and the options that it is about; most messages name their cause already.
 pub(crate) fn message(error: &anyhow::Error) -> String {
     let mut message = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -51,5 +56,79 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
             message = format!("{message}: {cause}");
         }
     }
-    message
+    match options(error).as_slice() {
+        [] => message,
+        options => format!("{message} ({})", options.join(", ")),
+    }
+}
+
+/// How the settings that an error is about are spelled here.
+fn options(error: &anyhow::Error) -> Vec<&'static str> {
+    for cause in error.chain() {
+        if let Some(e) = cause.downcast_ref::<mabert_transfer::Error>() {
+            return e.settings().iter().filter_map(|setting| option(*setting)).collect();
+        } else if let Some(mabert_runtime::Error::NoOnnxruntime(_)) = cause.downcast_ref() {
+            return vec!["--ort-lib"];
+        }
+    }
+    Vec::new()
+}
+
+fn option(setting: Setting) -> Option<&'static str> {
+    Some(match setting {
+        Setting::MaxSeq => "--max-seq",
+        Setting::Hidden => "--hidden",
+        Setting::PaperOrder => "--attention paper",
+        Setting::KeepSoftmax => "--keep softmax",
+        Setting::KeepNorm => "--keep norm",
+        Setting::Unfolded => "--no-fold",
+        Setting::ClosedForm => "--transfer closed-form",
+        Setting::Data => "--data",
+        Setting::TextColumn => "--text-column",
+        Setting::Classes => "--classes",
+        Setting::Truncate => "--truncate",
+        Setting::Arrays => "--npz",
+        Setting::Tokenizer => "--tokenizer",
+        Setting::CalibrationTokens => "--calibration-tokens",
+        Setting::NoLabels => "--alpha 1",
+        Setting::HiddenWeight => "--hidden-weight",
+        Setting::Rate => "--lr",
+        Setting::Checkpoint => "--checkpoint",
+        Setting::Resume => "--resume",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::arguments::Arguments;
+
+    /// Every setting has an option that some command takes, with the value that it is given.
+    #[test]
+    fn every_setting_is_an_option() {
+        let program = Arguments::command();
+        for setting in Setting::ALL {
+            let spelling = option(setting).unwrap_or_else(|| panic!("{setting:?} has no option"));
+            let (name, value) = spelling.split_once(' ').unwrap_or((spelling, ""));
+            let has_option = |command: &clap::Command| {
+                let option = command.get_arguments().find(|a| a.get_long() == name.strip_prefix("--"));
+                let values = option.map(|option| option.get_possible_values()).unwrap_or_default();
+                option.is_some()
+                    && (value.is_empty() || values.is_empty() || values.iter().any(|v| v.matches(value, false)))
+            };
+            assert!(program.get_subcommands().any(has_option), "{spelling}");
+        }
+    }
+
+    #[test]
+    fn messages_end_in_the_options_that_they_are_about() {
+        let settings = &[Setting::Resume, Setting::Checkpoint];
+        let error = mabert_transfer::Error::Setting { reason: "it is there already".to_owned(), settings };
+        let error = anyhow::Error::from(error).context("folder");
+        assert_eq!(message(&error), "folder: it is there already (--resume, --checkpoint)");
+        assert_eq!(exit_code(&error), 2);
+    }
 }

@@ -1,15 +1,18 @@
 //! The command line of onnx-mabert: arguments, progress and printing. What is done is done in the libraries.
 
 mod arguments;
+mod bars;
 mod commands;
-mod engine;
+mod engines;
 mod failure;
 mod print;
-mod progress;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::arguments::{Arguments, Global};
 
 /// The stages that use gradients run several pieces of a step side by side. candle's own pool would have every thread wait
 /// for the others after each operator, spinning, which made a step 2.7 times slower; this variable is its only switch.
@@ -53,38 +56,45 @@ fn main() -> ExitCode {
     one_candle_thread_a_piece();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     keep_freed_memory();
-    let arguments = arguments::Arguments::parse();
-    let global = &arguments.global;
-    let level = match (global.quiet, global.verbose) {
-        (true, _) => tracing_subscriber::filter::LevelFilter::OFF,
-        (_, 0) => tracing_subscriber::filter::LevelFilter::WARN,
-        (_, 1) => tracing_subscriber::filter::LevelFilter::INFO,
-        _ => tracing_subscriber::filter::LevelFilter::DEBUG,
-    };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
-    // tract's panics are caught and become errors; what they print on the way would only confuse.
-    if global.verbose == 0 {
-        std::panic::set_hook(Box::new(|_| {}));
-    }
-    let result = std::panic::catch_unwind(|| {
-        rayon::ThreadPoolBuilder::new().num_threads(global.threads()).build_global()?;
-        commands::run(&arguments.command, global)
-    });
-    let result = result.unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        let text = text.unwrap_or("no message");
-        Err(anyhow::anyhow!("internal error: {text}; please report it, with the model if you can (-v shows where)"))
-    });
-    match result {
+    let arguments = Arguments::parse();
+    start_logging(&arguments.global);
+    match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = failure::exit_code(&error);
             let message = failure::message(&error);
             eprintln!("error: {message}");
-            if global.json && !failure::is_reported(&error) {
+            if arguments.global.json && !failure::is_reported(&error) {
                 println!("{}", serde_json::json!({ "error": message, "exit_code": code }));
             }
             ExitCode::from(code)
         }
     }
+}
+
+fn start_logging(global: &Global) {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => LevelFilter::OFF,
+        (_, 0) => LevelFilter::WARN,
+        (_, 1) => LevelFilter::INFO,
+        _ => LevelFilter::DEBUG,
+    };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
+}
+
+/// Runs the command; a panic becomes an error.
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    // tract's panics are caught and become errors; what they print on the way would only confuse.
+    if arguments.global.verbose == 0 {
+        std::panic::set_hook(Box::new(|_| {}));
+    }
+    let result = std::panic::catch_unwind(|| {
+        rayon::ThreadPoolBuilder::new().num_threads(arguments.global.threads()).build_global()?;
+        commands::run(&arguments.command, &arguments.global)
+    });
+    result.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let text = text.unwrap_or("no message");
+        Err(anyhow::anyhow!("internal error: {text}; please report it, with the model if you can (-v shows where)"))
+    })
 }

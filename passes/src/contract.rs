@@ -38,6 +38,7 @@ pub const MATRIX_OPERATORS: [&str; 20] = [
 
 /// A node that is not matrix arithmetic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct NonLinear {
     /// The node.
     pub node: String,
@@ -61,27 +62,27 @@ pub fn non_linear_nodes(model: &Model, mask: Option<&str>, encoder_end: Option<&
             .is_none_or(|t| matches!(t.element_type(), ElementType::F32 | ElementType::F16 | ElementType::F64))
     };
     let inputs = model.inputs();
-    let mut of_text: HashSet<&str> = inputs.iter().map(|i| i.name.as_str()).filter(|i| Some(*i) != mask).collect();
-    let mut of_encoder: HashSet<&str> = encoder_end.into_iter().collect();
-    let mut found = Vec::new();
+    let mut text_values: HashSet<&str> = inputs.iter().map(|i| i.name.as_str()).filter(|i| Some(*i) != mask).collect();
+    let mut head_values: HashSet<&str> = encoder_end.into_iter().collect();
+    let mut non_linear = Vec::new();
     for node in &index.graph().node {
         let data = |v: &&String| index.dependence(v) == Dependence::Data;
-        let from_text = node.input.iter().filter(data).filter(|v| of_text.contains(v.as_str())).count();
-        let in_head = node.input.iter().any(|v| of_encoder.contains(v.as_str()));
+        let from_text = node.input.iter().filter(data).filter(|v| text_values.contains(v.as_str())).count();
+        let in_head = node.input.iter().any(|v| head_values.contains(v.as_str()));
         if in_head {
-            of_encoder.extend(node.output.iter().map(String::as_str));
+            head_values.extend(node.output.iter().map(String::as_str));
         }
         if from_text == 0 {
             continue;
         }
-        of_text.extend(node.output.iter().map(String::as_str));
+        text_values.extend(node.output.iter().map(String::as_str));
         if node.output.first().is_some_and(|o| is_float(o)) && !is_linear(&index, node, from_text) {
             let operator =
                 if node.is(&node.op_type) { node.op_type.clone() } else { format!("{}.{}", node.domain, node.op_type) };
-            found.push(NonLinear { node: node.label().to_owned(), operator, in_head });
+            non_linear.push(NonLinear { node: node.label().to_owned(), operator, in_head });
         }
     }
-    Ok(found)
+    Ok(non_linear)
 }
 
 fn is_linear(index: &Index<'_>, node: &NodeProto, from_text: usize) -> bool {

@@ -1,5 +1,6 @@
 //! Why a model cannot be rewritten.
 
+use crate::pipeline::Pass;
 use crate::recognise::Miss;
 
 /// A result whose error says which node or option is at fault.
@@ -7,10 +8,19 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why a model cannot be rewritten.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The model's file or graph is broken.
     #[error(transparent)]
     Graph(#[from] mabert_graph::Error),
+    /// A pass met a broken graph, or left one.
+    #[error("pass `{}`: {source}", pass.name())]
+    Pass {
+        /// The pass.
+        pass: Pass,
+        /// What is broken.
+        source: mabert_graph::Error,
+    },
     /// The model cannot be run.
     #[error(transparent)]
     Runtime(#[from] mabert_runtime::Error),
@@ -55,9 +65,12 @@ pub enum Error {
         /// What was found.
         reason: String,
     },
-    /// An option does not fit the model.
-    #[error("{0}")]
-    Option(String),
+    /// Attention in linear order, of a model whose scores have a bias by position.
+    #[error(
+        "{0}: its attention adds a bias by relative position to the scores, an n x n matrix that the linear order cannot \
+         keep apart from them; take the paper's order, or keep softmax"
+    )]
+    PositionBias(String),
     /// A weight is not a number.
     #[error("initializer `{name}` holds {value} at element {at}; a model with such weights cannot be rewritten")]
     NotFinite {

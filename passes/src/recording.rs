@@ -33,7 +33,7 @@ impl Recording {
     ///
     /// # Errors
     /// As those of [`Self::new`] and [`check_sizes`].
-    pub fn of_any_size(model: &Model, batch: usize, length: usize) -> Result<Self> {
+    pub fn at_any_size(model: &Model, batch: usize, length: usize) -> Result<Self> {
         let (recording, runnable) = Self::with_runnable(model, batch, length)?;
         check_sizes(model, &runnable, (recording.batch, recording.length))?;
         Ok(recording)
@@ -43,8 +43,8 @@ impl Recording {
         let runnable = LoadOptions::default().taps(Taps::Everything).prepare(model)?;
         let run = |length: usize| -> Result<(Named, Named)> {
             let inputs = made_up_inputs(model, batch, length, 1)?;
-            let given = borrowed(&inputs);
-            Ok((runnable.run(&given)?, inputs))
+            let values = runnable.run(&borrowed(&inputs))?;
+            Ok((values, inputs))
         };
         let fails = |error: Error, length: usize| match error {
             Error::Runtime(source @ mabert_runtime::Error::Engine { .. }) => Error::Fails {
@@ -133,8 +133,7 @@ const FIXED: &str = ", as its inputs declare that it takes; if its exporter fixe
 pub fn check_sizes(model: &Model, runnable: &mabert_runtime::Model, (batch, length): (usize, usize)) -> Result<()> {
     let run = |batch: usize, length: usize, but: String| -> Result<()> {
         let inputs = made_up_inputs(model, batch, length, 1)?;
-        let given = borrowed(&inputs);
-        match runnable.run(&given) {
+        match runnable.run(&borrowed(&inputs)) {
             Err(source @ mabert_runtime::Error::Engine { .. }) => {
                 Err(Error::Fails { origin: model.origin().to_owned(), batch, length, but, source: Box::new(source) })
             }
@@ -166,8 +165,7 @@ pub fn longest_sequence(
     let takes = |length: usize| -> Result<std::result::Result<usize, mabert_runtime::Error>> {
         let inputs = made_up_inputs(model, 1, length, 1)?;
         let length = inputs.iter().find(|(_, t)| t.shape().len() == 2).map_or(length, |(_, t)| t.shape()[1]);
-        let given = borrowed(&inputs);
-        Ok(runnable.run(&given).map(|_| length))
+        Ok(runnable.run(&borrowed(&inputs)).map(|_| length))
     };
     use mabert_runtime::Error as Run;
     let may_be_long = |error: &Run| matches!(error, Run::Engine { .. } | Run::Index { .. });
@@ -201,7 +199,7 @@ pub fn token_rows(index: &Index<'_>, model: &Model, input: &str) -> Option<usize
         for node in index.consumers(&value) {
             // Where the embeddings are still one operator: ids, token types and positions, each with its table.
             let embedded = [(0, 2), (1, 4), (8, 3)].into_iter();
-            let of_embedding = embedded
+            let embedding_table = embedded
                 .filter(|_| node.op_type == "EmbedLayerNormalization")
                 .find(|(ids, _)| node.input.get(*ids) == Some(&value));
             // TensorFlow's BERT looks up small tables, and on accelerators all, by a product with ones and zeros.
@@ -212,7 +210,7 @@ pub fn token_rows(index: &Index<'_>, model: &Model, input: &str) -> Option<usize
                 }
             }
             let looked_up = (node.is("Gather") && node.input.get(1) == Some(&value)).then_some(0);
-            if let Some(table) = looked_up.or(of_embedding.map(|(_, table)| table)) {
+            if let Some(table) = looked_up.or(embedding_table.map(|(_, table)| table)) {
                 let table =
                     node.input.get(table).and_then(|name| model.initializer(name)).filter(|t| t.dims.len() == 2);
                 if let Some(rows) = table.and_then(|t| usize::try_from(t.dims[0]).ok()) {

@@ -1,9 +1,153 @@
-//! What the recogniser finds: typed sites, by layer.
+//! What the recogniser finds: typed sites, by layer, and what they are called.
 
-use serde::Serialize;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 
 /// A value's name in the graph.
 pub type ValueName = String;
+
+/// What a site is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SiteKind {
+    /// Scaled dot-product attention.
+    Attention,
+    /// GELU or ReLU.
+    Activation,
+    /// Layer normalisation.
+    Norm,
+    /// A linear map between the others.
+    Linear,
+}
+
+impl fmt::Display for SiteKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Attention => "attention",
+            Self::Activation => "activation",
+            Self::Norm => "norm",
+            Self::Linear => "linear",
+        })
+    }
+}
+
+/// A site of a layer, in the order in which values pass through them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LayerSite {
+    /// From queries, keys and values to context.
+    Attention,
+    /// The norm after attention.
+    AttentionNorm,
+    /// The activation of the feed-forward part.
+    Activation,
+    /// The norm after the feed-forward part.
+    OutputNorm,
+}
+
+impl LayerSite {
+    const ALL: [Self; 4] = [Self::Attention, Self::AttentionNorm, Self::Activation, Self::OutputNorm];
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::Attention => "attention",
+            Self::AttentionNorm => "attention/norm",
+            Self::Activation => "activation",
+            Self::OutputNorm => "output/norm",
+        }
+    }
+}
+
+/// Which site of an encoder: what reports call it, and what its parameters' names begin with. Written and read as
+/// `embeddings/norm`, `encoder/approximator` or `layer.3/attention/norm`; in order, sites are as values pass through them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum SiteId {
+    /// The norm after the embeddings.
+    EmbeddingNorm,
+    /// The network that all layers share in place of their softmax.
+    SharedNetwork,
+    /// A site of the layer with this number.
+    Layer(usize, LayerSite),
+}
+
+impl SiteId {
+    /// What it is.
+    pub fn kind(self) -> SiteKind {
+        match self {
+            Self::EmbeddingNorm | Self::Layer(_, LayerSite::AttentionNorm | LayerSite::OutputNorm) => SiteKind::Norm,
+            Self::SharedNetwork | Self::Layer(_, LayerSite::Attention) => SiteKind::Attention,
+            Self::Layer(_, LayerSite::Activation) => SiteKind::Activation,
+        }
+    }
+
+    /// The part of the model that it lies in: `embeddings`, `encoder`, or a layer, as in `layer.3`.
+    pub fn module(self) -> String {
+        match self {
+            Self::EmbeddingNorm => "embeddings".to_owned(),
+            Self::SharedNetwork => "encoder".to_owned(),
+            Self::Layer(layer, _) => format!("layer.{layer}"),
+        }
+    }
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::EmbeddingNorm => "norm",
+            Self::SharedNetwork => "approximator",
+            Self::Layer(_, site) => site.path(),
+        }
+    }
+}
+
+impl fmt::Display for SiteId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.module(), self.path())
+    }
+}
+
+/// A text that names no site.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` names no site of an encoder; `layer.0/attention/norm` is one")]
+pub struct UnknownSite(String);
+
+impl FromStr for SiteId {
+    type Err = UnknownSite;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = |module: &str| module.strip_prefix("layer.")?.parse().ok();
+        let layer_site = |(module, path): (&str, &str)| {
+            let site = LayerSite::ALL.into_iter().find(|site| site.path() == path)?;
+            Some(Self::Layer(number(module)?, site))
+        };
+        let candidates = [Self::EmbeddingNorm, Self::SharedNetwork].into_iter();
+        let mut candidates = candidates.chain(text.split_once('/').and_then(layer_site));
+        candidates.find(|site| site.to_string() == text).ok_or_else(|| UnknownSite(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for SiteId {
+    type Error = UnknownSite;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<SiteId> for String {
+    fn from(site: SiteId) -> Self {
+        site.to_string()
+    }
+}
+
+/// What a model's floats are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Of 32 bits.
+    Single,
+    /// Of 16 bits.
+    Half,
+}
 
 /// A linear map `y = scale * (x W) + bias` on the last axis.
 #[derive(Clone, Debug, Serialize)]
@@ -157,6 +301,13 @@ pub struct Layer {
     pub output_norm: NormSite,
 }
 
+impl Layer {
+    /// What one of its sites is called.
+    pub fn site(&self, site: LayerSite) -> SiteId {
+        SiteId::Layer(self.index, site)
+    }
+}
+
 /// A whole encoder.
 #[derive(Clone, Debug, Serialize)]
 pub struct Encoder {
@@ -188,18 +339,36 @@ impl Encoder {
         self.layers.iter().any(|layer| layer.attention.bias.is_some())
     }
 
-    /// Every norm with a name for reports: the embedding norm, then two a layer.
-    pub fn norms(&self) -> Vec<(String, &NormSite)> {
-        let mut norms = vec![("embeddings/norm".to_owned(), &self.embedding_norm)];
+    /// Every norm with what it is called: the embedding norm, then two a layer.
+    pub fn norms(&self) -> Vec<(SiteId, &NormSite)> {
+        let mut norms = vec![(SiteId::EmbeddingNorm, &self.embedding_norm)];
         for layer in &self.layers {
-            norms.push((format!("layer.{}/attention/norm", layer.index), &layer.attention_norm));
-            norms.push((format!("layer.{}/output/norm", layer.index), &layer.output_norm));
+            norms.push((layer.site(LayerSite::AttentionNorm), &layer.attention_norm));
+            norms.push((layer.site(LayerSite::OutputNorm), &layer.output_norm));
         }
         norms
     }
+}
 
-    /// Attentions + activations that are not ReLU already + norms: what a full rewrite changes.
-    pub fn site_count(&self) -> usize {
-        2 * self.layers.len() + self.norms().len()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sites_are_read_as_they_are_written_and_ordered_as_values_pass_them() {
+        let layers = [0, 12].into_iter().flat_map(|layer| LayerSite::ALL.map(|site| SiteId::Layer(layer, site)));
+        let sites: Vec<SiteId> = [SiteId::EmbeddingNorm, SiteId::SharedNetwork].into_iter().chain(layers).collect();
+        assert!(sites.is_sorted());
+        for site in &sites {
+            assert_eq!(site.to_string().parse(), Ok(*site));
+            assert_eq!(serde_json::to_string(site).unwrap(), format!("\"{site}\""));
+        }
+        assert_eq!(sites[7].to_string(), "layer.12/attention/norm");
+        assert_eq!(sites.iter().filter(|site| site.kind() == SiteKind::Norm).count(), 5);
+        for text in ["", "norm", "layer.0", "layer.x/attention", "layer.00/attention", "layer.0/output", "encoder/norm"]
+        {
+            assert!(text.parse::<SiteId>().is_err(), "{text}");
+        }
+        assert_eq!(serde_json::to_string(&SiteKind::Norm).unwrap(), "\"norm\"");
     }
 }

@@ -202,13 +202,12 @@ pub(crate) fn values(model: &Model, names: &[&str], lengths: &[usize]) -> Vec<nd
     let taps = Taps::Values(names.iter().map(|n| (*n).to_owned()).collect());
     let runnable = mabert_runtime::LoadOptions::default().taps(taps).prepare(model).unwrap();
     let inputs = inputs(lengths);
-    let given = borrowed(&inputs);
-    let found = runnable.run(&given).unwrap();
-    names.iter().map(|n| found.iter().find(|(name, _)| name == n).unwrap().1.to_f32()).collect()
+    let outputs = runnable.run(&borrowed(&inputs)).unwrap();
+    names.iter().map(|n| outputs.iter().find(|(name, _)| name == n).unwrap().1.to_f32()).collect()
 }
 
 /// The largest difference of two models' outputs on real tokens, over batch sizes, lengths and masks.
-pub(crate) fn furthest(a: &Model, b: &Model) -> f32 {
+pub(crate) fn largest_output_difference(a: &Model, b: &Model) -> f32 {
     let mut worst = 0f32;
     for lengths in [&[1][..], &[4], &[6, 3, 1], &[2, 5]] {
         let [x, y] = [a, b].map(|m| values(m, &["last_hidden_state"], lengths).remove(0));

@@ -71,7 +71,7 @@ impl Checks {
         if let (Some(length), Some(limit)) = (length, self.max_seq)
             && length > limit
         {
-            let limited_by = "the --max-seq it was rewritten with".to_owned();
+            let limited_by = "the longest sequence it was rewritten for".to_owned();
             return Err(Error::TooLong { length, limit, limited_by });
         }
         self.check_indices(given, length)?;

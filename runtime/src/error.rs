@@ -79,8 +79,8 @@ pub enum Error {
     },
     /// The onnxruntime library cannot be loaded.
     #[error(
-        "onnxruntime cannot be loaded ({0}); install it with `pip install onnxruntime` and set ORT_DYLIB_PATH (or give \
-         --ort-lib) to the libonnxruntime.so inside the package's capi folder"
+        "onnxruntime cannot be loaded ({0}); install it with `pip install onnxruntime` and set ORT_DYLIB_PATH to the \
+         libonnxruntime.so inside the package's capi folder"
     )]
     NoOnnxruntime(String),
     /// A file of arrays cannot be read or written.

@@ -63,7 +63,7 @@ fn load_and_prepare(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn recognise(bencher: Bencher<'_, '_>) {
     let mut model = teacher();
-    mabert_passes::lower::simplify(&mut model).expect("a graph");
+    mabert_passes::pipeline::simplify(&mut model).expect("a graph");
     bencher.bench_local(|| mabert_passes::recognise::recognise(&model).expect("a graph that runs"));
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use mabert_graph::{Dim, Model};
 use mabert_passes::contract::non_linear_nodes;
 use mabert_passes::pipeline::{Order, PassOptions, Rewriting};
+use mabert_passes::sites::Precision;
 use mabert_runtime::{Engine, Named, OrtModel, borrowed};
 use mabert_tests::{MAX_SEQ, fixture, options, padded_inputs};
 use mabert_transfer::job::{Job, rewrite};
@@ -114,7 +115,7 @@ fn check(path: &Path) -> Result<Measured, String> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let order = if name.starts_with("mpnet") { Order::Paper } else { Order::Linear };
     let rewriting = Rewriting::new(model.clone(), PassOptions { order, ..options() }).map_err(|e| e.to_string())?;
-    let half = rewriting.half;
+    let half = rewriting.precision == Precision::Half;
     let bound = |single: f32| if half { HALF } else { single };
     let exported = OrtModel::load(path, 1).map_err(|e| e.to_string())?;
     let tract = |model: &Model| {
@@ -243,8 +244,7 @@ fn every_model_is_rewritten_or_refused_with_the_reason() {
 fn a_bias_by_position_needs_the_papers_order() {
     let path = fixture("coverage/mpnet-classification-torchscript-17.onnx");
     let refused = Rewriting::new(Model::load(path).unwrap(), options()).unwrap_err();
-    assert!(matches!(refused, mabert_passes::Error::Option(_)), "{refused}");
-    assert!(refused.to_string().contains("--attention paper"), "{refused}");
+    assert!(matches!(refused, mabert_passes::Error::PositionBias(_)), "{refused}");
 }
 
 /// A layer of flattened tokens is brought back from that by the one before it: where the first is lost, `--partial` has nothing

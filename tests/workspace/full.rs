@@ -49,7 +49,7 @@ fn losses(report: &Report) -> (Losses, Losses) {
     let squares = |of: fn(&SiteChange) -> f64| full.sites.iter().map(|s| of(s).powi(2)).sum::<f64>() / 7.0;
     approx::assert_relative_eq!(squares(|s| s.before), full.before.hidden, max_relative = 1e-5);
     approx::assert_relative_eq!(squares(|s| s.after), full.after.hidden, max_relative = 1e-5);
-    assert_eq!((full.sites.len(), full.sites[6].site.as_str()), (7, "layer.2/output/norm"));
+    assert_eq!((full.sites.len(), full.sites[6].site.to_string()), (7, "layer.2/output/norm".to_owned()));
     (full.before.clone(), full.after.clone())
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use mabert_graph::Model;
 use mabert_passes::lower::Sharing;
 use mabert_passes::pipeline::{Keep, VERSION_KEY};
+use mabert_passes::sites::SiteKind;
 use mabert_runtime::{Engine, Model as Runnable, OrtModel, borrowed};
 use mabert_tests::{distance, fixture, outside};
 use mabert_transfer::data::{BatchShape, Columns, Overlong, TextEncoder, batches, read_sequences};
@@ -81,7 +82,7 @@ fn the_fixture_is_rewritten_calibrated_and_run_by_both_engines() {
     assert_eq!(operators, ["Tanh"], "only the pooler's");
     assert!(report.exact_passes_differ_by < 1e-4, "{}", report.exact_passes_differ_by);
     // The last stream explains most of the teacher's, and most answers are the teacher's.
-    let last = report.sites.iter().rfind(|s| s.kind == "norm").unwrap();
+    let last = report.sites.iter().rfind(|s| s.kind == SiteKind::Norm).unwrap();
     assert!(last.relative_error.unwrap() < 0.4, "{last:?}");
     assert!(report.outputs[0].agreement.unwrap() > 0.9, "{:?}", report.outputs);
 
@@ -126,7 +127,8 @@ fn plain_tract_loads_the_student() {
 #[test]
 fn every_sharing_and_what_is_kept_can_be_calibrated() {
     let small = job(Some(reviews())).calibration_tokens(1_500);
-    let error = |report: &Report| report.sites.iter().rfind(|s| s.kind == "norm").unwrap().relative_error.unwrap();
+    let error =
+        |report: &Report| report.sites.iter().rfind(|s| s.kind == SiteKind::Norm).unwrap().relative_error.unwrap();
     for sharing in [Sharing::PerLayer, Sharing::Shared] {
         for length_tables in [true, false] {
             let report = fixture_report(&small.clone().sharing(sharing).length_tables(length_tables));
@@ -152,7 +154,7 @@ fn blockwise_brings_attention_blocks_closer() {
     assert_eq!((blocks.len(), closed.closed_form.as_ref().unwrap().blocks.len()), (3, 0));
     assert!(blocks.iter().all(|b| b.after <= b.before && b.skipped == 0), "{blocks:?}");
     let error = |report: &Report, site: &str| {
-        report.sites.iter().find(|s| s.site == site).and_then(|s| s.relative_error).unwrap()
+        report.sites.iter().find(|s| s.site.to_string() == site).and_then(|s| s.relative_error).unwrap()
     };
     for (site, share) in [("layer.1/attention/norm", 1.0), ("layer.2/attention/norm", 0.97)] {
         assert!(error(&blockwise, site) < share * error(&closed, site), "{site}: {:?}", blockwise.sites);
@@ -249,8 +251,8 @@ fn minilm_is_rewritten_and_run_by_both_engines() {
     let job = job(Some(data.clone())).max_seq(64).calibration_tokens(4_000).tokenizer(tokenizer.clone());
     let teacher = Model::load(models.join("minilm-sst2/model.onnx")).unwrap();
     let (student, report) = rewrite(teacher, &job, &Silent).unwrap();
-    let count = |kind: &str| report.sites.iter().filter(|s| s.kind == kind).count();
-    assert_eq!((count("attention"), count("activation"), count("norm")), (6, 6, 13));
+    let count = |kind: SiteKind| report.sites.iter().filter(|s| s.kind == kind).count();
+    assert_eq!((count(SiteKind::Attention), count(SiteKind::Activation), count(SiteKind::Norm)), (6, 6, 13));
     assert_eq!(report.non_linear_after.iter().map(|n| n.operator.as_str()).collect::<Vec<_>>(), ["Tanh"]);
     let folder = tempfile::tempdir().unwrap();
     let path = save(&student, folder.path());

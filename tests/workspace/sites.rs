@@ -1,7 +1,7 @@
 //! The same sites whichever exporter spelled them.
 
 use mabert_graph::Model;
-use mabert_passes::{lower::simplify, recognise::recognise};
+use mabert_passes::{pipeline::simplify, recognise::recognise};
 use mabert_tests::{exports, fixture};
 
 #[test]

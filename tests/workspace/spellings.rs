@@ -272,7 +272,7 @@ proptest! {
         let folder = &folders[export % folders.len()];
         let original = Model::load(folder.join("model.onnx")).unwrap();
         let mut model = original.clone();
-        mabert_passes::lower::simplify(&mut model).unwrap();
+        mabert_passes::pipeline::simplify(&mut model).unwrap();
         for (count, (change, at)) in changes.iter().enumerate() {
             let recording = Recording::new(&model, 2, 7).unwrap();
             apply(&mut model, *change, *at, count, &recording);
@@ -293,7 +293,7 @@ proptest! {
     #[test]
     fn other_spellings_are_refused(change in prop::sample::select(&OTHERS[..]), at in 0usize..10_000) {
         let mut model = Model::load(fixture("exports/bert-eager-torchscript-11/model.onnx")).unwrap();
-        mabert_passes::lower::simplify(&mut model).unwrap();
+        mabert_passes::pipeline::simplify(&mut model).unwrap();
         prop_assume!(spoil(&mut model, change, at).is_some());
         // A refusal names sites; anything else is a fault of the change.
         match Rewriting::new(model, options()) {

@@ -16,11 +16,11 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::data::Batch;
 use crate::gradient::{AdamW, Buffers, Gradient, Graph, Trained, Value, from_candle, squared_distance, to_candle};
 use crate::schedule::{Rounds, cosine};
 use crate::stored::Stored;
+use crate::{Result, Setting};
 
 /// How the stage works.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -195,7 +195,7 @@ pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &BlockwiseOpt
         let gradient = buffers.gradients(&differentiable.graph, &chosen, loss)?;
         adam.step(&gradient, cosine(step, steps))?;
         buffers.keep(gradient);
-        adam.refuse_skipping(steps, block.name, "use --transfer closed-form")?;
+        adam.refuse_skipping(steps, block.name, ("take the closed form alone", &[Setting::ClosedForm]))?;
     }
     let after = differentiable.mean_error(&judges)?;
     if after < before {

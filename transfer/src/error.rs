@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::Setting;
+
 /// A result whose error says which file, line or site is at fault.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -27,6 +29,8 @@ pub enum Error {
         line: Option<usize>,
         /// What is wrong, and what to do.
         reason: String,
+        /// What would help.
+        settings: &'static [Setting],
     },
     /// The tokenizer cannot be read or used.
     #[error("{}: {reason}", path.display())]
@@ -37,9 +41,7 @@ pub enum Error {
         reason: String,
     },
     /// An input of the model is none of those that texts can fill.
-    #[error(
-        "input `{0}` is neither token ids, mask, token types nor positions by its name; give ready arrays with --npz"
-    )]
+    #[error("input `{0}` is neither token ids, mask, token types nor positions by its name; give ready arrays")]
     Role(String),
     /// Statistics came out that no student can be made of.
     #[error("{site}: {reason}")]
@@ -64,6 +66,8 @@ pub enum Error {
         model: String,
         /// What was found.
         reason: String,
+        /// How to make one that can.
+        settings: &'static [Setting],
     },
     /// The state of an interrupted run cannot be read or written.
     #[error("{}: {reason}", path.display())]
@@ -73,6 +77,28 @@ pub enum Error {
         /// What is wrong, and what to do.
         reason: String,
     },
+    /// What is set does not fit the model, or what else is set.
+    #[error("{reason}")]
+    Setting {
+        /// What does not fit, and what to do.
+        reason: String,
+        /// What is set so, or would help.
+        settings: &'static [Setting],
+    },
+    /// Too many gradient steps were not finite.
+    #[error("{site}: {skipped} of {steps} gradient steps were not finite: the activations overflow; {advice}")]
+    Diverged {
+        /// What was trained.
+        site: String,
+        /// Steps that were left out.
+        skipped: usize,
+        /// Steps so far.
+        steps: usize,
+        /// What would help, in words.
+        advice: &'static str,
+        /// The same.
+        settings: &'static [Setting],
+    },
     /// A part of the student cannot be differentiated, or not trained.
     #[error("{0}")]
     Gradient(String),
@@ -80,8 +106,13 @@ pub enum Error {
     #[error("a temporary file cannot be used: {0}; set TMPDIR to a folder that has room")]
     Temporary(#[source] std::io::Error),
     /// A check of the result does not hold.
-    #[error("{0}; the model was not written")]
-    Check(String),
+    #[error("{reason}; the model was not written")]
+    Check {
+        /// What does not hold, and what to do.
+        reason: String,
+        /// What would help.
+        settings: &'static [Setting],
+    },
     /// Two models cannot be compared.
     #[error("{0}")]
     Compare(String),
@@ -89,19 +120,44 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn data(path: &Path, reason: impl Into<String>) -> Self {
-        Self::Data { path: path.to_owned(), line: None, reason: reason.into() }
+        Self::Data { path: path.to_owned(), line: None, reason: reason.into(), settings: &[] }
     }
 
     pub(crate) fn checkpoint(path: &Path, reason: impl Into<String>) -> Self {
         Self::Checkpoint { path: path.to_owned(), reason: reason.into() }
     }
 
-    /// An option that does not fit.
-    pub(crate) fn option(reason: impl Into<String>) -> Self {
-        mabert_passes::Error::Option(reason.into()).into()
+    pub(crate) fn check(reason: impl Into<String>) -> Self {
+        Self::Check { reason: reason.into(), settings: &[] }
+    }
+
+    pub(crate) fn setting(reason: impl Into<String>, settings: &'static [Setting]) -> Self {
+        Self::Setting { reason: reason.into(), settings }
     }
 
     pub(crate) fn line(path: &Path, line: usize, reason: impl Into<String>) -> Self {
-        Self::Data { path: path.to_owned(), line: Some(line), reason: reason.into() }
+        Self::Data { path: path.to_owned(), line: Some(line), reason: reason.into(), settings: &[] }
+    }
+
+    /// Names what would help, where the error has room for it.
+    pub(crate) fn helped_by(mut self, helpful: &'static [Setting]) -> Self {
+        if let Self::Data { settings, .. } | Self::Student { settings, .. } | Self::Check { settings, .. } = &mut self {
+            *settings = helpful;
+        }
+        self
+    }
+
+    /// What does not fit as it is set, or would help if it were set so; often nothing.
+    pub fn settings(&self) -> &'static [Setting] {
+        match self {
+            Self::Data { settings, .. }
+            | Self::Student { settings, .. }
+            | Self::Setting { settings, .. }
+            | Self::Diverged { settings, .. }
+            | Self::Check { settings, .. } => settings,
+            Self::Role(_) => &[Setting::Arrays],
+            Self::Passes(mabert_passes::Error::PositionBias(_)) => &[Setting::PaperOrder, Setting::KeepSoftmax],
+            _ => &[],
+        }
     }
 }

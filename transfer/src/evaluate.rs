@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::compare::argmax;
 use crate::data::{Batch, BatchShape, Sequence, batches};
 use crate::heads::HeadKind;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// Positions of one batch, and rows at most.
 const BATCH_TOKENS: usize = 2048;
@@ -40,6 +40,9 @@ pub enum Metric {
 }
 
 impl Metric {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Accuracy, Self::F1, Self::Mcc, Self::Pearson, Self::Spearman];
+
     /// Whether predictions are classes (the largest logit) rather than values.
     pub fn compares_classes(self) -> bool {
         matches!(self, Self::Accuracy | Self::F1 | Self::Mcc)
@@ -125,9 +128,8 @@ pub fn labels(file: &std::path::Path, sequences: &[Sequence]) -> Result<Vec<f64>
         let text = s.label.as_deref().unwrap_or_default();
         let number = text.parse::<f64>().ok().filter(|v| v.is_finite());
         number.ok_or_else(|| {
-            let reason =
-                format!("label `{text}` is not a number: name the classes in the model's order with --classes");
-            Error::line(file, s.line, reason)
+            let reason = format!("label `{text}` is not a number: name the classes in the model's order");
+            Error::line(file, s.line, reason).helped_by(&[Setting::Classes])
         })
     };
     sequences.iter().map(label).collect()

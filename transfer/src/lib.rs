@@ -23,6 +23,8 @@ pub mod layerwise;
 mod part;
 pub mod progress;
 mod schedule;
+mod setting;
 mod stored;
 
 pub use error::{Error, Result};
+pub use setting::Setting;

@@ -138,7 +138,7 @@ mod tests {
             );
         }
         assert!(Stored::each(0, 1, |_| panic!("no batch")).unwrap()[0].places.is_empty());
-        let failed = Stored::each(3, 1, |i| if i == 1 { Err(Error::option("no")) } else { Ok(vec![value(i, 0)]) });
+        let failed = Stored::each(3, 1, |i| if i == 1 { Err(Error::check("no")) } else { Ok(vec![value(i, 0)]) });
         assert!(failed.is_err());
     }
 }

@@ -1,10 +1,11 @@
 //! `bench`: models and engines in turn, in one process.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
+use clap::Args;
 use mabert_graph::Model;
 use mabert_passes::recording::made_up_inputs;
 use mabert_runtime::{Engine, Named};
@@ -12,10 +13,75 @@ use mabert_transfer::data::{BatchShape, Overlong, batches};
 use serde::Serialize;
 
 use super::profile::Profile;
-use super::run_on;
-use crate::arguments::{Bench, EngineChoice, EngineName, Global};
+use crate::arguments::{Choice, DataArguments, Global, one_of};
+use crate::engines::{EngineName, load_tract, max_seq, run_on};
 use crate::failure::Usage;
 use crate::print;
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArguments {
+    /// The models; ratios are against the first
+    #[arg(required = true)]
+    models: Vec<PathBuf>,
+    /// Batch sizes
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N")]
+    batch: Vec<usize>,
+    /// Sequence lengths; with --data, where texts are cut
+    #[arg(long, value_delimiter = ',', default_value = "128", value_name = "N")]
+    seq: Vec<usize>,
+    /// The engines, in turn
+    #[arg(
+        long, value_delimiter = ',', default_value = EngineName::Tract.name(), value_parser = one_of(Engines::all())
+    )]
+    engine: Vec<Engines>,
+    /// Timed rounds; in each, every model runs once
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Rounds before timing starts
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    warmup: u32,
+    /// Also time each operator and site, on tract
+    #[arg(long, conflicts_with = "data")]
+    profile: bool,
+    #[command(flatten)]
+    data: DataArguments,
+}
+
+/// One engine, or two by one name.
+#[derive(Clone, Copy, Debug)]
+enum Engines {
+    One(EngineName),
+    TractAndOnnxruntime,
+}
+
+impl Engines {
+    fn all() -> impl Iterator<Item = Self> {
+        EngineName::ALL.into_iter().map(Self::One).chain([Self::TractAndOnnxruntime])
+    }
+
+    fn names(self) -> Vec<EngineName> {
+        match self {
+            Self::One(engine) => vec![engine],
+            Self::TractAndOnnxruntime => vec![EngineName::Tract, EngineName::Onnxruntime],
+        }
+    }
+}
+
+impl Choice for Engines {
+    fn name(self) -> &'static str {
+        match self {
+            Self::One(engine) => engine.name(),
+            Self::TractAndOnnxruntime => "both",
+        }
+    }
+
+    fn help(self) -> Option<&'static str> {
+        match self {
+            Self::One(engine) => engine.help(),
+            Self::TractAndOnnxruntime => Some("tract and onnxruntime"),
+        }
+    }
+}
 
 #[derive(Serialize)]
 struct Benchmark {
@@ -63,10 +129,10 @@ struct Entry<'p> {
     loaded: Box<dyn Engine>,
 }
 
-/// Inputs of one model by length and batch size: a run is over all of them.
+/// Inputs of one model: what a run is over, by length and batch size.
 #[derive(Clone)]
 struct Inputs {
-    of: BTreeMap<(usize, usize), Vec<Named>>,
+    runs: BTreeMap<(usize, usize), Vec<Named>>,
 }
 
 /// Texts of the data that a run is over, at most.
@@ -74,68 +140,90 @@ const MOST_TEXTS: usize = 512;
 
 impl Inputs {
     /// Made before the model is loaded to run: it is not in memory twice.
-    fn new(path: &Path, arguments: &Bench, global: &Global) -> Result<Self> {
+    fn new(path: &Path, arguments: &BenchArguments, global: &Global) -> Result<Self> {
         let model = Model::load(path)?;
-        let mut of = BTreeMap::new();
-        for (seq, batch) in arguments.seq.iter().flat_map(|s| arguments.batch.iter().map(move |b| (*s, *b))) {
-            if arguments.data.data.is_some() {
-                let cut = super::longest(&model, seq)?;
-                let mut texts = arguments.data.sequences(cut, Overlong::Truncate, None)?;
-                texts.truncate(MOST_TEXTS);
-                let declared = model.inputs();
-                let batches = batches(&texts, usize::MAX, batch, BatchShape::from_inputs(&declared));
-                let inputs = batches.iter().map(|b| Ok(b.inputs(&declared)?)).collect::<Result<Vec<Named>>>()?;
-                of.insert((seq, batch), inputs);
-                continue;
-            }
-            let made = made_up_inputs(&model, batch, seq, global.seed)?;
-            // A model may fix its sizes: then nothing else can be timed on it.
-            if let Some((name, value)) = made.iter().find(|(_, t)| t.shape() != [batch, seq]) {
-                let reason = format!("{}: input `{name}` is fixed at {:?}", path.display(), value.shape());
-                return Err(Usage(format!("{reason}; give matching --batch and --seq")).into());
-            }
-            of.insert((seq, batch), vec![made]);
+        let mut runs = BTreeMap::new();
+        for (seq, batch) in arguments.sizes() {
+            let inputs = match arguments.data.data {
+                Some(_) => text_batches(&model, &arguments.data, seq, batch)?,
+                None => vec![made_up_batch(&model, batch, seq, global.seed)?],
+            };
+            runs.insert((seq, batch), inputs);
         }
-        Ok(Self { of })
+        Ok(Self { runs })
     }
 }
 
-pub(super) fn bench(arguments: &Bench, global: &Global) -> Result<()> {
+/// The data's texts, cut to `seq` tokens.
+fn text_batches(model: &Model, data: &DataArguments, seq: usize, batch: usize) -> Result<Vec<Named>> {
+    let mut sequences = data.texts(max_seq(model, seq)?, Overlong::Truncate, None)?.sequences;
+    sequences.truncate(MOST_TEXTS);
+    let declared = model.inputs();
+    let batches = batches(&sequences, usize::MAX, batch, BatchShape::from_inputs(&declared));
+    batches.iter().map(|batch| Ok(batch.inputs(&declared)?)).collect()
+}
+
+fn made_up_batch(model: &Model, batch: usize, seq: usize, seed: u64) -> Result<Named> {
+    let inputs = made_up_inputs(model, batch, seq, seed)?;
+    // A model may fix its sizes: then nothing else can be timed on it.
+    match inputs.iter().find(|(_, value)| value.shape() != [batch, seq]) {
+        None => Ok(inputs),
+        Some((name, value)) => {
+            let reason = format!("{}: input `{name}` is fixed at {:?}", model.origin(), value.shape());
+            Err(Usage(format!("{reason}; give matching --batch and --seq")).into())
+        }
+    }
+}
+
+impl BenchArguments {
+    /// Every length with every batch size.
+    fn sizes(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.seq.iter().flat_map(|&seq| self.batch.iter().map(move |&batch| (seq, batch)))
+    }
+
+    /// Every model on every engine.
+    fn entries(&self, global: &Global) -> Result<Vec<Entry<'_>>> {
+        let engines: Vec<EngineName> = self.engine.iter().flat_map(|engines| engines.names()).collect();
+        let mut entries = Vec::new();
+        for path in &self.models {
+            let inputs = Inputs::new(path, self, global)?;
+            for &engine in &engines {
+                let loaded = engine.load(path, global)?;
+                entries.push(Entry { path, engine, inputs: inputs.clone(), loaded });
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Every model on tract, operator by operator, one model after the other.
+    fn profiles(&self, mut entries: Vec<Entry<'_>>, global: &Global) -> Result<Vec<Profile>> {
+        entries.dedup_by_key(|entry| entry.path);
+        let mut profiles = Vec::new();
+        for Entry { path, inputs, loaded, .. } in entries {
+            drop(loaded);
+            let model = load_tract(path, global)?;
+            for inputs in inputs.runs.values().flatten() {
+                profiles.push(Profile::measure(path, &model, inputs, self.runs as usize, global.threads())?);
+            }
+        }
+        Ok(profiles)
+    }
+}
+
+pub(super) fn bench(arguments: &BenchArguments, global: &Global) -> Result<()> {
     if arguments.batch.contains(&0) || arguments.seq.contains(&0) {
         return Err(Usage("--batch and --seq must be at least 1".to_owned()).into());
     }
-    let engines = arguments.engine.iter().flat_map(|choice| match choice {
-        EngineChoice::Tract => vec![EngineName::Tract],
-        EngineChoice::PlainTract => vec![EngineName::PlainTract],
-        EngineChoice::Onnxruntime => vec![EngineName::Onnxruntime],
-        EngineChoice::Both => vec![EngineName::Tract, EngineName::Onnxruntime],
-    });
-    let engines: Vec<EngineName> = engines.collect();
-    let mut entries = Vec::new();
-    for path in &arguments.models {
-        let inputs = Inputs::new(path, arguments, global)?;
-        for &engine in &engines {
-            let loaded = engine.load(path, global)?;
-            entries.push(Entry { path, engine, inputs: inputs.clone(), loaded });
-        }
-    }
+    let entries = arguments.entries(global)?;
     let mut benchmark = Benchmark { results: Vec::new(), ratios: Vec::new(), profiles: Vec::new() };
-    for &seq in &arguments.seq {
-        for &batch in &arguments.batch {
-            let rounds = Rounds { batch, seq, runs: arguments.runs as usize, warmup: arguments.warmup as usize };
-            rounds.measure(&entries, global.threads(), &mut benchmark)?;
-        }
+    for (seq, batch) in arguments.sizes() {
+        let rounds = Rounds { batch, seq, runs: arguments.runs as usize, warmup: arguments.warmup as usize };
+        let times = rounds.time(&entries)?;
+        benchmark.results.extend(rounds.timings(&entries, &times, global.threads()));
+        benchmark.ratios.extend(rounds.ratios(&entries, &times));
     }
     if arguments.profile {
-        entries.dedup_by_key(|entry| entry.path);
-        for Entry { path, inputs, loaded, .. } in entries {
-            drop(loaded);
-            let model = crate::engine::tract(path, global)?;
-            for inputs in inputs.of.values().flatten() {
-                let runs = arguments.runs as usize;
-                benchmark.profiles.push(Profile::measure(path, &model, inputs, runs, global.threads())?);
-            }
-        }
+        benchmark.profiles = arguments.profiles(entries, global)?;
     }
     if global.json {
         return print::json(&benchmark);
@@ -154,13 +242,13 @@ struct Rounds {
 }
 
 impl Rounds {
-    fn measure(&self, entries: &[Entry<'_>], threads: usize, into: &mut Benchmark) -> Result<()> {
+    /// The milliseconds of each entry's timed rounds. Entries take turns, so that what slows the machine slows all of them.
+    fn time(&self, entries: &[Entry<'_>]) -> Result<Vec<Vec<f64>>> {
         let mut times = vec![Vec::with_capacity(self.runs); entries.len()];
         for round in 0..self.warmup + self.runs {
             for (entry, times) in entries.iter().zip(&mut times) {
-                let inputs = &entry.inputs.of[&(self.seq, self.batch)];
                 let start = Instant::now();
-                for batch in inputs {
+                for batch in self.inputs(entry) {
                     drop(run_on(entry.loaded.as_ref(), batch)?);
                 }
                 let elapsed = start.elapsed().as_secs_f64() * 1e3;
@@ -169,27 +257,37 @@ impl Rounds {
                 }
             }
         }
-        for (entry, times) in entries.iter().zip(&times) {
-            let mut sorted = times.clone();
-            sorted.sort_by(f64::total_cmp);
-            let inputs = entry.inputs.of[&(self.seq, self.batch)].iter();
-            let texts: usize = inputs.filter_map(|batch| batch.first()).map(|(_, value)| value.shape()[0]).sum();
-            into.results.push(Timing {
+        Ok(times)
+    }
+
+    fn inputs<'e>(&self, entry: &'e Entry<'_>) -> &'e [Named] {
+        &entry.inputs.runs[&(self.seq, self.batch)]
+    }
+
+    fn timings(&self, entries: &[Entry<'_>], times: &[Vec<f64>], threads: usize) -> Vec<Timing> {
+        let timing = |(entry, times): (&Entry<'_>, &Vec<f64>)| {
+            let times = sorted(times.iter().copied());
+            let first_inputs = self.inputs(entry).iter().filter_map(|batch| batch.first());
+            let texts: usize = first_inputs.map(|(_, value)| value.shape()[0]).sum();
+            Timing {
                 model: entry.path.display().to_string(),
                 engine: entry.engine.name(),
                 batch: self.batch,
                 seq: self.seq,
                 threads,
-                median_ms: quantile(&sorted, 0.5),
-                min_ms: sorted[0],
-                runs: sorted.len(),
-                texts_per_second: texts as f64 / (quantile(&sorted, 0.5) / 1e3),
-            });
-        }
-        for (entry, of_entry) in entries.iter().zip(&times).skip(1) {
-            let mut ratios: Vec<f64> = of_entry.iter().zip(&times[0]).map(|(a, b)| a / b).collect();
-            ratios.sort_by(f64::total_cmp);
-            into.ratios.push(Ratio {
+                median_ms: quantile(&times, 0.5),
+                min_ms: times[0],
+                runs: times.len(),
+                texts_per_second: texts as f64 / (quantile(&times, 0.5) / 1e3),
+            }
+        };
+        entries.iter().zip(times).map(timing).collect()
+    }
+
+    fn ratios(&self, entries: &[Entry<'_>], times: &[Vec<f64>]) -> Vec<Ratio> {
+        let ratio = |(entry, times_here): (&Entry<'_>, &Vec<f64>)| {
+            let ratios = sorted(times_here.iter().zip(&times[0]).map(|(here, first)| here / first));
+            Ratio {
                 model: entry.path.display().to_string(),
                 engine: entry.engine.name(),
                 against: entries[0].path.display().to_string(),
@@ -199,10 +297,16 @@ impl Rounds {
                 median: quantile(&ratios, 0.5),
                 lower: quantile(&ratios, 0.25),
                 upper: quantile(&ratios, 0.75),
-            });
-        }
-        Ok(())
+            }
+        };
+        entries.iter().zip(times).skip(1).map(ratio).collect()
     }
+}
+
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
 }
 
 /// Of sorted values, the one at a share of the way, interpolated.
@@ -214,9 +318,11 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
 
 fn print_benchmark(benchmark: &Benchmark) {
     let ratio = |t: &Timing| {
-        let same = |r: &&Ratio| r.model == t.model && r.engine == t.engine && (r.batch, r.seq) == (t.batch, t.seq);
-        let found = benchmark.ratios.iter().find(same);
-        found.map_or_else(|| "1".to_owned(), |r| format!("{:.3} ({:.3} to {:.3})", r.median, r.lower, r.upper))
+        let is_same = |r: &&Ratio| r.model == t.model && r.engine == t.engine && (r.batch, r.seq) == (t.batch, t.seq);
+        match benchmark.ratios.iter().find(is_same) {
+            Some(r) => format!("{:.3} ({:.3} to {:.3})", r.median, r.lower, r.upper),
+            None => "1".to_owned(),
+        }
     };
     let rows = benchmark.results.iter().map(|t| {
         vec![

@@ -1,24 +1,45 @@
 //! `eval`: the metric of a task, model by model.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result};
+use clap::Args;
 use mabert_graph::Model;
 use mabert_transfer::data::Overlong;
 use mabert_transfer::evaluate::{Metric, Spread, check_labels, labels, logits, predictions};
 use serde::Serialize;
 
-use super::longest;
-use crate::arguments::{Eval, Global};
-use crate::failure::{CheckFailed, Usage};
+use crate::arguments::{Choice as _, DataArguments, Global, Texts, one_of};
+use crate::engines::{EngineName, LONGEST, max_seq};
+use crate::failure::CheckFailed;
 use crate::print;
 
-/// Texts are cut to this, or to what every model takes.
-const LONGEST: usize = 8192;
+#[derive(Debug, Args)]
+pub(crate) struct EvalArguments {
+    /// The models; agreement is with the first
+    #[arg(required = true)]
+    models: Vec<PathBuf>,
+    #[command(flatten)]
+    data: DataArguments,
+    /// The column of the label, a number
+    #[arg(long, value_name = "NAME")]
+    label_column: String,
+    /// The metric
+    #[arg(long, default_value = Metric::Accuracy.name(), value_parser = one_of(Metric::ALL))]
+    metric: Metric,
+    /// Fail (exit code 1) where a model's metric is below this
+    #[arg(long, value_name = "X")]
+    min: Option<f64>,
+    /// The engine
+    #[arg(long, default_value = EngineName::Tract.name(), value_parser = one_of(EngineName::ALL))]
+    engine: EngineName,
+}
 
 #[derive(Serialize)]
 struct Evaluation {
     data: String,
     examples: usize,
-    /// The longest sequence; longer texts are cut to it.
+    /// The longest sequence that every model takes; longer texts are cut to it.
     max_seq: usize,
     truncated: usize,
     engine: &'static str,
@@ -35,52 +56,58 @@ struct Evaluated {
     agreement: f64,
 }
 
-pub(super) fn eval(arguments: &Eval, global: &Global) -> Result<()> {
-    let Some(data) = &arguments.data.data else { return Err(Usage("--data is needed".to_owned()).into()) };
-    let metric = arguments.metric.metric();
-    let mut max_seq = LONGEST;
-    for path in &arguments.models {
-        max_seq = longest(&Model::load(path)?, max_seq)?;
-    }
-    let sequences = arguments.data.sequences(max_seq, Overlong::Truncate, Some(&arguments.label_column))?;
-    let labels = labels(data, &sequences)?;
-    let mut models = Vec::new();
-    let mut first: Option<Vec<f64>> = None;
-    for path in &arguments.models {
-        let engine = arguments.engine.load(path, global)?;
-        let found = logits(engine.as_ref(), &sequences, Spread::Inside).and_then(|logits| {
-            check_labels(metric, logits.ncols(), data, &sequences, &labels)?;
-            predictions(metric, &logits)
-        });
-        let found = found.with_context(|| path.display().to_string())?;
-        let reference = first.get_or_insert_with(|| found.clone());
-        models.push(Evaluated {
-            model: path.display().to_string(),
-            value: metric.score(&found, &labels),
-            agreement: metric.likeness().score(&found, reference),
-        });
-    }
+pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
+    arguments.data.file()?;
+    let longest = arguments.models.iter().try_fold(LONGEST, |limit, path| max_seq(&Model::load(path)?, limit))?;
+    let texts = arguments.data.texts(longest, Overlong::Truncate, Some(&arguments.label_column))?;
     let evaluation = Evaluation {
-        data: data.display().to_string(),
-        examples: sequences.len(),
-        max_seq,
-        truncated: sequences.iter().filter(|s| s.truncated).count(),
+        data: texts.file.display().to_string(),
+        examples: texts.sequences.len(),
+        max_seq: texts.max_seq,
+        truncated: texts.truncated(),
         engine: arguments.engine.name(),
-        metric,
+        metric: arguments.metric,
         min: arguments.min,
-        models,
+        models: evaluate_models(arguments, &texts, global)?,
     };
     if global.json {
         print::json(&evaluation)?;
     } else {
         print_evaluation(&evaluation);
     }
+    check_minimum(&evaluation)
+}
+
+fn evaluate_models(arguments: &EvalArguments, texts: &Texts<'_>, global: &Global) -> Result<Vec<Evaluated>> {
+    let metric = arguments.metric;
+    let labels = labels(texts.file, &texts.sequences)?;
+    let mut evaluated = Vec::new();
+    let mut reference: Option<Vec<f64>> = None;
+    for path in &arguments.models {
+        let engine = arguments.engine.load(path, global)?;
+        let predicted = logits(engine.as_ref(), &texts.sequences, Spread::Inside).and_then(|logits| {
+            check_labels(metric, logits.ncols(), texts.file, &texts.sequences, &labels)?;
+            predictions(metric, &logits)
+        });
+        let predicted = predicted.with_context(|| path.display().to_string())?;
+        let reference = reference.get_or_insert_with(|| predicted.clone());
+        evaluated.push(Evaluated {
+            model: path.display().to_string(),
+            value: metric.score(&predicted, &labels),
+            agreement: metric.likeness().score(&predicted, reference),
+        });
+    }
+    Ok(evaluated)
+}
+
+fn check_minimum(evaluation: &Evaluation) -> Result<()> {
+    let Some(min) = evaluation.min else { return Ok(()) };
     // A metric that is not a number is below every threshold.
-    let reaches = |m: &&Evaluated| evaluation.min.is_none_or(|min| m.value >= min);
+    let reaches = |model: &Evaluated| model.value >= min;
     let below: Vec<&str> = evaluation.models.iter().filter(|m| !reaches(m)).map(|m| m.model.as_str()).collect();
-    match (below.as_slice(), evaluation.min) {
-        ([], _) | (_, None) => Ok(()),
-        (below, Some(min)) => Err(CheckFailed(format!("below {min}: {}", below.join(", "))).into()),
+    match below.as_slice() {
+        [] => Ok(()),
+        below => Err(CheckFailed(format!("below {min}: {}", below.join(", "))).into()),
     }
 }
 

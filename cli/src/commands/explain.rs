@@ -1,14 +1,26 @@
 //! `explain`: what was tried, and why something was not recognised.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
+use clap::Args;
 use mabert_graph::{Model, NodeExt as _};
-use mabert_passes::lower::simplify;
+use mabert_passes::pipeline::simplify;
 use mabert_passes::recognise::{Explanation, Miss, Tried, recognise};
 use serde::Serialize;
 
-use crate::arguments::{Explain, Global};
+use crate::arguments::Global;
 use crate::failure::Usage;
 use crate::print;
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArguments {
+    /// The model
+    model: PathBuf,
+    /// Only what concerns this node
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+}
 
 #[derive(Serialize)]
 struct Explained {
@@ -16,31 +28,22 @@ struct Explained {
     misses: Vec<Miss>,
 }
 
-pub(super) fn explain(arguments: &Explain, global: &Global) -> Result<()> {
+pub(super) fn explain(arguments: &ExplainArguments, global: &Global) -> Result<()> {
     let mut model = Model::load(&arguments.model)?;
     simplify(&mut model)?;
-    let found = recognise(&model)?;
-    let mut explained = Explained { anchors: found.explanations, misses: found.misses };
+    let recognised = recognise(&model)?;
+    let mut explained = Explained { anchors: recognised.explanations, misses: recognised.misses };
     if let Some(name) = &arguments.node {
         explained.anchors.retain(|e| e.node == *name);
         explained.misses.retain(|m| m.node == *name);
         if explained.anchors.is_empty() && explained.misses.is_empty() {
-            return Err(Usage(nothing_there(&model, name)).into());
+            return Err(Usage(nothing_to_explain(&model, name)).into());
         }
     }
     if global.json {
         return print::json(&explained);
     }
-    for anchor in &explained.anchors {
-        match (&anchor.reason, &anchor.region) {
-            (None, region) => {
-                let region = region.as_deref().unwrap_or("");
-                println!("{} `{}`: {}, {region}", anchor.operator, anchor.node, anchor.kind);
-            }
-            (Some(reason), _) => println!("{} `{}`: no {}: {reason}", anchor.operator, anchor.node, anchor.kind),
-        }
-        print_tried(anchor.tried.as_deref());
-    }
+    explained.anchors.iter().for_each(print_anchor);
     match explained.misses.as_slice() {
         [] if arguments.node.is_none() => println!("nothing was missed"),
         misses => misses.iter().for_each(|miss| {
@@ -51,6 +54,15 @@ pub(super) fn explain(arguments: &Explain, global: &Global) -> Result<()> {
     Ok(())
 }
 
+fn print_anchor(anchor: &Explanation) {
+    let Explanation { operator, node, kind, .. } = anchor;
+    match &anchor.reason {
+        None => println!("{operator} `{node}`: {kind}, {}", anchor.region.as_deref().unwrap_or("")),
+        Some(reason) => println!("{operator} `{node}`: no {kind}: {reason}"),
+    }
+    print_tried(anchor.tried.as_deref());
+}
+
 /// What was probed in vain: a person can look at these nodes.
 fn print_tried(tried: Option<&Tried>) {
     if let Some(tried) = tried {
@@ -59,7 +71,7 @@ fn print_tried(tried: Option<&Tried>) {
 }
 
 /// Why there is nothing to say about a node.
-fn nothing_there(model: &Model, name: &str) -> String {
+fn nothing_to_explain(model: &Model, name: &str) -> String {
     let nodes = &model.graph().node;
     match nodes.iter().find(|n| n.label() == name) {
         Some(node) => format!(

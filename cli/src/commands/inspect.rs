@@ -1,20 +1,30 @@
 //! `inspect`: what a model is.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use anyhow::Result;
+use clap::Args;
 use mabert_graph::{Model, text};
 use mabert_passes::contract::{NonLinear, non_linear_nodes};
-use mabert_passes::lower::simplify;
-use mabert_passes::pipeline::VERSION_KEY;
+use mabert_passes::pipeline::{VERSION_KEY, simplify};
 use mabert_passes::recognise::{Miss, recognise};
 use mabert_passes::recording::symbolic_shapes;
 use mabert_passes::sites::Activation;
 use mabert_runtime::MAX_SEQ_KEY;
 use serde::Serialize;
 
-use crate::arguments::{Global, Inspect};
+use crate::arguments::Global;
 use crate::print;
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArguments {
+    /// The model
+    model: PathBuf,
+    /// Also print the graph, one line a node
+    #[arg(long)]
+    graph: bool,
+}
 
 /// What a model is. Sites are those that `rewrite` would change.
 #[derive(Serialize)]
@@ -45,48 +55,54 @@ struct Rewritten {
     max_seq: Option<usize>,
 }
 
-pub(super) fn inspect(arguments: &Inspect, global: &Global) -> Result<()> {
-    let original = Model::load(&arguments.model)?;
-    let mut model = original.clone();
-    simplify(&mut model)?;
-    let found = recognise(&model)?;
-    let encoder = found.encoder.as_ref();
-    let end = encoder.and_then(|e| e.layers.last()).map(|l| l.output_norm.output.as_str());
-    let mask = encoder.and_then(|e| e.mask.as_ref()).map(|m| m.input.clone());
-    let rewritten = original.metadata(VERSION_KEY).map(|version| Rewritten {
-        version: version.to_owned(),
-        max_seq: original.metadata(MAX_SEQ_KEY).and_then(|v| v.parse().ok()),
-    });
-    let proto = original.proto();
-    let inspection = Inspection {
-        model: arguments.model.display().to_string(),
-        exporter: format!("{} {}", proto.producer_name, proto.producer_version).trim().to_owned(),
-        ir_version: proto.ir_version,
-        opset: original.opset(),
-        inputs: original.inputs().iter().map(ToString::to_string).collect(),
-        outputs: original.outputs().iter().map(ToString::to_string).collect(),
-        parameters: original.graph().initializer.iter().map(|t| t.dims.iter().product::<i64>().max(0) as usize).sum(),
-        operators: original.operators(),
-        layers: encoder.map_or(0, |e| e.layers.len()),
-        channels: encoder.map(|e| e.channels),
-        heads: encoder.map(mabert_passes::sites::Encoder::heads),
-        attentions: found.attentions.len(),
-        activations: found.activations.iter().filter(|a| a.function != Activation::Relu).count(),
-        norms: found.norms.len(),
-        // A rewritten model has no attention to recognise: that is no miss.
-        misses: if rewritten.is_some() { Vec::new() } else { found.misses.clone() },
-        non_linear: non_linear_nodes(&model, mask.as_deref().or(mask_by_name(&original).as_deref()), end)?,
-        mask,
-        rewritten,
-    };
+pub(super) fn inspect(arguments: &InspectArguments, global: &Global) -> Result<()> {
+    let model = Model::load(&arguments.model)?;
+    let inspection = Inspection::new(&model)?;
     if global.json {
         return print::json(&inspection);
     }
     print_inspection(&inspection);
     if arguments.graph {
-        println!("\n{}", text::render(&original, &symbolic_shapes(&original)?));
+        println!("\n{}", text::render(&model, &symbolic_shapes(&model)?));
     }
     Ok(())
+}
+
+impl Inspection {
+    fn new(model: &Model) -> Result<Self> {
+        let mut simplified = model.clone();
+        simplify(&mut simplified)?;
+        let recognised = recognise(&simplified)?;
+        let encoder = recognised.encoder.as_ref();
+        let encoder_end = encoder.and_then(|e| e.layers.last()).map(|l| l.output_norm.output.as_str());
+        let mask = encoder.and_then(|e| e.mask.as_ref()).map(|m| m.input.clone());
+        let rewritten = model.metadata(VERSION_KEY).map(|version| Rewritten {
+            version: version.to_owned(),
+            max_seq: model.metadata(MAX_SEQ_KEY).and_then(|v| v.parse().ok()),
+        });
+        let proto = model.proto();
+        Ok(Self {
+            model: model.origin().to_owned(),
+            exporter: format!("{} {}", proto.producer_name, proto.producer_version).trim().to_owned(),
+            ir_version: proto.ir_version,
+            opset: model.opset(),
+            inputs: model.inputs().iter().map(ToString::to_string).collect(),
+            outputs: model.outputs().iter().map(ToString::to_string).collect(),
+            parameters: model.graph().initializer.iter().map(|t| t.dims.iter().product::<i64>().max(0) as usize).sum(),
+            operators: model.operators(),
+            layers: encoder.map_or(0, |e| e.layers.len()),
+            channels: encoder.map(|e| e.channels),
+            heads: encoder.map(mabert_passes::sites::Encoder::heads),
+            attentions: recognised.attentions.len(),
+            activations: recognised.activations.iter().filter(|a| a.function != Activation::Relu).count(),
+            norms: recognised.norms.len(),
+            // A rewritten model has no attention to recognise: that is no miss.
+            misses: if rewritten.is_some() { Vec::new() } else { recognised.misses.clone() },
+            non_linear: non_linear_nodes(&simplified, mask.as_deref().or(mask_by_name(model).as_deref()), encoder_end)?,
+            mask,
+            rewritten,
+        })
+    }
 }
 
 /// A rewritten model's mask can only be told by its name.
@@ -113,13 +129,15 @@ fn print_inspection(i: &Inspection) {
     for miss in &i.misses {
         println!("not recognised: {miss}");
     }
-    let mut kinds: BTreeMap<(bool, &str), usize> = BTreeMap::new();
-    i.non_linear.iter().for_each(|n| *kinds.entry((n.in_head, &n.operator)).or_default() += 1);
-    let of = |head: bool| {
-        let listed: Vec<String> =
-            kinds.iter().filter(|((h, _), _)| *h == head).map(|((_, op), n)| format!("{op} {n}")).collect();
-        if listed.is_empty() { "nothing".to_owned() } else { listed.join(", ") }
-    };
+    let (head, encoder): (Vec<_>, Vec<_>) = i.non_linear.iter().partition(|n| n.in_head);
     let place = if i.layers > 0 { "in the encoder" } else { "in the model" };
-    println!("not matrix arithmetic: {place} {}; after it {}", of(false), of(true));
+    println!("not matrix arithmetic: {place} {}; after it {}", counted(&encoder), counted(&head));
+}
+
+/// How many nodes there are of each operator.
+fn counted(nodes: &[&NonLinear]) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    nodes.iter().for_each(|n| *counts.entry(&n.operator).or_default() += 1);
+    let listed: Vec<String> = counts.iter().map(|(operator, n)| format!("{operator} {n}")).collect();
+    if listed.is_empty() { "nothing".to_owned() } else { listed.join(", ") }
 }

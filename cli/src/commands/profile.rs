@@ -34,13 +34,13 @@ struct Share {
 impl Profile {
     /// The mean of `runs` runs after one that does not count.
     pub(super) fn measure(path: &Path, model: &Model, inputs: &Named, runs: usize, threads: usize) -> Result<Self> {
-        let given = borrowed(&inputs);
-        let shape = given.first().map_or(&[][..], |(_, t)| t.shape());
-        model.profile(&given)?;
+        let inputs = borrowed(inputs);
+        let shape = inputs.first().map_or(&[][..], |(_, t)| t.shape());
+        model.profile(&inputs)?;
         let (mut operators, mut sites) = (BTreeMap::new(), BTreeMap::new());
         let mut seconds = 0.0;
         for _ in 0..runs {
-            for timed in model.profile(&given)? {
+            for timed in model.profile(&inputs)? {
                 seconds += timed.seconds;
                 for (into, name) in [(&mut operators, timed.operator.as_str()), (&mut sites, site(&timed.node))] {
                     let (count, sum): &mut (usize, f64) = into.entry(name.to_owned()).or_default();
@@ -50,9 +50,9 @@ impl Profile {
             }
         }
         let ms = |seconds: f64| seconds * 1e3 / runs as f64;
-        let shares = |of: BTreeMap<String, (usize, f64)>| {
+        let shares = |sums: BTreeMap<String, (usize, f64)>| {
             let share = |(name, (count, s))| Share { name, count: count / runs, ms: ms(s), share: s / seconds };
-            let mut shares: Vec<Share> = of.into_iter().map(share).collect();
+            let mut shares: Vec<Share> = sums.into_iter().map(share).collect();
             shares.sort_by(|a, b| b.ms.total_cmp(&a.ms));
             shares
         };
@@ -70,11 +70,11 @@ impl Profile {
     pub(super) fn print(&self) {
         let Self { model, batch, seq, threads, ms, .. } = self;
         println!("\n{model} on tract, batch {batch}, length {seq}, {threads} threads: {ms:.2} ms a run in operators");
-        for (what, shares) in [("Operator", &self.operators), ("Site, all layers", &self.sites)] {
+        for (column, shares) in [("Operator", &self.operators), ("Site, all layers", &self.sites)] {
             let row = |s: &Share| {
                 vec![s.name.clone(), s.count.to_string(), format!("{:.3}", s.ms), format!("{:.1} %", 100.0 * s.share)]
             };
-            println!("{}", print::table(&[what, "Count", "ms", "Share"], 1, shares.iter().map(row)));
+            println!("{}", print::table(&[column, "Count", "ms", "Share"], 1, shares.iter().map(row)));
         }
     }
 }

@@ -1,21 +1,54 @@
 //! `transfer`: the end-to-end stage on its own.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
+use clap::Args;
 use mabert_transfer::job::{FullStage, Transfer};
 
-use super::rewrite::{Output, make, refuse_overwriting};
-use crate::arguments::{self, Global};
+use super::student::{Destination, make_student};
+use crate::arguments::{DataArguments, DevArguments, EndToEndArguments, Global};
 use crate::failure::Usage;
 
-pub(super) fn transfer(arguments: &arguments::Transfer, global: &Global) -> Result<()> {
+#[derive(Debug, Args)]
+pub(crate) struct TransferArguments {
+    /// The model that the student was made from
+    teacher: PathBuf,
+    /// The student, made by `rewrite --no-fold`
+    student: PathBuf,
+    /// Where to write the trained and folded student
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Keep large constants in a file of their own, OUTPUT.data, as a model does that came so
+    #[arg(long)]
+    external_data: bool,
+    #[command(flatten)]
+    data: DataArguments,
+    /// More text to train on, not to measure on; half of all sequences come from it
+    #[arg(long, value_name = "FILE", requires = "data")]
+    extra_data: Vec<PathBuf>,
+    #[command(flatten)]
+    dev: DevArguments,
+    /// Write the whole report to a file as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    end_to_end: EndToEndArguments,
+}
+
+pub(super) fn transfer(arguments: &TransferArguments, global: &Global) -> Result<()> {
     // Random tokens would take a student of text away from text.
     if arguments.data.data.is_none() {
         return Err(Usage("--data is needed: text like the model's own".to_owned()).into());
     }
-    let stage = FullStage { start: Some(arguments.student.clone()), ..arguments.full.stage(global) };
-    let job = arguments.full.job(&stage, &arguments.data, &arguments.dev, global)?;
+    let destination = Destination {
+        model: &arguments.output,
+        external_data: arguments.external_data,
+        report: arguments.report.as_deref(),
+    };
+    destination.refuse_overwriting([arguments.teacher.as_path(), &arguments.student])?;
+    let stage = FullStage { start: Some(arguments.student.clone()), ..arguments.end_to_end.stage(global) };
+    let job = arguments.end_to_end.job(&arguments.data, &arguments.dev, global)?;
     let job = job.extra_data(arguments.extra_data.clone()).transfer(Transfer::Full(stage));
-    let output = Output { path: &arguments.output, external_data: arguments.external_data };
-    refuse_overwriting(output.path, [arguments.teacher.as_path(), &arguments.student])?;
-    make(&arguments.teacher, &job, &output, arguments.report.as_deref(), global)
+    make_student(&arguments.teacher, &job, &destination, global)
 }

@@ -1,25 +1,63 @@
 //! `verify`: two models, or one on two engines, output by output.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use clap::Args;
 use mabert_graph::Model;
-use mabert_passes::lower::simplify;
+use mabert_passes::pipeline::simplify;
 use mabert_passes::recognise::recognise;
 use mabert_passes::recording::token_rows;
-use mabert_runtime::{Engine, LoadOptions, Taps, borrowed, npz};
+use mabert_runtime::{Engine, Taps, borrowed, npz};
 use mabert_transfer::compare::{Distances, OutputDistance, Tolerance};
-use mabert_transfer::data::{BatchShape, Overlong, Sequence, TextEncoder, Vocabulary, batches, made_up_sequences};
+use mabert_transfer::data::{BatchShape, Overlong, Sequence, Vocabulary, batches, made_up_sequences};
 use serde::Serialize;
 
-use super::{longest, run_on};
-use crate::arguments::{EngineName, Global, Verify};
+use crate::arguments::{Choice as _, DataArguments, Global, one_of};
+use crate::engines::{EngineName, max_seq, run_on, tract_options};
 use crate::failure::{CheckFailed, Usage};
 use crate::print;
 
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArguments {
+    /// The first model; distances are relative to it
+    first: PathBuf,
+    /// The second model; without it, the first one on tract and on onnxruntime
+    second: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataArguments,
+    /// Arrays named as the models' inputs
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    npz: Option<PathBuf>,
+    /// Sequences to compare on; the first ones of the data, or made up
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    sequences: usize,
+    /// The largest absolute difference allowed [default: 1e-3, unless --cosine is given]
+    #[arg(long, value_name = "X")]
+    atol: Option<f64>,
+    /// What is allowed on top, relative to the first model's value
+    #[arg(long, value_name = "X")]
+    rtol: Option<f64>,
+    /// The smallest cosine allowed between rows
+    #[arg(long, value_name = "X")]
+    cosine: Option<f64>,
+    /// Also compare at every site whose value both models have
+    #[arg(long)]
+    sites: bool,
+    /// The engine of both models, or of the first and the second as in tract,onnxruntime
+    #[arg(
+        long, value_delimiter = ',', num_args = 1..=2, value_name = "ENGINE", value_parser = one_of(EngineName::ALL)
+    )]
+    engine: Vec<EngineName>,
+}
+
 /// Made-up sequences and texts are cut to this, or to what both models take.
 const LONGEST: usize = 512;
+/// Positions of one batch, and rows at most.
+const BATCH_TOKENS: usize = 2048;
+const BATCH_ROWS: usize = 8;
+/// The tolerance where none is asked for.
 const ATOL: f64 = 1e-3;
 const RTOL: f64 = 1e-3;
 
@@ -35,63 +73,83 @@ struct Verified {
     holds: bool,
 }
 
-pub(super) fn verify(arguments: &Verify, global: &Global) -> Result<()> {
-    let (first, second) = (&arguments.first, arguments.second.as_ref().unwrap_or(&arguments.first));
+pub(super) fn verify(arguments: &VerifyArguments, global: &Global) -> Result<()> {
+    let paths = [&arguments.first, arguments.second.as_ref().unwrap_or(&arguments.first)].map(PathBuf::as_path);
     let engines = engines(arguments)?;
+    let sites = if arguments.sites { shared_sites(paths, engines)? } else { Vec::new() };
     let tolerance = tolerance(arguments);
-    let sites = if arguments.sites { shared_sites(first, second, engines)? } else { Vec::new() };
-    let load = |path: &Path, engine: EngineName| -> Result<Box<dyn Engine>> {
-        if sites.is_empty() {
-            return engine.load(path, global);
-        }
-        let options = LoadOptions::default().threads(global.threads()).taps(Taps::Values(sites.clone()));
-        Ok(Box::new(options.load(path)?))
+    let pair = Pair {
+        paths,
+        models: [load(paths[0], engines[0], &sites, global)?, load(paths[1], engines[1], &sites, global)?],
     };
-    let (a, b) = (load(first, engines[0])?, load(second, engines[1])?);
-    let mut distances = Distances::new(tolerance);
-    let inputs = match &arguments.npz {
-        Some(path) => {
-            let given = npz::read(path)?;
-            distances.add(&run_on(a.as_ref(), &given)?, &run_on(b.as_ref(), &given)?, None)?;
-            path.display().to_string()
-        }
-        None => {
-            let (sequences, what) = sequences(arguments, global, first, second)?;
-            let shape = BatchShape::from_inputs(a.inputs());
-            for batch in batches(&sequences, 2048, 8, shape) {
-                let of_a = a.run(&borrowed(&batch.inputs(a.inputs())?))?;
-                let of_b = b.run(&borrowed(&batch.inputs(b.inputs())?))?;
-                distances.add(&of_a, &of_b, Some(&batch.lengths))?;
-            }
-            what
-        }
-    };
+    let (distances, inputs) = pair.compare(arguments, tolerance, global)?;
     let (at_sites, outputs): (Vec<_>, Vec<_>) =
         distances.outputs().into_iter().partition(|o| sites.contains(&o.output));
     if outputs.is_empty() {
-        let reason = format!("{} and {} have no output of the same name", first.display(), second.display());
+        let [first, second] = paths.map(Path::display);
+        let reason = format!("{first} and {second} have no output of the same name");
         return Err(mabert_transfer::Error::Compare(reason).into());
     }
-    let holds = outputs.iter().all(|o| o.holds(&tolerance));
     let verified = Verified {
-        first: first.display().to_string(),
-        second: second.display().to_string(),
+        first: paths[0].display().to_string(),
+        second: paths[1].display().to_string(),
         engines: engines.map(EngineName::name),
         inputs,
         tolerance,
+        holds: outputs.iter().all(|o| o.holds(&tolerance)),
         outputs,
         sites: at_sites,
-        holds,
     };
     if global.json {
         print::json(&verified)?;
     } else {
         print_verified(&verified);
     }
-    if holds { Ok(()) } else { Err(CheckFailed("the outputs differ by more than the tolerance".to_owned()).into()) }
+    match verified.holds {
+        true => Ok(()),
+        false => Err(CheckFailed("the outputs differ by more than the tolerance".to_owned()).into()),
+    }
 }
 
-fn engines(arguments: &Verify) -> Result<[EngineName; 2]> {
+/// A model on an engine; on tract the values of sites are outputs too.
+fn load(path: &Path, engine: EngineName, sites: &[String], global: &Global) -> Result<Box<dyn Engine>> {
+    if sites.is_empty() {
+        return engine.load(path, global);
+    }
+    Ok(Box::new(tract_options(global).taps(Taps::Values(sites.to_vec())).load(path)?))
+}
+
+/// What is compared.
+struct Pair<'a> {
+    paths: [&'a Path; 2],
+    models: [Box<dyn Engine>; 2],
+}
+
+impl Pair<'_> {
+    /// How far apart the two are, and on what.
+    fn compare(
+        &self,
+        arguments: &VerifyArguments,
+        tolerance: Tolerance,
+        global: &Global,
+    ) -> Result<(Distances, String)> {
+        let [first, second] = self.models.each_ref().map(Box::as_ref);
+        let mut distances = Distances::new(tolerance);
+        if let Some(path) = &arguments.npz {
+            let arrays = npz::read(path)?;
+            distances.add(&run_on(first, &arrays)?, &run_on(second, &arrays)?, None)?;
+            return Ok((distances, path.display().to_string()));
+        }
+        let (sequences, described) = sequences(arguments, self.paths, global)?;
+        for batch in batches(&sequences, BATCH_TOKENS, BATCH_ROWS, BatchShape::from_inputs(first.inputs())) {
+            let run = |model: &dyn Engine| -> Result<_> { Ok(model.run(&borrowed(&batch.inputs(model.inputs())?))?) };
+            distances.add(&run(first)?, &run(second)?, Some(&batch.lengths))?;
+        }
+        Ok((distances, described))
+    }
+}
+
+fn engines(arguments: &VerifyArguments) -> Result<[EngineName; 2]> {
     Ok(match (arguments.engine.as_slice(), &arguments.second) {
         ([], Some(_)) => [EngineName::Tract; 2],
         ([], None) => [EngineName::Tract, EngineName::Onnxruntime],
@@ -105,7 +163,7 @@ fn engines(arguments: &Verify) -> Result<[EngineName; 2]> {
     })
 }
 
-fn tolerance(arguments: &Verify) -> Tolerance {
+fn tolerance(arguments: &VerifyArguments) -> Tolerance {
     let asked = arguments.atol.is_some() || arguments.rtol.is_some();
     let defaults = if asked { (0.0, 0.0) } else { (ATOL, RTOL) };
     let elements = (asked || arguments.cosine.is_none())
@@ -113,45 +171,48 @@ fn tolerance(arguments: &Verify) -> Tolerance {
     Tolerance { elements, cosine: arguments.cosine }
 }
 
-/// Texts, or made-up sequences, that both models take.
-fn sequences(arguments: &Verify, global: &Global, first: &Path, second: &Path) -> Result<(Vec<Sequence>, String)> {
-    let (a, b) = (Model::load(first)?, Model::load(second)?);
-    let limit = longest(&a, LONGEST)?.min(longest(&b, LONGEST)?);
-    if let Some(path) = &arguments.data.data {
-        let mut sequences = arguments.data.sequences(limit, Overlong::Truncate, None)?;
-        sequences.truncate(arguments.sequences.max(1));
-        let cut = sequences.iter().filter(|s| s.truncated).count();
-        let what = format!("{} sequences of {}, {cut} of them cut to {limit} tokens", sequences.len(), path.display());
-        return Ok((sequences, what));
+/// Texts, or made-up sequences, that both models take; and what they are.
+fn sequences(arguments: &VerifyArguments, paths: [&Path; 2], global: &Global) -> Result<(Vec<Sequence>, String)> {
+    let models = [Model::load(paths[0])?, Model::load(paths[1])?];
+    let longest = models.iter().try_fold(LONGEST, |limit, model| max_seq(model, limit))?;
+    let wanted = arguments.sequences.max(1);
+    if arguments.data.data.is_some() {
+        let mut texts = arguments.data.texts(longest, Overlong::Truncate, None)?;
+        texts.sequences.truncate(wanted);
+        let (count, file, cut) = (texts.sequences.len(), texts.file.display(), texts.truncated());
+        let described = format!("{count} sequences of {file}, {cut} of them cut to {longest} tokens");
+        return Ok((texts.sequences, described));
     }
-    let rows = |model: &Model| -> Result<usize> {
-        let index = mabert_graph::Index::new(model)?;
-        let rows = model.inputs().iter().find_map(|i| token_rows(&index, model, &i.name).filter(|&r| r > 2));
-        Ok(rows.unwrap_or(2))
-    };
-    let frame = TextEncoder::new(arguments.data.tokenizer.as_deref(), limit, Overlong::Truncate)?.frame()?;
-    let vocabulary = Vocabulary { size: rows(&a)?.min(rows(&b)?), frame };
-    let mut sequences = made_up_sequences(&vocabulary, limit, arguments.sequences.max(1) * limit, global.seed);
-    sequences.truncate(arguments.sequences.max(1));
-    let what = format!("{} sequences of random tokens, up to {limit} each", sequences.len());
-    Ok((sequences, what))
+    let frame = arguments.data.encoder(longest, Overlong::Truncate)?.frame()?;
+    let vocabulary = Vocabulary { size: vocabulary_size(&models[0])?.min(vocabulary_size(&models[1])?), frame };
+    let mut sequences = made_up_sequences(&vocabulary, longest, wanted * longest, global.seed);
+    sequences.truncate(wanted);
+    let described = format!("{} sequences of random tokens, up to {longest} each", sequences.len());
+    Ok((sequences, described))
+}
+
+/// As many token ids as a table of embeddings has rows; the smallest vocabulary where there is none. Tables of two rows
+/// are of token types.
+fn vocabulary_size(model: &Model) -> Result<usize> {
+    let index = mabert_graph::Index::new(model)?;
+    let rows = model.inputs().iter().find_map(|i| token_rows(&index, model, &i.name).filter(|&rows| rows > 2));
+    Ok(rows.unwrap_or(2))
 }
 
 /// The sites' values that both models have under the same name.
-fn shared_sites(first: &Path, second: &Path, engines: [EngineName; 2]) -> Result<Vec<String>> {
+fn shared_sites(paths: [&Path; 2], engines: [EngineName; 2]) -> Result<Vec<String>> {
     if engines != [EngineName::Tract; 2] {
         return Err(Usage("--sites taps inner values, which only tract does here".to_owned()).into());
     }
     let computed = |model: &Model| -> HashSet<String> {
         model.graph().node.iter().flat_map(|n| n.output.iter().cloned()).collect()
     };
-    let original = Model::load(first)?;
-    let both: HashSet<String> = computed(&original).intersection(&computed(&Model::load(second)?)).cloned().collect();
-    let mut plain = original;
-    simplify(&mut plain)?;
-    let found = recognise(&plain)?;
-    let values = found.attentions.iter().flat_map(|a| [&a.probabilities, &a.context]);
-    let values = values.chain(found.activations.iter().map(|a| &a.output)).chain(found.norms.iter().map(|n| &n.output));
+    let mut model = Model::load(paths[0])?;
+    let both: HashSet<String> = &computed(&model) & &computed(&Model::load(paths[1])?);
+    simplify(&mut model)?;
+    let sites = recognise(&model)?;
+    let values = sites.attentions.iter().flat_map(|a| [&a.probabilities, &a.context]);
+    let values = values.chain(sites.activations.iter().map(|a| &a.output)).chain(sites.norms.iter().map(|n| &n.output));
     let shared: Vec<String> = values.filter(|v| both.contains(*v)).cloned().collect();
     if shared.is_empty() {
         let reason =
@@ -171,7 +232,7 @@ fn print_verified(v: &Verified) {
             print::number(o.mean_abs),
             print::optional(o.cosine),
             print::optional(o.mean_cosine),
-            o.agreement.map_or_else(|| "-".to_owned(), |a| format!("{:.1} %", 100.0 * a)),
+            print::percentage(o.agreement),
             if o.holds(&v.tolerance) { "holds" } else { "FAILS" }.to_owned(),
         ]
     };

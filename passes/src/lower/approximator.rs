@@ -8,6 +8,9 @@
 use mabert_graph::{Builder, ElementType, Expr, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::mask::MASK;
+use crate::sites::Encoder;
+
 /// Which heads share an approximator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -18,6 +21,20 @@ pub enum Sharing {
     PerLayer,
     /// One for the whole encoder.
     Shared,
+}
+
+impl Sharing {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::PerHead, Self::PerLayer, Self::Shared];
+
+    /// The name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PerHead => "per-head",
+            Self::PerLayer => "per-layer",
+            Self::Shared => "shared",
+        }
+    }
 }
 
 /// What the approximators look like.
@@ -91,20 +108,19 @@ impl LengthFeatures {
     /// A row for each length from 0 to `n`, and the same divided by the length; a sentence of no tokens shares nothing.
     fn tables(&self) -> [Tensor; 2] {
         let shape = [self.max_seq + 1, self.knots.len()];
-        let rows = |divide: bool| {
+        let rows = |divisor: fn(usize) -> f32| {
             let row = move |length: usize| {
-                let by = if divide { length as f32 } else { 1.0 };
-                let row = self.at(length);
-                row.into_iter().map(move |w| if length == 0 { 0.0 } else { w / by })
+                let divisor = divisor(length);
+                self.at(length).into_iter().map(move |w| if length == 0 { 0.0 } else { w / divisor })
             };
             Tensor::new(&shape, (0..=self.max_seq).flat_map(row).collect())
         };
-        [rows(false), rows(true)]
+        [rows(|_| 1.0), rows(|length| length as f32)]
     }
 }
 
-/// What all layers share: the mask in the shapes they need, the length of the batch, and the length features.
-pub(super) struct Shared<'b> {
+/// What all layers know of a batch: the mask in the shapes they need, the length, and the length features.
+pub(super) struct BatchValues<'b> {
     /// `[batch, 1, 1, n]`.
     pub(super) over_keys: Expr<'b>,
     /// `[batch, 1, n, 1]`.
@@ -116,17 +132,17 @@ pub(super) struct Shared<'b> {
     features: Option<[Expr<'b>; 2]>,
 }
 
-impl<'b> Shared<'b> {
-    /// Where the model takes no mask (`masked` is false) every token is real, and all rows have the batch's length.
-    pub(super) fn new(b: &'b Builder, options: &ApproximatorOptions, masked: bool, scope: &str) -> Self {
+impl<'b> BatchValues<'b> {
+    /// Where the model takes no mask every token is real, and all rows have the batch's length.
+    pub(super) fn new(b: &'b Builder, options: &ApproximatorOptions, encoder: &Encoder, scope: &str) -> Self {
         b.scope(scope);
-        let mask = b.value(super::canonical::MASK);
+        let mask = b.value(MASK);
         let length = mask.shape().slice(0, 1, 2);
         let features = options.length_tables.then(|| {
             let ones = b.parameter("ones", &Tensor::new(&[options.max_seq, 1], vec![1f32; options.max_seq]));
             let ones = ones.slice(0, 0, length);
             // Without a mask counted too: tract looks nothing up at a size that it knows as a symbol only.
-            let row = if masked { mask } else { ones.reshape(&[1, -1]) };
+            let row = if encoder.mask.is_some() { mask } else { ones.reshape(&[1, -1]) };
             let real = row.matmul(ones).cast(ElementType::I64).reshape(&[-1]);
             let tables = LengthFeatures::new(options).tables();
             let names = ["length_features", "length_features_over_length"];
@@ -149,27 +165,28 @@ pub(super) struct Applied<'b> {
     /// `[batch, G, 1, h]`; `None` without length tables, where `W2` holds it.
     pub(super) scale: Option<Expr<'b>>,
     /// As `scale`, `[batch, G, h, 1]`.
-    pub(super) scale_of_rows: Option<Expr<'b>>,
+    pub(super) scale_column: Option<Expr<'b>>,
     /// `[batch, G, 1, n']`, or `[G, 1, n']` without length tables.
     pub(super) b2: Expr<'b>,
 }
 
 impl Approximator {
     /// The names of a site's parameters under `scope`.
-    pub(super) fn named(scope: &str, groups: usize) -> Self {
+    pub(super) fn in_scope(scope: &str, groups: usize) -> Self {
         let name = |part: &str| format!("{scope}/{part}");
         Self { w1: name("w1"), w2: name("w2"), b1: name("b1"), scale: name("scale"), b2: name("b2"), groups }
     }
 
-    pub(super) fn apply<'b>(&self, b: &'b Builder, shared: &Shared<'b>) -> Applied<'b> {
+    /// The parameters as they apply to a batch.
+    pub(super) fn apply<'b>(&self, b: &'b Builder, batch: &BatchValues<'b>) -> Applied<'b> {
         let g = self.groups as i64;
         let [w1, w2, b1, scale, b2] = [&self.w1, &self.w2, &self.b1, &self.scale, &self.b2].map(|name| b.value(name));
-        let w1 = w1.slice(1, 0, shared.length);
-        let w2 = w2.slice(2, 0, shared.length);
-        let Some([plain, over_length]) = shared.features else {
+        let w1 = w1.slice(1, 0, batch.length);
+        let w2 = w2.slice(2, 0, batch.length);
+        let Some([plain, over_length]) = batch.features else {
             let b1 = b1.reshape(&[g, 1, -1]);
-            let b2 = b2.reshape(&[g, 1, -1]).slice(2, 0, shared.length);
-            return Applied { w1, w2, b1, scale: None, scale_of_rows: None, b2 };
+            let b2 = b2.reshape(&[g, 1, -1]).slice(2, 0, batch.length);
+            return Applied { w1, w2, b1, scale: None, scale_column: None, b2 };
         };
         let row = |knots: Expr<'b>, features: Expr<'b>| features.matmul(knots).reshape(&[0, g, 1, -1]);
         let scale_row = over_length.matmul(scale);
@@ -178,8 +195,8 @@ impl Approximator {
             w2,
             b1: row(b1, plain),
             scale: Some(scale_row.reshape(&[0, g, 1, -1])),
-            scale_of_rows: Some(scale_row.reshape(&[0, g, -1, 1])),
-            b2: row(b2, over_length).slice(3, 0, shared.length),
+            scale_column: Some(scale_row.reshape(&[0, g, -1, 1])),
+            b2: row(b2, over_length).slice(3, 0, batch.length),
         }
     }
 }

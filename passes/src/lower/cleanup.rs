@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use mabert_graph::Model;
 
 /// Makes all users of equal constants use the first of them; returns how many constants went.
-pub fn share_equal_constants(model: &mut Model) -> usize {
+pub(crate) fn share_equal_constants(model: &mut Model) -> usize {
     let graph = model.graph_mut();
     let before = graph.initializer.len();
     let mut first: HashMap<(i32, Vec<i64>, &[u8]), &str> = HashMap::new();
@@ -37,7 +37,7 @@ mod tests {
     use std::collections::HashSet;
 
     use crate::pipeline::Pass;
-    use crate::testing::{furthest, student};
+    use crate::testing::{largest_output_difference, student};
 
     #[test]
     fn equal_constants_are_kept_once() {
@@ -47,6 +47,6 @@ mod tests {
         let graph = after.model.graph();
         let distinct: HashSet<_> = graph.initializer.iter().map(|t| (t.data_type, &t.dims, &t.raw_data)).collect();
         assert_eq!(distinct.len(), graph.initializer.len());
-        assert_eq!(furthest(&before.model, &after.model), 0.0);
+        assert_eq!(largest_output_difference(&before.model, &after.model), 0.0);
     }
 }

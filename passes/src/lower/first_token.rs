@@ -1,7 +1,11 @@
-//! Exact: where the head looks at first tokens alone, the last layer computes nothing else.
+//! Exact: where the head takes first tokens alone, the last layer computes nothing else.
 //!
 //! A pooler takes the first token's hidden state. Keys and values of the last layer are still those of all tokens; its
 //! queries, contexts, residuals and feed-forward network are not.
+//!
+//! What is asked here is whether nodes *take* the first token, which the graph tells: only then may the others be gone. A
+//! head may *depend* on the first token alone without that, as one does that works on all and takes the first of its
+//! results; to weigh tokens that is enough, and the transfer asks it by trying.
 
 use std::collections::HashSet;
 
@@ -9,17 +13,15 @@ use mabert_graph::proto::NodeProto;
 use mabert_graph::{Builder, Index, Model, NodeExt as _};
 
 use crate::Result;
-use crate::sites::Encoder;
+use crate::sites::{Encoder, Layer};
 
 /// Cuts the last layer to the first token of each sequence, if nothing else of it is used; `encoder` then describes it.
 ///
 /// # Errors
 /// The graph's wiring is broken.
-pub fn keep_first_token(model: &mut Model, encoder: &mut Encoder) -> Result<usize> {
+pub(crate) fn keep_first_token(model: &mut Model, encoder: &mut Encoder) -> Result<usize> {
     let Some(layer) = encoder.layers.last_mut() else { return Ok(0) };
-    let hidden = &layer.output_norm.output;
-    let weights = [&layer.key.weight, &layer.value.weight];
-    let Some(cut) = cut(model, &layer.input, &layer.query.weight, weights, hidden)? else { return Ok(0) };
+    let Some(cut) = cut(model, layer)? else { return Ok(0) };
     let builder = Builder::new(model.opset(), "first-token");
     builder.scope(&format!("layer.{}/first_token", layer.index));
     let first = builder.value(&layer.input).slice(1, 0, 1).name();
@@ -57,8 +59,9 @@ struct Cut {
     values: HashSet<String>,
 }
 
-/// `None` where more of the layer is used than the first token of `hidden`.
-fn cut(model: &Model, input: &str, query: &str, others: [&String; 2], hidden: &str) -> Result<Option<Cut>> {
+/// `None` where more of the layer is used than the first token of what it ends in.
+fn cut(model: &Model, layer: &Layer) -> Result<Option<Cut>> {
+    let hidden = layer.output_norm.output.as_str();
     let index = Index::new(model)?;
     let nodes = &index.graph().node;
     let reads = |node: &NodeProto, value: &str| node.input.iter().any(|v| v == value);
@@ -66,33 +69,39 @@ fn cut(model: &Model, input: &str, query: &str, others: [&String; 2], hidden: &s
         return Ok(None);
     }
     let mut readers = Vec::new();
-    for &at in index.consumers_at(input) {
+    for &at in index.consumers_at(&layer.input) {
         let node = &nodes[at];
-        if reads(node, query) || node.is("Add") {
+        if reads(node, &layer.query.weight) || node.is("Add") {
             readers.push(at);
-        } else if !others.iter().any(|weight| reads(node, weight)) {
+        } else if ![&layer.key, &layer.value].iter().any(|map| reads(node, &map.weight)) {
             return Ok(None);
         }
     }
     if readers.len() != 2 {
         return Ok(None);
     }
+    Ok(computed_from(&index, &readers, hidden).map(|values| Cut { readers, values }))
+}
+
+/// All that is computed from what `readers` read, up to `hidden`; `None` where some of it is used otherwise.
+fn computed_from(index: &Index<'_>, readers: &[usize], hidden: &str) -> Option<HashSet<String>> {
+    let nodes = &index.graph().node;
     let mut values = HashSet::from([hidden.to_owned()]);
-    let mut open = readers.clone();
+    let mut open = readers.to_vec();
     let mut seen: HashSet<usize> = open.iter().copied().collect();
     while let Some(at) = open.pop() {
         if nodes[at].is("Shape") {
-            return Ok(None);
+            return None;
         }
         for value in nodes[at].output.iter().filter(|value| *value != hidden) {
             if index.is_output(value) {
-                return Ok(None);
+                return None;
             }
             values.insert(value.clone());
             open.extend(index.consumers_at(value).iter().filter(|&&next| seen.insert(next)));
         }
     }
-    Ok(Some(Cut { readers, values }))
+    Some(values)
 }
 
 /// Whether a node takes the first of axis 1 of `value`.
@@ -128,9 +137,8 @@ mod tests {
 
     fn outputs(model: &Model, lengths: &[usize]) -> Vec<f32> {
         let inputs = inputs(lengths);
-        let given = borrowed(&inputs);
         let runnable = mabert_runtime::LoadOptions::default().prepare(model).unwrap();
-        runnable.run(&given).unwrap()[0].1.to_f32().iter().copied().collect()
+        runnable.run(&borrowed(&inputs)).unwrap()[0].1.to_f32().iter().copied().collect()
     }
 
     #[test]

@@ -11,8 +11,9 @@ use ndarray::{Array1, Array2, Axis};
 use serde::Serialize;
 
 use super::norm::norm_parameters;
+use super::weights::{matrix, single, vector};
 use crate::Result;
-use crate::sites::{Encoder, LinearSite};
+use crate::sites::{Encoder, Layer, LayerSite, LinearSite, NormSite, Precision, SiteId, ValueName};
 
 /// Channels whose running product leaves this range keep an explicit scale: dividing by them would blow rounding up.
 const SAFE: RangeInclusive<f64> = 1.0 / 1024.0..=1024.0;
@@ -21,11 +22,38 @@ const SAFE_IN_HALF: RangeInclusive<f64> = 1.0 / 32.0..=32.0;
 
 /// What folding did.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
+#[non_exhaustive]
 pub struct FoldReport {
     /// Norms that disappeared.
     pub norms: usize,
     /// Channels, over all norms, that kept an explicit scale.
     pub explicit_channels: usize,
+}
+
+/// Folds every norm of the encoder, all of which must be affine; `encoder` then describes the new nodes. Weights will be
+/// rounded to `precision`.
+///
+/// # Errors
+/// A parameter cannot be read, or the graph's wiring is broken.
+pub(crate) fn fold_norms(model: &mut Model, encoder: &mut Encoder, precision: Precision) -> Result<FoldReport> {
+    let builder = Builder::new(model.opset(), "fold");
+    let safe = match precision {
+        Precision::Single => SAFE,
+        Precision::Half => SAFE_IN_HALF,
+    };
+    let stream = Stream::unscaled(builder.value(&encoder.embedding_norm.input), encoder.embedding_norm.gamma.len());
+    let report = FoldReport::default();
+    let mut folding = Folding { b: &builder, model, safe, stream, report, shunts: Vec::new() };
+    folding.norm(SiteId::EmbeddingNorm, &encoder.embedding_norm)?;
+    if let Some(site) = &mut encoder.embedding_projection {
+        folding.embedding_projection(site)?;
+    }
+    for layer in &mut encoder.layers {
+        folding.layer(layer)?;
+    }
+    let Folding { shunts, report, .. } = folding;
+    builder.patch_with(shunts).apply(model)?;
+    Ok(report)
 }
 
 /// The stream at one place: its value `s`, and `p`, `q` with which the teacher's value is `p s + q`.
@@ -35,159 +63,126 @@ struct Stream<'b> {
     q: Array1<f64>,
 }
 
-/// Folds every norm of the encoder, all of which must be affine; `encoder` then describes the new nodes. `half` says that the
-/// weights will be rounded to half precision.
-///
-/// # Errors
-/// A parameter cannot be read, or the graph's wiring is broken.
-pub fn fold_norms(model: &mut Model, encoder: &mut Encoder, half: bool) -> Result<FoldReport> {
-    let safe = if half { SAFE_IN_HALF } else { SAFE };
-    let builder = Builder::new(model.opset(), "fold");
-    let b = &builder;
-    let mut report = FoldReport::default();
-    let mut shunts = Vec::new();
-    let start = Stream {
-        value: b.value(&encoder.embedding_norm.input),
-        p: Array1::ones(encoder.embedding_norm.gamma.len()),
-        q: Array1::zeros(encoder.embedding_norm.gamma.len()),
-    };
-    let mut stream = pass_norm(b, model, start, "embeddings/norm", &safe, &mut report)?;
-    shunts.push((encoder.embedding_norm.output.clone(), leave(b, &stream, "embeddings/norm")));
-    if let Some(site) = &mut encoder.embedding_projection {
+impl<'b> Stream<'b> {
+    /// The teacher's value itself.
+    fn unscaled(value: Expr<'b>, channels: usize) -> Self {
+        Self { value, p: Array1::ones(channels), q: Array1::zeros(channels) }
+    }
+}
+
+/// A walk along the stream.
+struct Folding<'b, 'm> {
+    b: &'b Builder,
+    model: &'m Model,
+    safe: RangeInclusive<f64>,
+    stream: Stream<'b>,
+    report: FoldReport,
+    shunts: Vec<(ValueName, Expr<'b>)>,
+}
+
+impl<'b> Folding<'b, '_> {
+    fn embedding_projection(&mut self, site: &mut LinearSite) -> Result<()> {
         let old = site.output.clone();
-        let value = absorb(b, model, site, &stream, "embeddings/projection/folded")?;
+        let value = self.absorb(site, "embeddings/projection/folded")?;
         // Under the old name for whoever else uses it; the layers read the stream by its own.
-        b.scope("embeddings/projection/leave");
-        shunts.push((old, b.op("Identity", &[value], vec![]).name()));
-        let channels = site.outputs;
-        stream = Stream { value, p: Array1::ones(channels), q: Array1::zeros(channels) };
+        self.b.scope("embeddings/projection/leave");
+        self.shunts.push((old, self.b.op("Identity", &[value], vec![])));
+        self.stream = Stream::unscaled(value, site.outputs);
+        Ok(())
     }
-    for layer in &mut encoder.layers {
-        let scope = format!("layer.{}", layer.index);
-        let attention = format!("{scope}/attention");
+
+    fn layer(&mut self, layer: &mut Layer) -> Result<()> {
+        let [attention_norm, output_norm] =
+            [LayerSite::AttentionNorm, LayerSite::OutputNorm].map(|site| layer.site(site));
+        let scope = attention_norm.module();
+        let attention = layer.site(LayerSite::Attention).to_string();
         for (site, part) in [(&mut layer.query, "query"), (&mut layer.key, "key"), (&mut layer.value, "value")] {
-            let old = site.output.clone();
-            let y = absorb(b, model, site, &stream, &format!("{attention}/{part}/folded"))?;
-            shunts.push((old, y.name()));
+            self.consumer(site, &format!("{attention}/{part}/folded"))?;
         }
-        layer.input = stream.value.name();
-        stream = add_branch(b, model, &mut layer.attention_output, stream, &attention, "output")?;
-        stream = pass_norm(b, model, stream, &format!("{attention}/norm"), &safe, &mut report)?;
-        shunts.push((layer.attention_norm.output.clone(), leave(b, &stream, &format!("{attention}/norm"))));
-        let old = layer.intermediate.output.clone();
-        let y = absorb(b, model, &mut layer.intermediate, &stream, &format!("{scope}/intermediate/folded"))?;
-        shunts.push((old, y.name()));
-        stream = add_branch(b, model, &mut layer.output, stream, &scope, "output")?;
-        stream = pass_norm(b, model, stream, &format!("{scope}/output/norm"), &safe, &mut report)?;
-        shunts.push((layer.output_norm.output.clone(), leave(b, &stream, &format!("{scope}/output/norm"))));
+        layer.input = self.stream.value.name();
+        self.add_branch(&mut layer.attention_output, &attention)?;
+        self.norm(attention_norm, &layer.attention_norm)?;
+        self.consumer(&mut layer.intermediate, &format!("{scope}/intermediate/folded"))?;
+        self.add_branch(&mut layer.output, &scope)?;
+        self.norm(output_norm, &layer.output_norm)
     }
-    let patch = shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new));
-    patch.apply(model)?;
-    Ok(report)
-}
 
-/// Through `a r + c`: nothing happens to the stream unless a channel's product would leave the safe range.
-fn pass_norm<'b>(
-    b: &'b Builder,
-    model: &Model,
-    stream: Stream<'b>,
-    norm: &str,
-    safe: &RangeInclusive<f64>,
-    report: &mut FoldReport,
-) -> Result<Stream<'b>> {
-    let (scale, offset) = norm_parameters(norm);
-    let a = vector(model, &scale)?;
-    let c = vector(model, &offset)?;
-    let mut p = &stream.p * &a;
-    let q = &stream.q * &a + c;
-    let mut value = stream.value;
-    let unsafe_channels = p.iter().filter(|v| !safe.contains(&v.abs())).count();
-    if unsafe_channels > 0 {
-        let explicit = p.mapv(|v| if safe.contains(&v.abs()) { 1.0 } else { v });
-        b.scope(&format!("{norm}/explicit"));
-        value = value * b.parameter("scale", &tensor(&explicit));
-        p.zip_mut_with(&explicit, |p, e| {
-            if *e != 1.0 || !safe.contains(&p.abs()) {
-                *p = 1.0;
-            }
-        });
+    /// Through a norm; whoever uses its output outside the encoder gets the teacher's value.
+    fn norm(&mut self, id: SiteId, site: &NormSite) -> Result<()> {
+        self.pass_norm(id)?;
+        self.b.scope(&format!("{id}/leave"));
+        let Stream { value, p, q } = &self.stream;
+        let left = *value * self.b.parameter("scale", &single(p)) + self.b.parameter("offset", &single(q));
+        self.shunts.push((site.output.clone(), left));
+        Ok(())
     }
-    report.norms += 1;
-    report.explicit_channels += unsafe_channels;
-    Ok(Stream { value, p, q })
-}
 
-/// The teacher's value, for whoever uses it outside the encoder.
-fn leave(b: &Builder, stream: &Stream<'_>, norm: &str) -> String {
-    b.scope(&format!("{norm}/leave"));
-    let value = b.value(&stream.value.name());
-    (value * b.parameter("scale", &tensor(&stream.p)) + b.parameter("offset", &tensor(&stream.q))).name()
-}
+    /// Through `a r + c`: nothing happens to the stream unless a channel's product would leave the safe range.
+    fn pass_norm(&mut self, id: SiteId) -> Result<()> {
+        let [scale, offset] = norm_parameters(id);
+        let a = vector(self.model, &scale)?;
+        let c = vector(self.model, &offset)?;
+        let (stream, safe) = (&mut self.stream, &self.safe);
+        stream.p = &stream.p * &a;
+        stream.q = &stream.q * &a + c;
+        let unsafe_channels = stream.p.iter().filter(|v| !safe.contains(&v.abs())).count();
+        if unsafe_channels > 0 {
+            let explicit = stream.p.mapv(|v| if safe.contains(&v.abs()) { 1.0 } else { v });
+            self.b.scope(&format!("{id}/explicit"));
+            stream.value = stream.value * self.b.parameter("scale", &single(&explicit));
+            stream.p.zip_mut_with(&explicit, |p, e| {
+                if *e != 1.0 || !safe.contains(&p.abs()) {
+                    *p = 1.0;
+                }
+            });
+        }
+        self.report.norms += 1;
+        self.report.explicit_channels += unsafe_channels;
+        Ok(())
+    }
 
-/// A linear map of the teacher's value as one of the stream: `(p s + q) W + b = s (diag(p) W) + (b + q W)`.
-fn absorb<'b>(
-    b: &'b Builder,
-    model: &Model,
-    site: &mut LinearSite,
-    stream: &Stream<'b>,
-    scope: &str,
-) -> Result<Expr<'b>> {
-    let weight = matrix(model, &site.weight)?;
-    let bias = bias(model, site)? + stream.q.dot(&weight);
-    let weight = weight * stream.p.view().insert_axis(Axis(1));
-    let y = place(b, site, stream.value, scope, &weight, &bias);
-    site.output = y.name();
-    Ok(y)
-}
+    /// A linear map of the stream, for whoever knew it as one of the teacher's value.
+    fn consumer(&mut self, site: &mut LinearSite, scope: &str) -> Result<()> {
+        let old = site.output.clone();
+        let y = self.absorb(site, scope)?;
+        self.shunts.push((old, y));
+        Ok(())
+    }
 
-/// The stream plus a branch: `p s + q + (x W + b) = p (s + (x W + b + q) / p)`.
-fn add_branch<'b>(
-    b: &'b Builder,
-    model: &Model,
-    site: &mut LinearSite,
-    stream: Stream<'b>,
-    scope: &str,
-    part: &str,
-) -> Result<Stream<'b>> {
-    let weight = matrix(model, &site.weight)? / stream.p.view().insert_axis(Axis(0));
-    let bias = (bias(model, site)? + &stream.q) / &stream.p;
-    let input = b.value(&site.input);
-    let branch = place(b, site, input, &format!("{scope}/{part}/folded"), &weight, &bias);
-    site.output = branch.name();
-    let value = (stream.value + branch).named(&format!("{scope}/stream"));
-    let q = Array1::zeros(stream.p.len());
-    Ok(Stream { value, p: stream.p, q })
-}
+    /// A linear map of the teacher's value as one of the stream: `(p s + q) W + b = s (diag(p) W) + (b + q W)`.
+    fn absorb(&self, site: &mut LinearSite, scope: &str) -> Result<Expr<'b>> {
+        let weight = matrix(self.model, &site.weight)?;
+        let bias = bias(self.model, site)? + self.stream.q.dot(&weight);
+        let weight = weight * self.stream.p.view().insert_axis(Axis(1));
+        self.b.scope(scope);
+        Ok(self.linear(site, self.stream.value, &weight, &bias))
+    }
 
-fn place<'b>(
-    b: &'b Builder,
-    site: &mut LinearSite,
-    x: Expr<'b>,
-    scope: &str,
-    weight: &Array2<f64>,
-    bias: &Array1<f64>,
-) -> Expr<'b> {
-    b.scope(scope);
-    let stored = weight.mapv(|v| v as f32).as_standard_layout().into_owned();
-    let w = b.parameter("weight", &Tensor::from(stored.into_dyn()));
-    let offset = b.parameter("bias", &tensor(bias));
-    site.input = x.name();
-    site.weight = w.name();
-    site.bias_name = Some(offset.name());
-    x.matmul(w) + offset
-}
+    /// The stream plus a branch, the output map under `scope`: `p s + q + (x W + b) = p (s + (x W + b + q) / p)`.
+    fn add_branch(&mut self, site: &mut LinearSite, scope: &str) -> Result<()> {
+        let Stream { p, q, .. } = &self.stream;
+        let weight = matrix(self.model, &site.weight)? / p.view().insert_axis(Axis(0));
+        let bias = (bias(self.model, site)? + q) / p;
+        let input = self.b.value(&site.input);
+        self.b.scope(&format!("{scope}/output/folded"));
+        let branch = self.linear(site, input, &weight, &bias);
+        self.stream.value = (self.stream.value + branch).named(&format!("{scope}/stream"));
+        self.stream.q = Array1::zeros(self.stream.p.len());
+        Ok(())
+    }
 
-fn tensor(values: &Array1<f64>) -> Tensor {
-    Tensor::new(&[values.len()], values.iter().map(|&v| v as f32).collect())
-}
-
-pub(super) fn vector(model: &Model, name: &str) -> Result<Array1<f64>> {
-    Ok(model.constant(name)?.to_f32().iter().map(|&v| f64::from(v)).collect())
-}
-
-pub(super) fn matrix(model: &Model, name: &str) -> Result<Array2<f64>> {
-    let array = model.constant(name)?.to_f32().mapv(f64::from);
-    Ok(array.into_dimensionality().expect("canonical weights are matrices"))
+    /// `x W + b` in the scope of the builder; `site` then describes it.
+    fn linear(&self, site: &mut LinearSite, x: Expr<'b>, weight: &Array2<f64>, bias: &Array1<f64>) -> Expr<'b> {
+        let stored = weight.mapv(|v| v as f32).as_standard_layout().into_owned();
+        let w = self.b.parameter("weight", &Tensor::from(stored.into_dyn()));
+        let offset = self.b.parameter("bias", &single(bias));
+        let y = x.matmul(w) + offset;
+        site.input = x.name();
+        site.output = y.name();
+        site.weight = w.name();
+        site.bias_name = Some(offset.name());
+        y
+    }
 }
 
 fn bias(model: &Model, site: &LinearSite) -> Result<Array1<f64>> {
@@ -201,14 +196,14 @@ fn bias(model: &Model, site: &LinearSite) -> Result<Array1<f64>> {
 mod tests {
     use super::*;
     use crate::pipeline::Pass;
-    use crate::testing::{CHANNELS, furthest, layer_text, student};
+    use crate::testing::{CHANNELS, largest_output_difference, layer_text, student};
 
     #[test]
     fn the_folded_stream_computes_the_same() {
         let (before, after) = (student(Pass::Reassociate), student(Pass::Fold));
         assert_eq!((after.fold.norms, after.fold.explicit_channels), (3, 0));
-        let far = furthest(&before.model, &after.model);
-        assert!(far < 1e-4, "{far}");
+        let difference = largest_output_difference(&before.model, &after.model);
+        assert!(difference < 1e-4, "{difference}");
         insta::assert_snapshot!(layer_text(&after.model));
     }
 
@@ -217,43 +212,43 @@ mod tests {
         let before = student(Pass::Reassociate);
         let mut model = before.model.clone();
         let mut encoder = before.encoder.clone();
-        let (scale, _) = norm_parameters("layer.0/attention/norm");
+        let [scale, _] = norm_parameters(SiteId::Layer(0, LayerSite::AttentionNorm));
         let mut values = vec![0.9f32; CHANNELS];
         (values[1], values[4], values[6]) = (1e-5, 1e5, 0.0);
         model.set_constant(&scale, &Tensor::new(&[CHANNELS], values));
         let unfolded = model.clone();
-        let report = fold_norms(&mut model, &mut encoder, false).unwrap();
+        let report = fold_norms(&mut model, &mut encoder, Precision::Single).unwrap();
         assert_eq!(report.explicit_channels, 3);
         assert!(model.graph().node.iter().any(|n| n.name.starts_with("layer.0/attention/norm/explicit")));
         // One channel carries values around 1e5: rounding is relative to those.
-        let far = furthest(&unfolded, &model);
-        assert!(far < 1e-4 * 1e5, "{far}");
+        let difference = largest_output_difference(&unfolded, &model);
+        assert!(difference < 1e-4 * 1e5, "{difference}");
     }
 
     /// A scale that single precision takes, and by which half precision would overflow: it is kept apart.
     #[test]
     fn half_precision_has_a_safe_range_of_its_own() {
         let before = student(Pass::Reassociate);
-        let (scale, offset) = norm_parameters("layer.0/attention/norm");
+        let [scale, offset] = norm_parameters(SiteId::Layer(0, LayerSite::AttentionNorm));
         let mut wide = before.model.clone();
-        let (first, _) = norm_parameters("embeddings/norm");
+        let [first, _] = norm_parameters(SiteId::EmbeddingNorm);
         for (name, value) in [(first, 1f32), (scale, 3e-3), (offset, 300.0)] {
             let mut values = wide.constant(&name).unwrap().to_f32();
             values[1] = value;
             wide.set_constant(&name, &values.into());
         }
-        let folded = |half: bool| {
+        let folded = |precision: Precision| {
             let (mut model, mut encoder) = (wide.clone(), before.encoder.clone());
-            let explicit = fold_norms(&mut model, &mut encoder, half).unwrap().explicit_channels;
+            let explicit = fold_norms(&mut model, &mut encoder, precision).unwrap().explicit_channels;
             mabert_graph::narrow_to_half(&mut model).map(|()| (explicit, model))
         };
-        let reason = folded(false).map(|(explicit, _)| explicit).unwrap_err().to_string();
+        let reason = folded(Precision::Single).map(|(explicit, _)| explicit).unwrap_err().to_string();
         assert!(reason.contains("beyond half precision"), "{reason}");
-        let (explicit, mut model) = folded(true).unwrap();
+        let (explicit, mut model) = folded(Precision::Half).unwrap();
         assert_eq!(explicit, 1);
         mabert_graph::widen_half(&mut model).unwrap();
         // A channel carries values around 300.
-        let far = furthest(&wide, &model);
-        assert!(far < 1e-2 * 300.0, "{far}");
+        let difference = largest_output_difference(&wide, &model);
+        assert!(difference < 1e-2 * 300.0, "{difference}");
     }
 }

@@ -12,7 +12,7 @@ use crate::Result;
 ///
 /// # Errors
 /// The graph's wiring is broken.
-pub fn remove_idle(model: &mut Model) -> Result<usize> {
+pub(crate) fn remove_idle(model: &mut Model) -> Result<usize> {
     // Subgraphs may capture a value under its name: such models stay as they are.
     if model.graph().node.iter().any(|node| !node.subgraphs().is_empty()) {
         return Ok(0);

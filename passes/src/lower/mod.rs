@@ -9,40 +9,28 @@ mod constants;
 mod first_token;
 mod fold;
 mod idle;
+mod mask;
 mod merge_qkv;
 mod norm;
 mod position_bias;
 mod reassociate;
 mod softmax;
+mod spell_out;
+mod weights;
 
-pub use activation::approximate_activations;
+pub(crate) use activation::approximate_activations;
 pub use approximator::{Approximator, ApproximatorOptions, LengthFeatures, Sharing};
-pub use canonical::{MASK, canonicalise};
-pub use cleanup::share_equal_constants;
-pub use constants::{fold_constants, refuse_unusable_weights};
-pub use first_token::keep_first_token;
-pub use fold::{FoldReport, fold_norms};
-pub use idle::remove_idle;
-pub use merge_qkv::merge_query_key_value;
-pub use norm::{approximate_norms, norm_parameters};
-pub use reassociate::reassociate_attention;
-pub use softmax::approximate_softmax;
-
-use mabert_graph::Model;
-
-use crate::Result;
-
-/// Brings a model into the form that the recogniser reads: functions and fused operators spelled out, single precision,
-/// constants folded, what does nothing taken out.
-///
-/// # Errors
-/// The graph's wiring is broken, a constant cannot be computed, or a weight is not finite.
-pub fn simplify(model: &mut Model) -> Result<()> {
-    mabert_graph::inline_functions(model)?;
-    mabert_graph::widen_half(model)?;
-    refuse_unusable_weights(model)?;
-    mabert_graph::decompose_fused(model)?;
-    fold_constants(model)?;
-    remove_idle(model)?;
-    Ok(())
-}
+pub(crate) use canonical::canonicalise;
+pub(crate) use cleanup::share_equal_constants;
+pub(crate) use constants::fold_constants;
+pub(crate) use first_token::keep_first_token;
+pub use fold::FoldReport;
+pub(crate) use fold::fold_norms;
+pub(crate) use idle::remove_idle;
+pub use mask::MASK;
+pub(crate) use merge_qkv::merge_query_key_value;
+pub(crate) use norm::approximate_norms;
+pub use norm::norm_parameters;
+pub(crate) use reassociate::reassociate_attention;
+pub(crate) use softmax::approximate_softmax;
+pub(crate) use spell_out::spell_out;

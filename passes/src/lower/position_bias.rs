@@ -4,54 +4,65 @@ use mabert_graph::{Builder, Expr, Model, Tensor, largest_difference};
 use mabert_runtime::{LoadOptions, borrowed};
 use ndarray::{ArrayD, Axis, Slice};
 
-use super::canonical::MASK;
+use super::mask::MASK;
 use crate::recording::made_up_inputs;
-use crate::sites::Encoder;
+use crate::sites::{Encoder, PositionBias, ValueName};
 use crate::{Error, Result};
 
 /// How far a shorter text's bias may be from the corner of the longest one's.
 const TOLERANCE: f32 = 1e-5;
 
 /// The biases of an encoder, each `[1, heads, n', n']` for a batch of length `n'`; layers may share one.
-pub(super) struct PositionBiases<'b>(Vec<(String, f32, Expr<'b>)>);
+pub(super) struct PositionBiases<'b>(Vec<Table<'b>>);
+
+struct Table<'b> {
+    value: ValueName,
+    factor: f32,
+    /// `[1, heads, n', n']`.
+    corner: Expr<'b>,
+}
+
+impl Table<'_> {
+    fn is(&self, bias: &PositionBias) -> bool {
+        self.value == bias.value && self.factor == bias.factor
+    }
+}
 
 impl<'b> PositionBiases<'b> {
     /// Tables for up to `max_seq` tokens.
     pub(super) fn new(b: &'b Builder, model: &Model, encoder: &Encoder, max_seq: usize) -> Result<Self> {
-        let mut found: Vec<(String, f32, Expr<'b>)> = Vec::new();
+        let mut tables: Vec<Table<'b>> = Vec::new();
         for bias in encoder.layers.iter().filter_map(|layer| layer.attention.bias.as_ref()) {
-            if found.iter().any(|(value, factor, _)| *value == bias.value && *factor == bias.factor) {
+            if tables.iter().any(|table| table.is(bias)) {
                 continue;
             }
-            let table = table(model, &bias.value, max_seq)?.mapv(|v| v * bias.factor);
+            let whole = whole(model, &bias.value, max_seq)?.mapv(|v| v * bias.factor);
             b.scope("position_bias");
             let length = b.value(MASK).shape().slice(0, 1, 2);
-            let table = b.parameter("table", &Tensor::from(table)).slice(2, 0, length).slice(3, 0, length);
-            found.push((bias.value.clone(), bias.factor, table));
+            let corner = b.parameter("table", &Tensor::from(whole)).slice(2, 0, length).slice(3, 0, length);
+            tables.push(Table { value: bias.value.clone(), factor: bias.factor, corner });
         }
-        Ok(Self(found))
+        Ok(Self(tables))
     }
 
     /// The scores with what belongs to them.
-    pub(super) fn add(&self, scores: Expr<'b>, bias: Option<&crate::sites::PositionBias>) -> Expr<'b> {
-        let wanted =
-            bias.and_then(|b| self.0.iter().find(|(value, factor, _)| *value == b.value && *factor == b.factor));
-        wanted.map_or(scores, |(_, _, table)| scores + *table)
+    pub(super) fn add(&self, scores: Expr<'b>, bias: Option<&PositionBias>) -> Expr<'b> {
+        let table = bias.and_then(|bias| self.0.iter().find(|table| table.is(bias)));
+        table.map_or(scores, |table| scores + table.corner)
     }
 }
 
 /// The bias at `max_seq` tokens (or as many as the model takes), `[1, heads, n, n]`; that of any shorter text must be its
 /// corner.
-fn table(model: &Model, value: &str, max_seq: usize) -> Result<ArrayD<f32>> {
+fn whole(model: &Model, value: &str, max_seq: usize) -> Result<ArrayD<f32>> {
     let fault = |reason: String| Error::NotATable { value: value.to_owned(), reason };
     let part = model.extract_from_inputs(&[], &[value])?;
     let runnable = LoadOptions::default().prepare(&part)?;
     let at = |length: usize| -> Result<ArrayD<f32>> {
         let inputs = made_up_inputs(&part, 1, length, 1)?;
-        let given = borrowed(&inputs);
-        let mut found = runnable.run(&given)?.remove(0).1.to_f32();
-        found.slice_axis_inplace(Axis(0), Slice::from(..1));
-        Ok(found)
+        let mut bias = runnable.run(&borrowed(&inputs))?.remove(0).1.to_f32();
+        bias.slice_axis_inplace(Axis(0), Slice::from(..1));
+        Ok(bias)
     };
     let whole = match at(max_seq) {
         Err(Error::Runtime(mabert_runtime::Error::TooLong { limit, .. })) => at(limit)?,
@@ -71,4 +82,31 @@ fn table(model: &Model, value: &str, max_seq: usize) -> Result<ArrayD<f32>> {
         }
     }
     Ok(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use mabert_graph::ElementType;
+
+    use super::*;
+
+    /// A table cut to the length of the text, plus `extra` of the length.
+    fn bias(extra: impl for<'b> Fn(Expr<'b>) -> Expr<'b>) -> Model {
+        let b = Builder::new(17, "test");
+        let ids = b.input("input_ids", ElementType::I64, &["batch", "n"]);
+        let length = ids.shape().slice(0, 1, 2);
+        let table = Tensor::new(&[1, 1, 8, 8], (0..64).map(|i| (i % 7) as f32).collect());
+        let corner = b.constant("table", &table).slice(2, 0, length).slice(3, 0, length);
+        b.model(&[(corner + extra(length.cast(ElementType::F32))).named("bias")])
+    }
+
+    #[test]
+    fn a_table_that_differs_by_nan_is_none() {
+        assert_eq!(whole(&bias(|length| length - length), "bias", 8).unwrap().shape(), [1, 1, 8, 8]);
+        // NaN but for the longest text, and for that alone.
+        for model in [bias(|length| (length - 7.5).sqrt()), bias(|length| (7.5 - length).sqrt())] {
+            let error = whole(&model, "bias", 8).unwrap_err();
+            assert!(matches!(&error, Error::NotATable { value, .. } if value == "bias"), "{error}");
+        }
+    }
 }

@@ -5,55 +5,54 @@
 
 use mabert_graph::{Builder, Model};
 
-use super::approximator::{Approximator, ApproximatorOptions, Shared};
+use super::approximator::{Approximator, ApproximatorOptions, BatchValues};
 use crate::Result;
-use crate::sites::Encoder;
+use crate::sites::{Encoder, LayerSite};
 
-/// Re-associates the attention of each layer.
+/// Re-associates the attention of each layer; returns how many there are.
 ///
 /// # Errors
 /// The graph's wiring is broken.
-pub fn reassociate_attention(
+pub(crate) fn reassociate_attention(
     model: &mut Model,
     encoder: &Encoder,
     approximators: &[Approximator],
     options: &ApproximatorOptions,
-) -> Result<()> {
+) -> Result<usize> {
     let builder = Builder::new(model.opset(), "reassociate");
     let b = &builder;
-    let shared = Shared::new(b, options, encoder.mask.is_some(), "linear_attention");
+    let batch = BatchValues::new(b, options, encoder, "linear_attention");
     let mut shunts = Vec::new();
     for (layer, approximator) in encoder.layers.iter().zip(approximators) {
-        b.scope(&format!("layer.{}/attention/linear", layer.index));
+        b.scope(&format!("{}/linear", layer.site(LayerSite::Attention)));
         let site = &layer.attention;
         let [query, key, value] = [&site.query, &site.key, &site.value].map(|v| b.value(v));
-        let net = approximator.apply(b, &shared);
+        let net = approximator.apply(b, &batch);
         // [batch, heads, d, h]
-        let keys = (key * shared.over_keys).matmul(net.w1);
-        let values = value * shared.over_rows;
+        let keys = (key * batch.over_keys).matmul(net.w1);
+        let values = value * batch.over_rows;
         // [batch, heads, h, d]
         let outputs = net.w2.matmul(values);
-        let outputs = net.scale_of_rows.map_or(outputs, |scale| outputs * scale);
+        let outputs = net.scale_column.map_or(outputs, |scale| outputs * scale);
         let hidden = (query.matmul(keys) + net.b1).relu();
         let context = hidden.matmul(outputs) + net.b2.matmul(values);
-        shunts.push((site.context.clone(), context.name()));
+        shunts.push((&site.context, context));
     }
-    let patch = shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new));
-    patch.apply(model)?;
-    Ok(())
+    builder.patch_with(shunts).apply(model)?;
+    Ok(encoder.layers.len())
 }
 
 #[cfg(test)]
 mod tests {
     use crate::pipeline::Pass;
-    use crate::testing::{furthest, layer_text, student};
+    use crate::testing::{largest_output_difference, layer_text, student};
 
     #[test]
     fn the_linear_order_computes_the_same() {
         let (before, after) = (student(Pass::Norm), student(Pass::Reassociate));
         assert!(after.ran(Pass::Reassociate));
-        let far = furthest(&before.model, &after.model);
-        assert!(far < 1e-4, "{far}");
+        let difference = largest_output_difference(&before.model, &after.model);
+        assert!(difference < 1e-4, "{difference}");
         insta::assert_snapshot!(layer_text(&after.model));
     }
 }

@@ -2,16 +2,16 @@
 
 use mabert_graph::{Builder, Model, Tensor};
 
-use super::approximator::{Approximator, ApproximatorOptions, LengthFeatures, Shared, Sharing};
+use super::approximator::{Approximator, ApproximatorOptions, BatchValues, LengthFeatures, Sharing};
 use crate::Result;
-use crate::sites::Encoder;
+use crate::sites::{Encoder, LayerSite};
 
 /// Replaces each layer's probabilities; returns the approximator of each layer (the same one where it is shared).
 /// Parameters start at even attention, `1 / len`, plus what exceeds zero of each score; they are for calibration to set.
 ///
 /// # Errors
 /// The graph's wiring is broken.
-pub fn approximate_softmax(
+pub(crate) fn approximate_softmax(
     model: &mut Model,
     encoder: &Encoder,
     options: &ApproximatorOptions,
@@ -19,29 +19,28 @@ pub fn approximate_softmax(
     let groups = if options.sharing == Sharing::PerHead { encoder.heads() } else { 1 };
     let builder = Builder::new(model.opset(), "softmax");
     let b = &builder;
-    let shared = Shared::new(b, options, encoder.mask.is_some(), "approximator");
+    let batch = BatchValues::new(b, options, encoder, "approximator");
     let mut approximators: Vec<Approximator> = Vec::new();
     let mut shunts = Vec::new();
     for layer in &encoder.layers {
         let scope = match options.sharing {
             Sharing::Shared => "approximator".to_owned(),
-            _ => format!("layer.{}/attention/approximator", layer.index),
+            _ => format!("{}/approximator", layer.site(LayerSite::Attention)),
         };
-        let approximator = Approximator::named(&scope, groups);
+        let approximator = Approximator::in_scope(&scope, groups);
         if options.sharing != Sharing::Shared || approximators.is_empty() {
             declare(b, &approximator, options);
         }
         b.scope(&scope);
-        let net = approximator.apply(b, &shared);
+        let net = approximator.apply(b, &batch);
         let scores = b.value(&layer.attention.products);
-        let hidden = ((scores * shared.over_keys).matmul(net.w1) + net.b1).relu();
+        let hidden = ((scores * batch.over_keys).matmul(net.w1) + net.b1).relu();
         let hidden = net.scale.map_or(hidden, |scale| hidden * scale);
-        let probabilities = (hidden.matmul(net.w2) + net.b2) * shared.over_keys;
-        shunts.push((layer.attention.probabilities.clone(), probabilities.name()));
+        let probabilities = (hidden.matmul(net.w2) + net.b2) * batch.over_keys;
+        shunts.push((&layer.attention.probabilities, probabilities));
         approximators.push(approximator);
     }
-    let patch = shunts.iter().fold(builder.patch(), |patch, (old, new)| patch.shunt(old, new));
-    patch.apply(model)?;
+    builder.patch_with(shunts).apply(model)?;
     Ok(approximators)
 }
 
@@ -76,8 +75,8 @@ mod tests {
         let student = student(Pass::Softmax);
         let site = &student.encoder.layers[0].attention;
         let lengths = [8, 4, 1];
-        let found = values(&student.model, &[&site.products, &site.probabilities], &lengths);
-        let [scores, found] = [0, 1].map(|i| found[i].clone().into_dimensionality::<Ix4>().unwrap());
+        let computed = values(&student.model, &[&site.products, &site.probabilities], &lengths);
+        let [scores, probabilities] = [0, 1].map(|i| computed[i].clone().into_dimensionality::<Ix4>().unwrap());
         let approximator = &student.approximators[0];
         let constant = |name: &str| student.model.constant(name).unwrap().to_f32();
         let [w1, w2] = [&approximator.w1, &approximator.w2].map(|n| constant(n).into_dimensionality::<Ix3>().unwrap());
@@ -100,7 +99,7 @@ mod tests {
                 for key in 0..n {
                     let p: f32 = (0..h).map(|j| hidden[j] * w2[[head, j, key]]).sum();
                     let p = if key < len { p + table(&b2, head * n + key) / len as f32 } else { 0.0 };
-                    approx::assert_abs_diff_eq!(found[[sentence, head, query, key]], p, epsilon = 1e-5);
+                    approx::assert_abs_diff_eq!(probabilities[[sentence, head, query, key]], p, epsilon = 1e-5);
                 }
             }
         }
@@ -110,8 +109,8 @@ mod tests {
     fn a_row_of_padding_alone_shares_nothing() {
         let student = student(Pass::Softmax);
         let site = &student.encoder.layers[0].attention;
-        let found = values(&student.model, &[&site.probabilities, &site.context], &[3, 0]);
-        for value in found {
+        let computed = values(&student.model, &[&site.probabilities, &site.context], &[3, 0]);
+        for value in computed {
             assert!(value.iter().all(|v| v.is_finite()));
             assert!(value.index_axis(ndarray::Axis(0), 1).iter().all(|v| *v == 0.0));
         }

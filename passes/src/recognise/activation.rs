@@ -3,9 +3,9 @@
 use mabert_graph::proto::NodeProto;
 use mabert_graph::{NodeExt as _, Tensor, largest_difference};
 
+use super::context::{Context, Verdict};
 use super::probe::Probe;
-use super::region::{Region, chain};
-use super::{Context, Verdict};
+use super::region::{Region, Users, chain};
 use crate::sites::{Activation, ActivationSite};
 
 /// The two GELUs differ by 5e-4 at most: what is told apart must be closer than that.
@@ -42,18 +42,18 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<ActivationSi
     let graph = cx.index.graph();
     let node = &graph.node[anchor];
     let elementwise = |node: &NodeProto| ELEMENTWISE.contains(&node.op_type.as_str());
-    let mut found = Verdict::NotASite("no single-entry element-wise region lies around it".to_owned(), None);
+    let mut verdict = Verdict::NotASite("no single-entry element-wise region lies around it".to_owned(), None);
     let mut nearest = f32::INFINITY;
     for exit in chain(&cx.index, &node.output[0]).into_iter().take(10) {
         if !cx.index.producer(exit).is_some_and(elementwise) {
             break;
         }
-        for region in Region::ending_in(&cx.index, exit, false) {
+        for region in Region::ending_in(&cx.index, exit, Users::InsideOnly) {
             let pure = region.nodes.iter().all(|&at| elementwise(&graph.node[at]));
             if !region.contains(anchor) || !pure {
                 continue;
             }
-            match which(cx, &region) {
+            match nearest_function(cx, &region) {
                 Ok(function) => {
                     let site = ActivationSite {
                         input: region.entries[0].clone(),
@@ -61,23 +61,23 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<ActivationSi
                         node: node.label().to_owned(),
                         function,
                     };
-                    found = Verdict::Site(site, region);
+                    verdict = Verdict::Site(site, region);
                     break;
                 }
                 // Of all that lies around it, the region most like an activation is told.
-                Err((reason, distance)) if !found.is_site() && (distance < nearest || nearest.is_infinite()) => {
+                Err((reason, distance)) if !verdict.is_site() && (distance < nearest || nearest.is_infinite()) => {
                     nearest = distance;
-                    found = Verdict::NotASite(reason, Some(region));
+                    verdict = Verdict::NotASite(reason, Some(region));
                 }
                 Err(_) => {}
             }
         }
     }
-    found
+    verdict
 }
 
 /// The function of a region; else why it is none, and how far the nearest one is.
-fn which(cx: &Context<'_>, region: &Region) -> Result<Activation, (String, f32)> {
+fn nearest_function(cx: &Context<'_>, region: &Region) -> Result<Activation, (String, f32)> {
     let cannot = |reason: String| (reason, f32::INFINITY);
     let probe = Probe::new(cx.model, &cx.index, &cx.recording, region).map_err(cannot)?;
     let count: usize = probe.shape(0).iter().product();
@@ -87,20 +87,20 @@ fn which(cx: &Context<'_>, region: &Region) -> Result<Activation, (String, f32)>
         return Err(cannot("it changes the shape".to_owned()));
     }
     let output = output.to_f32();
-    let off = |f: fn(f64) -> f64| {
+    let distance = |f: fn(f64) -> f64| {
         let expected: Vec<f32> = points.iter().map(|&x| f(f64::from(x)) as f32).collect();
         largest_difference(&expected, &output)
     };
     let distances = [
-        (Activation::GeluErf, off(gelu_erf)),
-        (Activation::GeluTanh, off(gelu_tanh)),
-        (Activation::GeluSigmoid, off(|x| x / (1.0 + (-1.702 * x).exp()))),
-        (Activation::Relu, off(|x| x.max(0.0))),
+        (Activation::GeluErf, distance(gelu_erf)),
+        (Activation::GeluTanh, distance(gelu_tanh)),
+        (Activation::GeluSigmoid, distance(|x| x / (1.0 + (-1.702 * x).exp()))),
+        (Activation::Relu, distance(|x| x.max(0.0))),
     ];
     match distances.iter().min_by(|a, b| a.1.total_cmp(&b.1)) {
-        Some((kind, distance)) if *distance < TOLERANCE => Ok(*kind),
-        Some((kind, distance)) => {
-            Err((format!("the nearest activation is {kind:?}, which differs by {distance:.1e}"), *distance))
+        Some((function, distance)) if *distance < TOLERANCE => Ok(*function),
+        Some((function, distance)) => {
+            Err((format!("the nearest activation is {function:?}, which differs by {distance:.1e}"), *distance))
         }
         None => unreachable!("there are candidates"),
     }

@@ -4,13 +4,18 @@ use mabert_graph::proto::NodeProto;
 use mabert_graph::{Dependence, ElementType, NodeExt as _, Tensor, largest_difference};
 use ndarray::{ArrayD, IxDyn};
 
+use super::context::{Context, Verdict};
 use super::probe::Probe;
 use super::region::{Region, chain};
-use super::{Context, Verdict};
 use crate::sites::{AttentionSite, PositionBias};
 
 /// Probabilities may differ by this much.
 const TOLERANCE: f32 = 1e-4;
+
+/// Whether a node is the heart of attention.
+pub(super) fn is_anchor(node: &NodeProto) -> bool {
+    node.is("Softmax")
+}
 
 /// The attention around the `Softmax` at `anchor`.
 pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<AttentionSite> {
@@ -112,11 +117,11 @@ fn with_mask(cx: &Context<'_>, products: &str, probabilities: &str) -> Result<(R
     // Relative positions, as DeBERTa and some BERTs have them, meet queries or keys before they are added.
     let shape = cx.recording.shape(products);
     let path = chain(&cx.index, products);
-    let of_text = path.iter().filter_map(|value| cx.index.producer(value)).find_map(|node| {
+    let text_term = path.iter().filter_map(|value| cx.index.producer(value)).find_map(|node| {
         let others = node.input.iter().filter(|i| !path.contains(&i.as_str()));
         others.filter(|i| cx.index.dependence(i) == Dependence::Data).find(|i| cx.recording.shape(i) == shape)
     });
-    Err(match of_text {
+    Err(match text_term {
         Some(value) => {
             format!("`{value}`, which depends on the text, is added to its scores, as relative positions are")
         }
@@ -160,9 +165,9 @@ fn check_softmax(
         if mask.is_some() {
             inputs.push(mask_tensor(probe.element(1), probe.shape(1), keep)?);
         }
-        let found = probe.run(&inputs)?.to_f32();
-        match found.shape().ends_with(&[n, n]) && found.len() == products.len() {
-            true => found.into_shape_with_order(IxDyn(&shape)).map_err(|e| e.to_string()),
+        let answer = probe.run(&inputs)?.to_f32();
+        match answer.shape().ends_with(&[n, n]) && answer.len() == products.len() {
+            true => answer.into_shape_with_order(IxDyn(&shape)).map_err(|e| e.to_string()),
             false => Err("probabilities do not have the shape of the scores".to_owned()),
         }
     };
@@ -175,11 +180,11 @@ fn check_softmax(
         }
         None => ArrayD::zeros(IxDyn(&shape)),
     };
-    let fit = read_fit(&products, &bias, &full).ok_or_else(|| structure_of(&full))?;
+    let fit = read_fit(&products, &bias, &full).ok_or_else(|| structure(&full))?;
     let scores = &products * fit.scale + &bias * fit.factor;
-    let far = largest_difference(&full, &reference(&scores, &everything));
-    if far > TOLERANCE {
-        return Err(format!("{} (differs from softmax by {far:.1e})", structure_of(&full)));
+    let distance = largest_difference(&full, &reference(&scores, &everything));
+    if distance > TOLERANCE {
+        return Err(format!("{} (differs from softmax by {distance:.1e})", structure(&full)));
     }
     if mask.is_none() {
         return Ok(fit);
@@ -188,10 +193,10 @@ fn check_softmax(
     let right: Vec<bool> = (0..batch * n).map(|i| i % n < (i / n + 2).min(n)).collect();
     let holes: Vec<bool> = (0..batch * n).map(|i| i % 3 != 1 || i % n == 0).collect();
     for keep in [right, holes] {
-        let far = largest_difference(&run(&keep)?, &reference(&scores, &keep));
-        if far > TOLERANCE {
+        let distance = largest_difference(&run(&keep)?, &reference(&scores, &keep));
+        if distance > TOLERANCE {
             return Err(format!(
-                "its mask is not a padding mask (1 keeps, 0 removes, the same for every query): probabilities differ by {far:.1e}"
+                "its mask is not a padding mask (1 keeps, 0 removes, the same for every query): probabilities differ by {distance:.1e}"
             ));
         }
     }
@@ -232,13 +237,13 @@ fn read_fit(products: &ArrayD<f32>, bias: &ArrayD<f32>, probabilities: &ArrayD<f
         true => ((sy * bb - by * sb) / determinant, (by * ss - sy * sb) / determinant),
         false => (sy / ss, 0.0),
     };
-    let near = |x: f64, to: f64| if (x - to).abs() < 1e-4 { to as f32 } else { x as f32 };
-    let fit = Fit { scale: scale as f32, factor: near(near(factor, 1.0).into(), 0.0) };
+    let snapped = |x: f64, to: f64| if (x - to).abs() < 1e-4 { to as f32 } else { x as f32 };
+    let fit = Fit { scale: scale as f32, factor: snapped(snapped(factor, 1.0).into(), 0.0) };
     (fit.scale.is_finite() && fit.scale > 0.0 && fit.factor.is_finite()).then_some(fit)
 }
 
 /// What else the probabilities of an unmasked sentence may be.
-fn structure_of(probabilities: &ArrayD<f32>) -> String {
+fn structure(probabilities: &ArrayD<f32>) -> String {
     let n = *probabilities.shape().last().unwrap_or(&1);
     let later = |q: usize, p: &ndarray::ArrayView1<'_, f32>| p.iter().skip(q + 1).all(|&x| x == 0.0);
     let causal = probabilities.rows().into_iter().enumerate().all(|(i, p)| later(i % n, &p));

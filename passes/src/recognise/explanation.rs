@@ -2,13 +2,16 @@
 
 use serde::Serialize;
 
+use crate::sites::SiteKind;
+
 /// A site that was expected and not recognised.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Miss {
     /// The layer, where it is known.
     pub layer: Option<usize>,
-    /// What was expected: attention, activation, norm, linear.
-    pub expected: &'static str,
+    /// What was expected.
+    pub expected: SiteKind,
     /// The anchor's node, or the value at which the search ended.
     pub node: String,
     /// The probe that failed and by how much, or what was not found.
@@ -18,8 +21,23 @@ pub struct Miss {
     pub tried: Option<Box<Tried>>,
 }
 
+impl Miss {
+    pub(super) fn new(expected: SiteKind, node: &str, reason: impl Into<String>) -> Self {
+        Self { layer: None, expected, node: node.to_owned(), reason: reason.into(), tried: None }
+    }
+
+    pub(super) fn in_layer(self, index: usize) -> Self {
+        Self { layer: Some(index), ..self }
+    }
+
+    pub(super) fn with_tried(self, tried: Box<Tried>) -> Self {
+        Self { tried: Some(tried), ..self }
+    }
+}
+
 /// A region that was probed and is no site.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Tried {
     /// The values that it starts from; the probe gives numbers of its own there.
     pub entries: Vec<String>,
@@ -44,6 +62,7 @@ impl std::fmt::Display for Miss {
 
 /// One anchor and what became of it.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Explanation {
     /// The anchor's node.
     pub node: String,
@@ -53,7 +72,7 @@ pub struct Explanation {
     /// Its operator.
     pub operator: String,
     /// What it is, or what it was tried as.
-    pub kind: &'static str,
+    pub kind: SiteKind,
     /// Entries and exit of the region, and how many nodes it has, for what was recognised.
     pub region: Option<String>,
     /// Why it was not recognised.

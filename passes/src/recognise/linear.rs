@@ -4,7 +4,7 @@
 use mabert_graph::{Dependence, NodeExt as _, Tensor, largest_difference};
 use ndarray::{Array2, ArrayD, ArrayView1, Axis, IxDyn};
 
-use super::Context;
+use super::context::Context;
 use super::probe::Probe;
 use super::region::Region;
 use crate::sites::LinearSite;
@@ -43,49 +43,28 @@ pub(super) fn read_off(cx: &Context<'_>, region: &Region, from: Layout, to: Layo
     let input = Tensor::new(probe.shape(0), probe.noise(0, 21));
     let output = to_rows(&probe.run(std::slice::from_ref(&input))?, to)?;
     let x = to_rows(&input, from)?;
-    let mut columns = None;
-    let fits = x.ncols() == weight.values.nrows() && x.nrows() == output.nrows();
-    if fits && output.ncols() < weight.values.ncols() {
-        let found = columns_of(&(&output - &ArrayView1::from(&bias)), &x.dot(&weight.values));
-        let found = found.ok_or_else(|| {
-            let (name, exit) = (&weight.name, &region.exit);
-            let by_position = by_position(&probe, to);
-            format!("`{exit}` is not some of the columns of weight `{name}` times the input{by_position}")
-        })?;
-        weight.values = weight.values.select(Axis(1), &found);
-        columns = Some(found);
-    }
-    if x.ncols() != weight.values.nrows() || output.ncols() != weight.values.ncols() || x.nrows() != output.nrows() {
-        return Err(format!(
-            "weight `{}` {:?} does not lead from {} to {} channels",
-            weight.name,
-            weight.values.dim(),
-            x.ncols(),
-            output.ncols()
-        ));
-    }
-    let product = x.dot(&weight.values);
     let centred = &output - &ArrayView1::from(&bias);
-    let (dot, square) = product
-        .iter()
-        .zip(&centred)
-        .fold((0f64, 0f64), |(d, s), (&p, &c)| (d + f64::from(p) * f64::from(c), s + f64::from(p).powi(2)));
-    let mut scale = if square > 0.0 { (dot / square) as f32 } else { 1.0 };
-    if (scale - 1.0).abs() < 1e-5 {
-        scale = 1.0;
+    let fits = x.ncols() == weight.values.nrows() && x.nrows() == output.nrows();
+    let columns = match fits && output.ncols() < weight.values.ncols() {
+        true => Some(narrow(&mut weight, &x, &centred).ok_or_else(|| {
+            let (name, exit, by_position) = (&weight.name, &region.exit, by_position(&probe, to));
+            format!("`{exit}` is not some of the columns of weight `{name}` times the input{by_position}")
+        })?),
+        false => None,
+    };
+    if !fits || output.ncols() != weight.values.ncols() {
+        let (name, size) = (&weight.name, weight.values.dim());
+        let (inputs, outputs) = (x.ncols(), output.ncols());
+        return Err(format!("weight `{name}` {size:?} does not lead from {inputs} to {outputs} channels"));
     }
-    let largest = centred.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
-    let worst = largest_difference(&(scale * &product), &centred);
-    if worst > TOLERANCE * largest {
-        return Err(format!(
-            "from `{}` to `{}` is not weight `{}` times the input: they differ by {:.1e} of the range{}",
-            region.entries[0],
-            region.exit,
-            weight.name,
-            worst / largest,
-            by_position(&probe, to)
-        ));
-    }
+    let scale = scale(&x.dot(&weight.values), &centred).map_err(|worst| {
+        let (Region { entries, exit, .. }, name, by_position) = (region, &weight.name, by_position(&probe, to));
+        let entry = &entries[0];
+        format!(
+            "from `{entry}` to `{exit}` is not weight `{name}` times the input: they differ by {worst:.1e} of the \
+             range{by_position}"
+        )
+    })?;
     Ok(LinearSite {
         input: region.entries[0].clone(),
         output: region.exit.clone(),
@@ -98,6 +77,28 @@ pub(super) fn read_off(cx: &Context<'_>, region: &Region, from: Layout, to: Layo
         inputs: x.ncols(),
         outputs: output.ncols(),
     })
+}
+
+/// Keeps those columns of a weight that make `centred`, the output without its bias, of `x`; returns which.
+fn narrow(weight: &mut Weight, x: &Array2<f32>, centred: &Array2<f32>) -> Option<Vec<usize>> {
+    let columns = matching_columns(centred, &x.dot(&weight.values))?;
+    weight.values = weight.values.select(Axis(1), &columns);
+    Some(columns)
+}
+
+/// What `product` is multiplied by to give `centred`; else by how much they differ at best, relative to the largest value.
+fn scale(product: &Array2<f32>, centred: &Array2<f32>) -> Result<f32, f32> {
+    let (dot, square) = product
+        .iter()
+        .zip(centred)
+        .fold((0f64, 0f64), |(d, s), (&p, &c)| (d + f64::from(p) * f64::from(c), s + f64::from(p).powi(2)));
+    let mut scale = if square > 0.0 { (dot / square) as f32 } else { 1.0 };
+    if (scale - 1.0).abs() < 1e-5 {
+        scale = 1.0;
+    }
+    let largest = centred.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+    let worst = largest_difference(&(scale * product), centred);
+    if worst > TOLERANCE * largest { Err(worst / largest) } else { Ok(scale) }
 }
 
 /// What to say of a region that makes different rows of equal ones.
@@ -114,7 +115,7 @@ fn by_position(probe: &Probe, to: Layout) -> &'static str {
 }
 
 /// The column of `product` that each column of `part` is, up to one positive factor of all.
-fn columns_of(part: &Array2<f32>, product: &Array2<f32>) -> Option<Vec<usize>> {
+fn matching_columns(part: &Array2<f32>, product: &Array2<f32>) -> Option<Vec<usize>> {
     let norm = |column: ArrayView1<'_, f32>| column.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
     let norms = |values: &Array2<f32>| values.columns().into_iter().map(norm).collect::<Vec<f64>>();
     let (sizes, all) = (norms(part), norms(product));
@@ -124,7 +125,7 @@ fn columns_of(part: &Array2<f32>, product: &Array2<f32>) -> Option<Vec<usize>> {
     let strongest = (0..sizes.len()).max_by(|&a, &b| sizes[a].total_cmp(&sizes[b]))?;
     let most_like = (0..all.len()).max_by(|&a, &b| cosine(strongest, a).total_cmp(&cosine(strongest, b)))?;
     let factor = sizes[strongest] / all[most_like];
-    let far = |row: usize, at: usize| {
+    let distance = |row: usize, at: usize| {
         let differences = part.column(row).into_iter().zip(product.column(at));
         differences.map(|(&p, &q)| (f64::from(p) - factor * f64::from(q)).powi(2)).sum::<f64>().sqrt()
     };
@@ -132,8 +133,8 @@ fn columns_of(part: &Array2<f32>, product: &Array2<f32>) -> Option<Vec<usize>> {
         // Where there is next to nothing, direction is noise.
         let faint = sizes[row] <= f64::from(TOLERANCE) * sizes[strongest];
         let candidates = (0..all.len()).filter(|&at| faint || cosine(row, at) > 0.999);
-        let (at, far) = candidates.map(|at| (at, far(row, at))).min_by(|a, b| a.1.total_cmp(&b.1))?;
-        (far <= 1e-2 * sizes[strongest]).then_some(at)
+        let (at, distance) = candidates.map(|at| (at, distance(row, at))).min_by(|a, b| a.1.total_cmp(&b.1))?;
+        (distance <= 1e-2 * sizes[strongest]).then_some(at)
     };
     (0..sizes.len()).map(nearest).collect()
 }
@@ -201,9 +202,9 @@ mod tests {
     fn columns_are_found_in_any_order_and_up_to_a_factor() {
         let product = product();
         let wanted = vec![7, 2, 11, 3];
-        assert_eq!(columns_of(&(product.select(Axis(1), &wanted) * 0.3), &product), Some(wanted));
+        assert_eq!(matching_columns(&(product.select(Axis(1), &wanted) * 0.3), &product), Some(wanted));
         let other = product.mapv(|v| v * v);
-        assert_eq!(columns_of(&other.select(Axis(1), &[1, 2]), &product), None);
+        assert_eq!(matching_columns(&other.select(Axis(1), &[1, 2]), &product), None);
     }
 
     #[test]
@@ -216,8 +217,8 @@ mod tests {
         let mut part = product.select(Axis(1), &[0, 4, 5, 8, 9]);
         // As a bias that is taken away again leaves it.
         part.column_mut(4).fill(3e-8);
-        let found = columns_of(&part, &product).unwrap();
-        assert_eq!(found[..3], [0, 4, 5]);
-        assert!(found[3..].iter().all(|at| [8, 9].contains(at)), "{found:?}");
+        let columns = matching_columns(&part, &product).unwrap();
+        assert_eq!(columns[..3], [0, 4, 5]);
+        assert!(columns[3..].iter().all(|at| [8, 9].contains(at)), "{columns:?}");
     }
 }

@@ -1,9 +1,16 @@
 //! From a graph to typed sites.
+//!
+//! Every node that may be the heart of a site is an anchor; [`recognise`] tries each ([`attention`], [`activation`],
+//! [`norm`]) by probing the [`region`]s around it. [`assemble`] then makes layers of what was found, with the linear maps
+//! that [`maps`] finds between the sites.
 
 mod activation;
+mod assemble;
 mod attention;
+mod context;
 mod explanation;
 mod linear;
+mod maps;
 mod norm;
 mod probe;
 mod region;
@@ -11,20 +18,20 @@ mod region;
 use std::collections::HashSet;
 
 use mabert_graph::proto::NodeProto;
-use mabert_graph::{Dependence, Index, Model, NodeExt as _, largest_difference};
+use mabert_graph::{Dependence, Index, Model, NodeExt as _};
 
 use crate::recording::Recording;
-use crate::sites::{ActivationSite, AttentionSite, Encoder, Layer, LinearSite, MaskSite, NormSite};
+use crate::sites::{ActivationSite, AttentionSite, Encoder, NormSite, SiteKind};
 use crate::{Error, Result};
+use context::{Context, Verdict};
 pub use explanation::{Explanation, Miss, Tried};
-use linear::Layout;
-use region::{Region, chain};
 
 /// How many sentences, and of how many tokens, models are run on to be recognised.
 pub const PROBED: (usize, usize) = (2, 7);
 
 /// What was found in a model.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Recognition {
     /// Every attention, in graph order.
     pub attentions: Vec<AttentionSite>,
@@ -54,393 +61,86 @@ impl Recognition {
             Error::NotBert { origin: origin.to_owned(), reason }
         })
     }
-}
 
-/// The outcome for one anchor.
-enum Verdict<T> {
-    Site(T, Region),
-    /// Why, and the region that was probed last, if any was.
-    NotASite(String, Option<Region>),
-}
-
-impl<T> Verdict<T> {
-    fn is_site(&self) -> bool {
-        matches!(self, Self::Site(..))
+    fn add(&mut self, site: Site) {
+        match site {
+            Site::Attention(site) => self.attentions.push(site),
+            Site::Activation(site) => self.activations.push(site),
+            Site::Norm(site) => self.norms.push(site),
+        }
     }
 }
 
-/// What every recogniser needs.
-struct Context<'m> {
-    model: &'m Model,
-    index: Index<'m>,
-    recording: Recording,
+enum Site {
+    Attention(AttentionSite),
+    Activation(ActivationSite),
+    Norm(NormSite),
 }
 
-impl Context<'_> {
-    fn tried(&self, region: &Region) -> Box<Tried> {
-        let name = |&at: &usize| {
-            let node = &self.index.graph().node[at];
-            format!("{} `{}`", node.op_type, node.label())
-        };
-        let Region { entries, exit, nodes } = region;
-        Box::new(Tried { entries: entries.clone(), exit: exit.clone(), nodes: nodes.iter().map(name).collect() })
-    }
+/// What a node may be the heart of.
+struct Anchor {
+    kind: SiteKind,
+    is_anchor: fn(&NodeProto) -> bool,
+    recognise: fn(&Context<'_>, usize) -> Verdict<Site>,
+    /// Whether nodes of a site's region are anchors no more.
+    claims_region: bool,
+    /// Whether it is worth a word that a node is no site.
+    explains_failure: fn(&NodeProto) -> bool,
 }
+
+/// A node is tried as what the first row that takes it says.
+const ANCHORS: [Anchor; 3] = [
+    Anchor {
+        kind: SiteKind::Attention,
+        is_anchor: attention::is_anchor,
+        recognise: |cx, at| attention::recognise(cx, at).map(Site::Attention),
+        // The mask's preparation is in the regions of all layers.
+        claims_region: false,
+        explains_failure: |_| true,
+    },
+    Anchor {
+        kind: SiteKind::Activation,
+        is_anchor: activation::is_anchor,
+        recognise: |cx, at| activation::recognise(cx, at).map(Site::Activation),
+        claims_region: true,
+        explains_failure: |_| true,
+    },
+    Anchor {
+        kind: SiteKind::Norm,
+        is_anchor: norm::is_anchor,
+        recognise: |cx, at| norm::recognise(cx, at).map(Site::Norm),
+        claims_region: true,
+        // Powers are everywhere.
+        explains_failure: |node| !node.is("Pow"),
+    },
+];
 
 /// Finds the sites of `model`, which must be free of fused operators and of unfolded constants
-/// ([`lower::simplify`](crate::lower::simplify)).
+/// ([`simplify`](crate::pipeline::simplify)).
 ///
 /// # Errors
 /// The model cannot be run at all. What is not recognised is no error but a [`Miss`].
 pub fn recognise(model: &Model) -> Result<Recognition> {
     let (batch, length) = PROBED;
-    let cx = Context { model, index: Index::new(model)?, recording: Recording::of_any_size(model, batch, length)? };
-    let mut found = Recognition::default();
+    let cx = Context { model, index: Index::new(model)?, recording: Recording::at_any_size(model, batch, length)? };
+    let mut recognition = Recognition::default();
     let mut claimed = HashSet::new();
     for (at, node) in cx.index.graph().node.iter().enumerate() {
         if claimed.contains(&at) || node.output.first().is_none_or(|o| cx.index.dependence(o) != Dependence::Data) {
             continue;
         }
-        let mut note = |kind: &'static str, region: Option<&Region>, reason: Option<String>| {
-            let words = |r: &Region| format!("{} -> {} ({} nodes)", r.entries.join(", "), r.exit, r.nodes.len());
-            let (region, tried) = match reason {
-                None => (region.map(words), None),
-                Some(_) => (None, region.map(|r| cx.tried(r))),
-            };
-            let (node, operator) = (node.label().to_owned(), node.op_type.clone());
-            found.explanations.push(Explanation { node, at, operator, kind, region, reason, tried });
-        };
-        if node.is("Softmax") {
-            match attention::recognise(&cx, at) {
-                Verdict::Site(site, region) => {
-                    note("attention", Some(&region), None);
-                    found.attentions.push(site);
-                }
-                Verdict::NotASite(reason, tried) => note("attention", tried.as_ref(), Some(reason)),
-            }
-        } else if activation::is_anchor(node) {
-            match activation::recognise(&cx, at) {
-                Verdict::Site(site, region) => {
-                    note("activation", Some(&region), None);
-                    claimed.extend(region.nodes);
-                    found.activations.push(site);
-                }
-                Verdict::NotASite(reason, tried) => note("activation", tried.as_ref(), Some(reason)),
-            }
-        } else if norm::is_anchor(node) {
-            match norm::recognise(&cx, at) {
-                Verdict::Site(site, region) => {
-                    note("norm", Some(&region), None);
-                    claimed.extend(region.nodes);
-                    found.norms.push(site);
-                }
-                // Squares and roots are everywhere; only the operator that can be nothing else is worth a word.
-                Verdict::NotASite(reason, tried) if !node.is("Pow") => note("norm", tried.as_ref(), Some(reason)),
-                Verdict::NotASite(..) => {}
-            }
+        let Some(anchor) = ANCHORS.iter().find(|anchor| (anchor.is_anchor)(node)) else { continue };
+        let verdict = (anchor.recognise)(&cx, at);
+        if verdict.is_site() || (anchor.explains_failure)(node) {
+            recognition.explanations.push(cx.explanation(at, anchor.kind, &verdict));
+        }
+        if let Verdict::Site(site, region) = verdict {
+            recognition.add(site);
+            claimed.extend(region.nodes.into_iter().filter(|_| anchor.claims_region));
         }
     }
-    assemble(&cx, &mut found);
-    Ok(found)
-}
-
-/// Puts the sites together into an encoder.
-fn assemble(cx: &Context<'_>, found: &mut Recognition) {
-    for explanation in &found.explanations {
-        if explanation.kind == "attention"
-            && let Some(reason) = &explanation.reason
-        {
-            let tried = explanation.tried.clone();
-            found.misses.push(Miss { tried, ..miss("attention", &explanation.node, reason) });
-        }
-    }
-    let mut layers: Vec<Layer> = Vec::new();
-    for (index, attention) in found.attentions.iter().enumerate() {
-        match layer(cx, found, index, attention) {
-            Ok(layer) => layers.push(layer),
-            Err(mut miss) => {
-                miss.layer = Some(index);
-                found.misses.push(miss);
-            }
-        }
-    }
-    let Some(first) = layers.first() else {
-        if found.attentions.is_empty() && found.misses.is_empty() {
-            found.misses.push(miss("attention", "graph", "no softmax of scaled scores was found"));
-        }
-        return;
-    };
-    for pair in layers.windows(2) {
-        if pair[1].input != pair[0].output_norm.output {
-            let reason = format!("the layer does not start from the norm that ends layer {}", pair[0].index);
-            found.misses.push(Miss { layer: Some(pair[1].index), ..miss("linear", &pair[1].input, reason) });
-        }
-    }
-    // Where tokens are flattened from layer to layer, each needs the one before it to be brought back from that.
-    let flat = |value: &str| cx.recording.shape(value).len() == 2;
-    let alone =
-        |at: usize| flat(&layers[at].input) && (at == 0 || layers[at - 1].output_norm.output != layers[at].input);
-    if let Some(at) = (0..layers.len()).find(|&at| alone(at)) {
-        let reason = "its tokens are flattened, and no layer was recognised before it";
-        let (layer, input) = (Some(layers[at].index), layers[at].input.clone());
-        found.misses.push(Miss { layer, ..miss("linear", &input, reason) });
-        return;
-    }
-    let channels = first.query.inputs;
-    match embedding(cx, found, &first.input) {
-        Ok((embedding_norm, embedding_projection)) => {
-            let mask = first.attention.mask.clone().map(|input| MaskSite { input });
-            unclaimed(cx, found, &layers, &embedding_norm);
-            found.encoder = Some(Encoder { channels, embedding_norm, embedding_projection, mask, layers });
-        }
-        Err(miss) => found.misses.push(miss),
-    }
-}
-
-fn miss(expected: &'static str, node: &str, reason: impl Into<String>) -> Miss {
-    Miss { layer: None, expected, node: node.to_owned(), reason: reason.into(), tried: None }
-}
-
-type Found<T> = std::result::Result<T, Miss>;
-
-fn layer(cx: &Context<'_>, found: &Recognition, index: usize, attention: &AttentionSite) -> Found<Layer> {
-    let heads = Layout::Heads(attention.heads);
-    let query = linear_before(cx, &attention.query, heads)?;
-    let key = linear_before(cx, &attention.key, Layout::HeadsTransposed(attention.heads))?;
-    let value = linear_before(cx, &attention.value, heads)?;
-    if query.input != key.input || query.input != value.input {
-        let reason =
-            format!("queries, keys and values come from `{}`, `{}` and `{}`", query.input, key.input, value.input);
-        return Err(miss("linear", &attention.node, reason));
-    }
-    let input = query.input.clone();
-    // Where tokens are flattened from layer to layer, the first still starts from embeddings that are not.
-    let shape = cx.recording.shape(&input);
-    if shape.len() != 3 && (index == 0 || shape.len() != 2) {
-        let reason = format!("its input has shape {shape:?}; [batch, n, channels] is supported");
-        return Err(miss("linear", &input, reason));
-    }
-    let mut attention_output = linear_after(cx, &attention.context, heads)?;
-    let attention_norm = norm_of_sum(cx, found, &input, &mut attention_output)?;
-    let stream = &attention_norm.output;
-    let starts_here =
-        |site: &&ActivationSite| linear_before(cx, &site.input, Layout::Rows).is_ok_and(|l| l.input == *stream);
-    let Some(activation) = found.activations.iter().find(starts_here) else {
-        let failed = found.explanations.iter().find(|e| e.kind == "activation" && e.reason.is_some());
-        let hint =
-            failed.map_or_else(String::new, |e| format!(" (`{}`: {})", e.node, e.reason.clone().unwrap_or_default()));
-        return Err(miss("activation", stream, format!("no linear map from here leads to a GELU or ReLU{hint}")));
-    };
-    let intermediate = linear_before(cx, &activation.input, Layout::Rows)?;
-    let mut output = linear_after(cx, &activation.output, Layout::Rows)?;
-    let output_norm = norm_of_sum(cx, found, stream, &mut output)?;
-    // Flattened values get their own shape back inside the encoder: nobody else may know them by the old one.
-    let seen = |value: &String, by: usize| {
-        let mut consumers = cx.index.consumers(value);
-        cx.index.is_output(value) || consumers.any(|n| n.is("Shape")) || cx.index.consumers_at(value).len() > by
-    };
-    let inner = [
-        (&attention_norm, &attention_output.output, 1),
-        (&attention_norm, &attention_norm.input, usize::MAX),
-        (&output_norm, &intermediate.output, usize::MAX),
-        (&output_norm, &output.output, 1),
-        (&output_norm, &output_norm.input, usize::MAX),
-    ];
-    if let Some((_, value, _)) = inner.into_iter().find(|(norm, value, by)| norm.flattened && seen(value, *by)) {
-        return Err(miss("linear", value, "its tokens are flattened, and it is used outside its layer"));
-    }
-    Ok(Layer {
-        index,
-        input,
-        attention: attention.clone(),
-        query,
-        key,
-        value,
-        attention_output,
-        attention_norm,
-        intermediate,
-        activation: activation.clone(),
-        output,
-        output_norm,
-    })
-}
-
-/// Operators that leave the elements, and their order, as they are.
-const LAYOUT_ONLY: [&str; 6] = ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"];
-
-/// The value `[batch, n, channels]` behind flattened tokens `[batch * n, channels]`, which several maps may share.
-fn unflattened(cx: &Context<'_>, value: &str) -> String {
-    let mut from = value;
-    while let (2, Some(node)) = (cx.recording.shape(from).len(), cx.index.producer(from)) {
-        // A cast to integers and back would lose what lies between them.
-        let element = |value: &str| cx.recording.value(value).map(mabert_graph::Tensor::element_type);
-        let moves = LAYOUT_ONLY.contains(&node.op_type.as_str())
-            && node.input.first().is_some_and(|input| element(input) == element(from));
-        match node.input.first() {
-            Some(input) if moves && cx.index.dependence(input) == Dependence::Data => from = input,
-            _ => break,
-        }
-    }
-    match (cx.recording.shape(from), cx.recording.shape(value)) {
-        (&[batch, n, channels], &[rows, same]) if batch * n == rows && channels == same => from.to_owned(),
-        _ => value.to_owned(),
-    }
-}
-
-/// The linear map that ends in `value`. Where it works on flattened or transposed tokens, it starts before they become so.
-fn linear_before(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearSite> {
-    let mut found = Err(miss("linear", value, "no product with a constant weight leads to it"));
-    let mut known: &[usize] = &[];
-    let has_weight = |regions: &[Region]| regions.iter().flat_map(|r| &r.nodes).any(|&at| linear::has_weight(cx, at));
-    let mut regions = Region::ending_in(&cx.index, value, false);
-    if !has_weight(&regions) {
-        // One product may make queries, keys and values.
-        regions = Region::ending_in(&cx.index, value, true);
-    }
-    let moves_only = |at: &usize| {
-        let node = &cx.index.graph().node[*at];
-        LAYOUT_ONLY.contains(&node.op_type.as_str()) || node.is("Transpose")
-    };
-    for region in regions.iter().skip_while(|r| !r.nodes.iter().any(|&at| linear::has_weight(cx, at))) {
-        if !known.is_empty() && !region.nodes.iter().filter(|at| !known.contains(at)).all(moves_only) {
-            break;
-        }
-        match linear::read_off(cx, region, Layout::Rows, layout) {
-            Ok(site) => found = Ok(site),
-            Err(_) if found.is_ok() => break,
-            Err(reason) if known.is_empty() => {
-                found = Err(Miss { tried: Some(cx.tried(region)), ..miss("linear", value, reason) });
-            }
-            Err(_) => {}
-        }
-        known = &region.nodes;
-    }
-    found.map(|site| LinearSite { input: unflattened(cx, &site.input), ..site })
-}
-
-/// The linear map that starts at `value`.
-fn linear_after(cx: &Context<'_>, value: &str, layout: Layout) -> Found<LinearSite> {
-    let mut best = Err(miss("linear", value, "no product with a constant weight follows it"));
-    for exit in chain(&cx.index, value).into_iter().skip(1).take(16) {
-        let Some(region) = Region::between(&cx.index, &[value], exit) else { break };
-        if region.nodes.iter().any(|&at| linear::has_weight(cx, at)) {
-            match linear::read_off(cx, &region, layout, Layout::Rows) {
-                Ok(site) => best = Ok(site),
-                Err(reason) if best.is_err() => {
-                    best = Err(Miss { tried: Some(cx.tried(&region)), ..miss("linear", value, reason) });
-                }
-                Err(_) => break,
-            }
-        }
-    }
-    best
-}
-
-/// A value `[batch, n, channels]`, and what else it is called with its tokens flattened.
-fn with_flattened<'m>(cx: &Context<'m>, value: &'m str) -> Vec<&'m str> {
-    let mut forms = vec![value];
-    let flattened = |node: &'m NodeProto| {
-        let output = node.output.first().filter(|_| LAYOUT_ONLY.contains(&node.op_type.as_str()))?;
-        (unflattened(cx, output) == value && output != value).then_some(output.as_str())
-    };
-    forms.extend(cx.index.consumers(value).filter_map(flattened));
-    forms
-}
-
-/// The norm whose input is `stream + branch`, or that plus a vector, which then belongs to the branch's bias: optimisers
-/// add it last.
-fn norm_of_sum(cx: &Context<'_>, found: &Recognition, stream: &str, branch: &mut LinearSite) -> Found<NormSite> {
-    let end = branch.output.clone();
-    let forms = with_flattened(cx, stream);
-    let entries = forms.iter().map(|form| [*form, end.as_str()]);
-    let following = entries.filter_map(|entries| {
-        let follows = |norm: &&NormSite| Region::between(&cx.index, &entries, &norm.input).is_some();
-        Some((entries, found.norms.iter().find(follows)?))
-    });
-    let Some((entries, norm)) = following.into_iter().next() else {
-        let reason =
-            format!("no layer normalisation of `{stream}` + `{end}` follows it; only post-LN encoders are supported");
-        return Err(miss("norm", &end, reason));
-    };
-    let added = || -> std::result::Result<Vec<f32>, String> {
-        let region = Region::between(&cx.index, &entries, &norm.input).ok_or("no region")?;
-        let probe = probe::Probe::new(cx.model, &cx.index, &cx.recording, &region)?;
-        let run = |a: Vec<f32>, b: Vec<f32>| {
-            let [a, b] = [(0, a), (1, b)].map(|(at, values)| mabert_graph::Tensor::new(probe.shape(at), values));
-            let sum = probe.run(&[a.clone(), b.clone()])?.to_f32();
-            let expected = a.to_f32() + b.to_f32();
-            match sum.shape() == expected.shape() {
-                true => Ok::<_, String>(sum - expected),
-                false => Err(format!("the norm's input {:?} has not the shape of the stream", sum.shape())),
-            }
-        };
-        let count = probe.shape(0).iter().product();
-        let nothing = run(vec![0.0; count], vec![0.0; count])?;
-        let more = run(probe.noise(0, 41), probe.noise(1, 42))?;
-        let first = nothing.rows().into_iter().next().ok_or("no rows")?.to_vec();
-        let far = |rows: &ndarray::ArrayD<f32>| {
-            rows.rows().into_iter().map(|row| largest_difference(row, &first)).fold(0f32, f32::max)
-        };
-        let far = far(&nothing).max(far(&more));
-        if far > 1e-5 * first.iter().fold(1f32, |m, v| m.max(v.abs())) {
-            return Err(format!("the norm's input is not `{stream}` + `{end}`: they differ by {far:.1e}"));
-        }
-        Ok(first)
-    };
-    let added = added().map_err(|reason| miss("norm", &norm.node, reason))?;
-    branch.bias.iter_mut().zip(added).for_each(|(bias, more)| *bias += more);
-    Ok(norm.clone())
-}
-
-/// The norm after the embeddings, and the linear map between it and the first layer where there is one.
-fn embedding(cx: &Context<'_>, found: &Recognition, input: &str) -> Found<(NormSite, Option<LinearSite>)> {
-    if let Some(norm) = found.norms.iter().find(|n| n.output == input) {
-        return Ok((norm.clone(), None));
-    }
-    if let Ok(linear) = linear_before(cx, input, Layout::Rows)
-        && cx.recording.shape(&linear.input).len() == 3
-        && let Some(norm) = found.norms.iter().find(|n| n.output == linear.input)
-    {
-        return Ok((norm.clone(), Some(linear)));
-    }
-    Err(miss("norm", input, "the first layer does not start from a layer normalisation of the embeddings"))
-}
-
-/// Norms and activations that lie inside the encoder but belong to no layer, and layers that the head seems to hold: their
-/// attention was not recognised.
-fn unclaimed(cx: &Context<'_>, found: &mut Recognition, layers: &[Layer], embedding_norm: &NormSite) {
-    let end = layers.last().and_then(|l| cx.index.producer_at(&l.output_norm.output));
-    let inside = |at: usize| end.is_some_and(|end| at < end);
-    let lost = found.explanations.iter().filter(|e| e.reason.is_some() && e.kind != "attention" && inside(e.at));
-    let mut misses: Vec<Miss> = lost
-        .map(|e| Miss { tried: e.tried.clone(), ..miss(e.kind, &e.node, e.reason.clone().unwrap_or_default()) })
-        .collect();
-    let of_layers: HashSet<&str> = layers
-        .iter()
-        .flat_map(|l| [&l.attention_norm.output, &l.output_norm.output, &l.activation.output])
-        .chain([&embedding_norm.output])
-        .map(String::as_str)
-        .collect();
-    let norms = found.norms.iter().map(|site| ("norm", &site.node, &site.output, &site.input));
-    let activations = found.activations.iter().map(|site| ("activation", &site.node, &site.output, &site.input));
-    for (kind, node, output, input) in norms.chain(activations) {
-        if of_layers.contains(output.as_str()) {
-            continue;
-        }
-        if cx.index.producer_at(output).is_some_and(inside) {
-            misses.push(miss(kind, node, "it belongs to no layer: the attention of its layer was not recognised"));
-        } else if kind == "norm" && is_sum(cx, input) {
-            let reason =
-                "it normalises a sum, as layers do, but comes after the last layer whose attention was recognised";
-            misses.push(miss(kind, node, reason));
-        }
-    }
-    found.misses.extend(misses);
-}
-
-/// Whether a value is the sum of two that both depend on data.
-fn is_sum(cx: &Context<'_>, value: &str) -> bool {
-    cx.index.producer(value).is_some_and(|node| node.is("Add") && cx.index.data_inputs(node).len() == 2)
+    let assembly = assemble::assemble(&cx, &recognition);
+    Ok(Recognition { encoder: assembly.encoder, misses: assembly.misses, ..recognition })
 }
 
 #[cfg(test)]
@@ -449,11 +149,11 @@ mod tests {
 
     use super::*;
     use crate::pipeline::Rewriting;
-    use crate::testing::{GELUS, LINEARS, MASKS, NORMS, Spelling, encoder_with, furthest, options};
+    use crate::testing::{GELUS, LINEARS, MASKS, NORMS, Spelling, encoder_with, largest_output_difference, options};
 
     fn recognised(model: &Model) -> Recognition {
         let mut model = model.clone();
-        crate::lower::simplify(&mut model).unwrap();
+        crate::pipeline::simplify(&mut model).unwrap();
         recognise(&model).unwrap()
     }
 
@@ -467,14 +167,21 @@ mod tests {
         let mixed = (0..NORMS).map(|i| Spelling { norm: i, gelu: i % GELUS, mask: i % MASKS, linear: i % LINEARS });
         for spelling in norms.chain(gelus).chain(masks).chain(linears).chain(mixed) {
             let model = encoder_with(spelling, |scores, _| scores);
-            let found = recognised(&model);
-            assert!(found.misses.is_empty(), "{spelling:?}: {:#?}", found.misses);
-            assert_eq!((found.attentions.len(), found.activations.len(), found.norms.len()), (1, 1, 3), "{spelling:?}");
-            let site = &found.attentions[0];
-            assert!((site.scale * found.encoder.unwrap().layers[0].query.scale - 0.5).abs() < 1e-4, "{spelling:?}");
+            let recognition = recognised(&model);
+            assert!(recognition.misses.is_empty(), "{spelling:?}: {:#?}", recognition.misses);
+            assert_eq!(
+                (recognition.attentions.len(), recognition.activations.len(), recognition.norms.len()),
+                (1, 1, 3),
+                "{spelling:?}"
+            );
+            let site = &recognition.attentions[0];
+            assert!(
+                (site.scale * recognition.encoder.unwrap().layers[0].query.scale - 0.5).abs() < 1e-4,
+                "{spelling:?}"
+            );
             let rewriting = Rewriting::new(model.clone(), options(None)).unwrap();
-            let far = furthest(&model, &rewriting.teacher);
-            assert!(far < 1e-4, "{spelling:?}: {far}");
+            let difference = largest_output_difference(&model, &rewriting.teacher);
+            assert!(difference < 1e-4, "{spelling:?}: {difference}");
         }
     }
 
@@ -516,8 +223,8 @@ mod tests {
             recognised(&model)
         };
         for to in [|op: &str| op.to_owned(), |_: &str| "node".to_owned()] {
-            let found = rename(to);
-            assert!(found.misses.is_empty() && found.encoder.is_some(), "{:#?}", found.misses);
+            let recognition = rename(to);
+            assert!(recognition.misses.is_empty() && recognition.encoder.is_some(), "{:#?}", recognition.misses);
         }
         // What is lost is seen even so: a norm that is none, and the layer around it.
         let mut model = encoder_with(Spelling::default(), |scores, _| scores.tanh() * 3.0);

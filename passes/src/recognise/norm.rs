@@ -3,9 +3,9 @@
 use mabert_graph::proto::NodeProto;
 use mabert_graph::{ElementType, NodeExt as _, largest_difference};
 
+use super::context::{Context, Verdict};
 use super::probe::Probe;
-use super::region::{Region, chain};
-use super::{Context, Verdict};
+use super::region::{Region, Users, chain, is_layout_only};
 use crate::sites::NormSite;
 
 /// Probed and computed values may differ by this much, relative to the largest.
@@ -22,17 +22,17 @@ pub(super) fn is_anchor(node: &NodeProto) -> bool {
 /// The norm around the node at `anchor`.
 pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<NormSite> {
     let node = &cx.index.graph().node[anchor];
-    let mut found = Verdict::NotASite("no single-entry region of one shape lies around it".to_owned(), None);
+    let mut verdict = Verdict::NotASite("no single-entry region of one shape lies around it".to_owned(), None);
     // What follows a norm may belong to it, as beta does, even where a transposition or the like lies between.
     let mut beyond = 0;
     for exit in chain(&cx.index, &node.output[0]).into_iter().take(8) {
-        let before = found.is_site();
+        let was_site = verdict.is_site();
         let mut extended = false;
         // What only moves elements is no end of a norm: others may ask for the shape on either side of it.
-        if before && cx.index.producer(exit).is_some_and(|n| super::LAYOUT_ONLY.contains(&n.op_type.as_str())) {
+        if was_site && cx.index.producer(exit).is_some_and(is_layout_only) {
             continue;
         }
-        for region in Region::ending_in(&cx.index, exit, false) {
+        for region in Region::ending_in(&cx.index, exit, Users::InsideOnly) {
             let shape = cx.recording.shape(exit);
             let same_shape = shape.len() >= 2 && cx.recording.shape(&region.entries[0]) == shape;
             if !region.contains(anchor) || !same_shape {
@@ -40,20 +40,20 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<NormSite> {
             }
             match read_off(cx, &region, node) {
                 Ok(site) => {
-                    found = Verdict::Site(site, region);
+                    verdict = Verdict::Site(site, region);
                     extended = true;
                     break;
                 }
-                Err(reason) if !found.is_site() => found = Verdict::NotASite(reason, Some(region)),
+                Err(reason) if !verdict.is_site() => verdict = Verdict::NotASite(reason, Some(region)),
                 Err(_) => {}
             }
         }
-        beyond = if before && !extended { beyond + 1 } else { 0 };
+        beyond = if was_site && !extended { beyond + 1 } else { 0 };
         if beyond > MOST_BEYOND {
             break;
         }
     }
-    found
+    verdict
 }
 
 /// Runs the region and fits `gamma * normalised + beta` for each channel; the fit must explain other inputs as well.
@@ -142,4 +142,27 @@ fn fit_line(x: impl Iterator<Item = f64> + Clone, y: impl Iterator<Item = f64> +
     let (cov, var) = x.zip(y).fold((0.0, 0.0), |(c, v), (x, y)| (c + (x - mx) * (y - my), v + (x - mx).powi(2)));
     let slope = if var > 0.0 { cov / var } else { 0.0 };
     (slope, my - slope * mx)
+}
+
+#[cfg(test)]
+mod tests {
+    use mabert_graph::{Builder, Tensor};
+
+    use super::super::recognise;
+    use super::*;
+    use crate::sites::SiteKind;
+
+    /// A root that is NaN for half of what is tried is no norm, and `explain` says why.
+    #[test]
+    fn a_root_of_signed_values_is_no_norm() {
+        let b = Builder::new(17, "test");
+        let ids = b.input("input_ids", ElementType::I64, &["batch", "n"]);
+        let words = b.constant("words", &Tensor::new(&[9, 4], (0..36).map(|i| (i % 5) as f32 - 2.0).collect()));
+        let model = b.model(&[words.gather(ids).sqrt().named("y")]);
+        let recognition = recognise(&model).unwrap();
+        assert!(recognition.norms.is_empty(), "{:?}", recognition.norms);
+        let root = recognition.explanations.iter().find(|e| e.operator == "Sqrt").unwrap();
+        let reason = root.reason.as_deref().unwrap();
+        assert!(root.kind == SiteKind::Norm && reason.contains("differs from layer normalisation"), "{root:?}");
+    }
 }

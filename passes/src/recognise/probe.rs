@@ -40,15 +40,15 @@ impl Probe {
                 }
             }
         }
-        let value_of = |name: &str| recording.value(name).ok_or_else(|| format!("value `{name}` was not recorded"));
+        let recorded = |name: &str| recording.value(name).ok_or_else(|| format!("value `{name}` was not recorded"));
         for name in &frozen {
-            let value = value_of(name)?;
+            let value = recorded(name)?;
             boundaries.push(Boundary::fixed(name, value.element_type(), value.shape()));
         }
         let mut part = model.extract(&boundaries, &[&region.exit]).map_err(|e| e.to_string())?;
         part.graph_mut().input.retain(|i| !frozen.contains(&i.name.as_str()));
         for name in &frozen {
-            part.set_constant(name, value_of(name)?);
+            part.set_constant(name, recorded(name)?);
         }
         let model = LoadOptions::default().prepare(&part).map_err(|e| e.to_string())?;
         Ok(Self { model, shapes, elements, exit: region.exit.clone() })
@@ -69,8 +69,8 @@ impl Probe {
         let named: Vec<(&str, &Tensor)> =
             self.shapes.iter().zip(inputs).map(|((name, _), t)| (name.as_str(), t)).collect();
         let outputs = self.model.run(&named).map_err(|e| e.to_string())?;
-        let found = outputs.into_iter().find(|(name, _)| *name == self.exit);
-        Ok(found.expect("the exit is the part's only output").1)
+        let exit = outputs.into_iter().find(|(name, _)| *name == self.exit);
+        Ok(exit.expect("the exit is the part's only output").1)
     }
 
     /// Runs a region of one entry on `f32` data.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use mabert_graph::proto::NodeProto;
 use mabert_graph::{Dependence, Index, NodeExt as _};
 
 /// The nodes that lead from `entries` to `exit`, in graph order. Nothing inside is used outside, but where it is said.
@@ -14,6 +15,15 @@ pub(crate) struct Region {
 
 /// Regions larger than this are not what a site looks like.
 const LARGEST: usize = 48;
+
+/// Who may use the values inside a region.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Users {
+    /// Nodes of the region.
+    InsideOnly,
+    /// Others too.
+    Anyone,
+}
 
 impl Region {
     /// The region from `entries` to `exit`, if the exit depends on no other data and the inside has no other exit.
@@ -54,10 +64,9 @@ impl Region {
         self.nodes.binary_search(&node).is_ok()
     }
 
-    /// The single-entry regions that end in `exit`, from the smallest; entries are `exit`'s dominators. With `shared`, others
-    /// may use what is inside.
-    pub(crate) fn ending_in(index: &Index<'_>, exit: &str, shared: bool) -> Vec<Self> {
-        let mut found = Vec::new();
+    /// The single-entry regions that end in `exit`, from the smallest; entries are `exit`'s dominators.
+    pub(crate) fn ending_in(index: &Index<'_>, exit: &str, users: Users) -> Vec<Self> {
+        let mut regions = Vec::new();
         let mut frontier: Vec<&str> = vec![exit];
         for _ in 0..LARGEST {
             // The latest value cannot lead to the others: expanding it keeps the frontier a cut of the graph.
@@ -70,10 +79,11 @@ impl Region {
                 }
             }
             if let [entry] = frontier.as_slice() {
-                found.extend(Self::spanning(index, &[entry], exit).filter(|r| shared || r.has_single_exit(index)));
+                let region = Self::spanning(index, &[entry], exit);
+                regions.extend(region.filter(|r| users == Users::Anyone || r.has_single_exit(index)));
             }
         }
-        found
+        regions
     }
 }
 
@@ -101,4 +111,12 @@ pub(crate) fn chain<'g>(index: &Index<'g>, value: &'g str) -> Vec<&'g str> {
         }
     }
     chain
+}
+
+/// Operators that leave the elements, and their order, as they are.
+const LAYOUT_ONLY: [&str; 6] = ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"];
+
+/// Whether a node leaves the elements, and their order, as they are.
+pub(crate) fn is_layout_only(node: &NodeProto) -> bool {
+    LAYOUT_ONLY.contains(&node.op_type.as_str())
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::columns::Columns;
 use super::reader::{Content, Example};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// One line of a file.
 struct Object<'l> {
@@ -83,8 +83,8 @@ impl Object<'_> {
 
     fn text(&self, columns: &Columns) -> Result<Content> {
         let (text, pair) = columns.texts(&|name| self.keys.contains_key(name)).ok_or_else(|| {
-            let listed = self.listed();
-            self.fault(format!("which key holds the text? Say --text-column, or give `input_ids`; it has {listed}"))
+            let reason = format!("which key holds the text? It has {}, and no `input_ids`", self.listed());
+            self.fault(reason).helped_by(&[Setting::TextColumn])
         })?;
         let pair = pair.map(|name| self.string(&name)).transpose()?;
         Ok(Content::Text { text: self.string(&text)?, pair })

@@ -224,8 +224,8 @@ mod tests {
         assert!(short.contains("a.tsv, line 3") && short.contains("1 columns"), "{short}");
         let missing = read("a.tsv", "sentence\tscore\n", &columns).unwrap_err().to_string();
         assert!(missing.contains("no column `label`") && missing.contains("sentence, score"), "{missing}");
-        let unnamed = read("a.csv", "a,b\n1,2\n", &Columns::default()).unwrap_err().to_string();
-        assert!(unnamed.contains("--text-column"), "{unnamed}");
+        let unnamed = read("a.csv", "a,b\n1,2\n", &Columns::default()).unwrap_err();
+        assert_eq!(unnamed.settings(), [crate::Setting::TextColumn], "{unnamed}");
         let json = read("a.jsonl", "{\"text\": \"x\"}\n{\"text\": 3}\n", &Columns::default()).unwrap_err().to_string();
         assert!(json.contains("line 2") && json.contains("`text` is 3"), "{json}");
         let kind = read("a.parquet", "", &Columns::default()).unwrap_err().to_string();

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::columns::Columns;
 use super::reader::{Content, Example, unreadable};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// A table as it is read.
 pub(super) struct Table {
@@ -58,7 +58,8 @@ impl Positions {
             position(name).ok_or_else(|| Error::line(path, 1, format!("there is no column `{name}`; it has {listed}")))
         };
         let (text, pair) = columns.texts(&|name| position(name).is_some()).ok_or_else(|| {
-            Error::line(path, 1, format!("which column holds the text? Say --text-column; it has {listed}"))
+            let reason = format!("which column holds the text? It has {listed}");
+            Error::line(path, 1, reason).helped_by(&[Setting::TextColumn])
         })?;
         let (text, pair) = (named(&text)?, pair.as_ref().map(named).transpose()?);
         let label = columns.label.as_ref().map(named).transpose()?;

@@ -6,7 +6,7 @@ use tokenizers::utils::truncation::truncate_encodings;
 use tokenizers::{Encoding, PostProcessor as _, Tokenizer, TruncationParams};
 
 use super::reader::{Content, Example};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// What a model reads of one example, without padding.
 #[derive(Clone, Debug, PartialEq)]
@@ -143,7 +143,8 @@ impl TextEncoder {
             }
             Content::Text { text, pair } => {
                 let Some(tokenizer) = &self.tokenizer else {
-                    return Err(Error::data(file, "it holds text: give the model's tokenizer.json with --tokenizer"));
+                    let reason = "it holds text: give the model's tokenizer.json";
+                    return Err(Error::data(file, reason).helped_by(&[Setting::Tokenizer]));
                 };
                 let (encoding, truncated) = self
                     .encode_text(tokenizer, text, pair)
@@ -157,8 +158,8 @@ impl TextEncoder {
         }
         if ids.len() > self.longest {
             let reason =
-                format!("{} tokens, the model takes {}; shorten the text or say --truncate", ids.len(), self.longest);
-            return Err(Error::line(file, line, reason));
+                format!("{} tokens, the model takes {}; shorten the text or have it cut", ids.len(), self.longest);
+            return Err(Error::line(file, line, reason).helped_by(&[Setting::Truncate]));
         }
         Ok(Sequence { ids, types, label, line, truncated, made_up: false })
     }

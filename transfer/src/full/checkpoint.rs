@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::gradient::AdamW;
 use crate::layerwise::LayerwiseReport;
 use crate::stored::{from_bytes, to_bytes};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 const START: &str = "start.onnx";
 const STARTED: &str = "start.json";
@@ -55,13 +55,17 @@ impl Checkpoint {
         mabert_graph::check_writable(&checkpoint.file(STATE))?;
         let started = checkpoint.started()?;
         if started.is_some() && !resume {
-            let reason = "holds a checkpoint already: go on with --resume, or choose another folder";
-            return Err(Error::option(format!("{} {reason}", folder.display())));
+            let reason = "holds a checkpoint already: go on with it, or choose another folder";
+            return Err(Error::setting(
+                format!("{} {reason}", folder.display()),
+                &[Setting::Resume, Setting::Checkpoint],
+            ));
         }
         if let Some(started) = started
             && let Some(difference) = difference(&started.made_by, &as_read(&checkpoint.made_by))
         {
-            return Err(Error::option(format!("{}: its checkpoint is of another run: {difference}", folder.display())));
+            let reason = format!("{}: its checkpoint is of another run: {difference}", folder.display());
+            return Err(Error::setting(reason, &[Setting::Checkpoint]));
         }
         Ok(checkpoint)
     }

@@ -6,7 +6,7 @@ use super::losses::{Losses, Totals, Weights};
 use crate::data::{Batch, Sequence};
 use crate::gradient::{bounded, device, squared_distance, to_candle};
 use crate::heads::{HeadKind, RowUnit};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// Beyond it a row's distance counts by its logarithm ([`bounded`]): four variances of the teacher, as many nats, or, of
 /// probabilities, a sum of squares of four.
@@ -66,15 +66,13 @@ impl Criterion {
         if self.weights.alpha < 1.0 {
             self.labelled = self.heads.iter().position(|head| head.takes_labels());
             if self.labelled.is_none() {
-                return Err(Error::option(
-                    "no output is of classes or one value a text: labels cannot be used (--alpha 1)",
-                ));
+                let reason = "no output is of classes or one value a text: labels cannot be used";
+                return Err(Error::setting(reason, &[Setting::NoLabels]));
             }
         }
         if self.heads.is_empty() && self.weights.hidden == 0.0 && self.weights.attention == 0.0 {
-            return Err(Error::option(
-                "nothing is left to compare: the model has no head, and hidden states count nothing",
-            ));
+            let reason = "nothing is left to compare: the model has no head, and hidden states count nothing";
+            return Err(Error::setting(reason, &[Setting::HiddenWeight]));
         }
         Ok(())
     }

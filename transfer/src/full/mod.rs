@@ -27,7 +27,7 @@ pub use report::{FullReport, SiteChange};
 use crate::data::{BatchShape, Sequence};
 use crate::gradient::{AdamW, Buffers, device_name};
 use crate::progress::Progress;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use pair::{PIECE, Pair, Piece};
 
 /// More sequences are not needed to judge what was gained.
@@ -178,7 +178,7 @@ impl Steps<'_> {
             let odd = sequences.iter().filter(|s| s.made_up).count();
             let longest = sequences.iter().map(|s| s.ids.len()).max();
             tracing::debug!(step, taken, loss, sequences = sequences.len(), odd, longest);
-            adam.refuse_skipping(plan.len(), "end to end", "use a lower --lr")?;
+            adam.refuse_skipping(plan.len(), "end to end", ("use a lower learning rate", &[Setting::Rate]))?;
             tokens += totals.tokens;
             progress.step(&format!("loss {loss:.4}, {:.0} tokens/s", speed(tokens)));
             if let Some(checkpoint) = self.checkpoint {

@@ -15,7 +15,7 @@ pub(super) fn parameters(teacher: &Model, student: &Student) -> Result<Vec<Strin
         names.extend([&of.w1, &of.w2, &of.b1, &of.b2, &of.scale].map(String::clone));
     }
     for (norm, _) in encoder.norms() {
-        names.extend(<[String; 2]>::from(norm_parameters(&norm)));
+        names.extend(norm_parameters(norm));
     }
     let maps = encoder
         .layers
@@ -55,7 +55,7 @@ pub(super) fn parameters(teacher: &Model, student: &Student) -> Result<Vec<Strin
 /// `from` lacks a parameter or has another shape of it, or differs in what is no parameter: it has another teacher.
 pub fn adopt(teacher: &Model, student: &mut Student, from: &Model) -> Result<()> {
     let parameters = parameters(teacher, student)?;
-    let fault = |reason: String| Error::Student { model: from.origin().to_owned(), reason };
+    let fault = |reason: String| Error::Student { model: from.origin().to_owned(), reason, settings: &[] };
     let mut found = Vec::new();
     for own in &student.model.graph().initializer {
         let other = from.initializer(&own.name);

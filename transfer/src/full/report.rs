@@ -1,6 +1,6 @@
 //! What the stage did.
 
-use mabert_passes::sites::{Encoder, NormSite};
+use mabert_passes::sites::{Encoder, NormSite, SiteId};
 use serde::Serialize;
 
 use super::{FullOptions, Losses};
@@ -44,8 +44,8 @@ pub struct FullReport {
 /// that are trained on; tokens that are far off count by the logarithm of their distance.
 #[derive(Clone, Debug, Serialize)]
 pub struct SiteChange {
-    /// Its name, as in `layer.0/attention/norm`.
-    pub site: String,
+    /// The norm.
+    pub site: SiteId,
     /// Relative error before.
     pub before: f64,
     /// And after the last step, whether or not the result was kept.
@@ -55,7 +55,7 @@ pub struct SiteChange {
 /// The relative error of each norm.
 pub(super) fn changes(encoder: &Encoder, before: &Losses, after: &Losses) -> Vec<SiteChange> {
     let errors = before.norms.iter().zip(&after.norms);
-    let change = |((site, _), (before, after)): ((String, &NormSite), (&f64, &f64))| SiteChange {
+    let change = |((site, _), (before, after)): ((SiteId, &NormSite), (&f64, &f64))| SiteChange {
         site,
         before: before.sqrt(),
         after: after.sqrt(),

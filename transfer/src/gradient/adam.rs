@@ -4,7 +4,7 @@ use candle_core::{Tensor as Real, Var};
 use rayon::prelude::*;
 
 use crate::adam_step::Adam;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 const ADAM: Adam = Adam { decay: (0.9, 0.999), epsilon: 1e-8 };
 /// Elements of one parallel piece of an update.
@@ -86,17 +86,18 @@ impl AdamW {
         Ok(true)
     }
 
-    /// Refuses where more than a twentieth of `planned` steps was skipped.
-    pub(crate) fn refuse_skipping(&self, planned: usize, site: &str, advice: &str) -> Result<()> {
+    /// Refuses where more than a twentieth of `planned` steps was skipped; the advice is in words and in settings.
+    pub(crate) fn refuse_skipping(
+        &self,
+        planned: usize,
+        site: &str,
+        (advice, settings): (&'static str, &'static [Setting]),
+    ) -> Result<()> {
         if self.skipped as f64 <= SKIPPED * planned as f64 {
             return Ok(());
         }
-        let reason = format!(
-            "{} of {} gradient steps were not finite: the activations overflow; {advice}",
-            self.skipped,
-            self.skipped + self.steps as usize
-        );
-        Err(Error::Calibration { site: site.to_owned(), reason })
+        let steps = self.skipped + self.steps as usize;
+        Err(Error::Diverged { site: site.to_owned(), skipped: self.skipped, steps, advice, settings })
     }
 
     /// The state of every variable, and how many steps were taken.

@@ -4,7 +4,7 @@ use mabert_graph::Model;
 use mabert_passes::contract::{NonLinear, non_linear_nodes};
 use mabert_passes::pipeline::{Rewriting, Student};
 use mabert_passes::recognise::Miss;
-use mabert_passes::sites::Encoder;
+use mabert_passes::sites::{Encoder, Precision};
 use mabert_runtime::Named;
 
 use super::EXACT;
@@ -12,7 +12,7 @@ use super::measure::{Measured, outputs, overflows, sequence_count};
 use super::prepare::Context;
 use super::report::{OddInputs, SiteReport, describe, site_reports};
 use super::stages::{Record, Transferring};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// What the exact passes may change where weights are rounded to half precision at the end.
 const EXACT_IN_HALF: f64 = 5e-2;
@@ -39,8 +39,8 @@ struct Before {
     outputs: Vec<Named>,
     /// The student itself, where it is not calibrated.
     uncalibrated: Option<Model>,
-    /// Whether the model came in half precision, to which it is brought back.
-    half: bool,
+    /// What the model came in, to which it is brought back.
+    precision: Precision,
 }
 
 impl<'j> Transferring<'j> {
@@ -48,17 +48,19 @@ impl<'j> Transferring<'j> {
     pub(super) fn finish(self) -> Result<Finished<'j>> {
         let Self { context, record, rewriting, mut student, .. } = self;
         context.progress.begin("finish", 3);
-        let Rewriting { teacher, encoder, misses, half, .. } = rewriting;
+        let Rewriting { teacher, encoder, misses, precision, .. } = rewriting;
         let non_linear_before = non_linear(&teacher, &encoder, &encoder)?.len();
         drop(teacher);
         let outputs_before = context.reference.run(&student.model)?.outputs;
         let bad = context.reference.overflows(&outputs_before);
         if record.calibrates && bad > 0 {
-            return Err(Error::Check(format!(
-                "the student's outputs overflow on {bad} of {} sequences that were kept apart: give it more text \
-                 (--data, --calibration-tokens), or keep what holds it (--keep norm)",
+            let reason = format!(
+                "the student's outputs overflow on {bad} of {} sequences that were kept apart: give it more text, or \
+                 keep the norms, which hold it",
                 context.reference.count()
-            )));
+            );
+            let settings = &[Setting::Data, Setting::CalibrationTokens, Setting::KeepNorm];
+            return Err(Error::check(reason).helped_by(settings));
         }
         context.progress.step("student measured");
         let uncalibrated = (!record.calibrates).then(|| student.model.clone());
@@ -71,7 +73,7 @@ impl<'j> Transferring<'j> {
         let overflow = overflows(odd, &outputs(&measured.runnable, odd)?);
         let odd_inputs = OddInputs { sequences: sequence_count(odd), overflow };
         context.progress.end();
-        let before = Before { outputs: outputs_before, uncalibrated, half };
+        let before = Before { outputs: outputs_before, uncalibrated, precision };
         Ok(Finished {
             context,
             record,
@@ -93,14 +95,14 @@ impl Finished<'_> {
         let change = self.context.reference.change(&self.before.outputs, &self.measured.outputs)?;
         let calibrates = self.record.calibrates;
         if change > self.change_allowed(change)? {
-            let hint = match calibrates {
-                true => "",
-                false => ": nothing holds its values before it is calibrated; use --transfer closed-form",
-            };
-            let reason = format!("the exact passes changed the outputs by {change:.1e} of their size{hint}");
-            return Err(Error::Check(reason));
+            let reason = format!("the exact passes changed the outputs by {change:.1e} of their size");
+            return Err(match calibrates {
+                true => Error::check(reason),
+                false => Error::check(format!("{reason}: nothing holds its values before it is calibrated"))
+                    .helped_by(&[Setting::ClosedForm]),
+            });
         }
-        if self.before.half && calibrates {
+        if self.before.precision == Precision::Half && calibrates {
             self.context.reference.refuse_beyond_half(&self.student.model)?;
         }
         self.record.exact_change = change.max(self.context.canonical_change);
@@ -110,10 +112,13 @@ impl Finished<'_> {
     /// What the exact passes may change, told that they changed so much. Where nothing holds the values of a student
     /// that is not calibrated, rounding alone may change as much; where it overflows, nothing can be told.
     fn change_allowed(&mut self, change: f64) -> Result<f64> {
-        let Before { outputs, uncalibrated, half } = &mut self.before;
+        let Before { outputs, uncalibrated, precision } = &mut self.before;
+        let (exact, rounding) = match precision {
+            Precision::Half => (EXACT_IN_HALF, 2f32.powi(-11)),
+            Precision::Single => (EXACT, 2f32.powi(-23)),
+        };
         let reference = &self.context.reference;
-        let allowed = if *half { EXACT_IN_HALF } else { EXACT };
-        let Some(uncalibrated) = uncalibrated.take() else { return Ok(allowed) };
+        let Some(uncalibrated) = uncalibrated.take() else { return Ok(exact) };
         let bad = reference.overflows(outputs);
         if bad > 0 {
             self.context.progress.summary(&format!(
@@ -122,12 +127,11 @@ impl Finished<'_> {
             ));
             return Ok(f64::INFINITY);
         }
-        if change <= allowed {
-            return Ok(allowed);
+        if change <= exact {
+            return Ok(exact);
         }
-        let rounding = if *half { 2f32.powi(-11) } else { 2f32.powi(-23) };
         let moved = reference.sensitivity(&uncalibrated, rounding, outputs)?;
-        Ok(if moved.is_finite() { allowed.max(ROUNDING_MARGIN * moved) } else { allowed })
+        Ok(if moved.is_finite() { exact.max(ROUNDING_MARGIN * moved) } else { exact })
     }
 }
 

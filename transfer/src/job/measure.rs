@@ -12,7 +12,7 @@ use super::settings::Dev;
 use crate::compare::{self, Distances, OutputDistance, Tolerance};
 use crate::data::{Batch, Sequence, TextEncoder, read_sequences};
 use crate::evaluate::{self, Metric, Spread};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// The teacher's outputs on sequences kept apart, by which students are measured.
 pub(super) struct Reference {
@@ -106,10 +106,11 @@ impl Reference {
             for (name, value) in everything.run(&borrowed(&inputs))? {
                 let largest = value.as_f32().map_or(0.0, |v| v.iter().fold(0f32, |m, x| m.max(x.abs())));
                 if largest > LARGEST {
-                    return Err(Error::Check(format!(
-                        "`{name}` of the student reaches {largest:.1e}, beyond half precision's {LARGEST}: keep what \
-                         holds it (--keep norm), or rewrite the model in single precision"
-                    )));
+                    let reason = format!(
+                        "`{name}` of the student reaches {largest:.1e}, beyond half precision's {LARGEST}: keep the \
+                         norms, which hold it, or rewrite the model in single precision"
+                    );
+                    return Err(Error::check(reason).helped_by(&[Setting::KeepNorm]));
                 }
             }
         }

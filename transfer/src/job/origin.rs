@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::Job;
 use super::report::pass_options;
 use super::settings::FullStage;
-use crate::{Error, Result, full};
+use crate::{Error, Result, Setting, full};
 
 /// A student made before, whose parameters are gone on from.
 pub(super) struct StartStudent {
@@ -27,8 +27,9 @@ impl StartStudent {
         let model = Model::load(path)?;
         let options = pass_options(&model)?;
         if options.fold {
-            let reason = "its norms are folded into the weights; make it with `rewrite --no-fold`".to_owned();
-            return Err(Error::Student { model: path.display().to_string(), reason });
+            let reason = "its norms are folded into the weights; make one that is not folded".to_owned();
+            let settings = &[Setting::Unfolded];
+            return Err(Error::Student { model: path.display().to_string(), reason, settings });
         }
         Ok(Self { options: PassOptions { fold: true, until: None, ..options }, model })
     }

@@ -18,7 +18,7 @@ use super::{DEFAULT_HIDDEN, DEFAULT_MAX_SEQ, EXACT, Job, Transfer};
 use crate::data::{Batch, BatchShape, Overlong, Sequence, TextEncoder, batches, odd_sequences};
 use crate::full::{self, Checkpoint};
 use crate::progress::Progress;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// Positions of one batch, and rows at most.
 const BATCH_TOKENS: usize = 1024;
@@ -122,7 +122,7 @@ fn canonical_change(reference: &Reference, rewriting: &Rewriting) -> Result<f64>
         false => Ok(change),
         true => {
             let reason = format!("the model in canonical form differs from itself by {change:.1e} of its size");
-            Err(Error::Check(reason))
+            Err(Error::check(reason))
         }
     }
 }
@@ -131,7 +131,7 @@ fn canonical_change(reference: &Reference, rewriting: &Rewriting) -> Result<f64>
 fn pass_options(job: &Job, max_seq: usize) -> Result<PassOptions> {
     let hidden = job.hidden.unwrap_or(max_seq.min(DEFAULT_HIDDEN));
     if hidden == 0 {
-        return Err(Error::option("--hidden must be at least 1"));
+        return Err(Error::setting("the hidden size of the approximators must be at least 1", &[Setting::Hidden]));
     }
     let approximator = ApproximatorOptions { max_seq, hidden, sharing: job.sharing, length_tables: job.length_tables };
     Ok(PassOptions {
@@ -146,21 +146,22 @@ fn pass_options(job: &Job, max_seq: usize) -> Result<PassOptions> {
 
 /// The longest sequence that the student will take: what was asked for, if the model can do it.
 fn max_seq(model: &Model, runnable: &Runnable, wanted: Option<usize>) -> Result<usize> {
+    let fault = |reason: String| Error::setting(reason, &[Setting::MaxSeq]);
     // One position leaves no room for text between [CLS] and [SEP], and nothing to attend to.
     if wanted.is_some_and(|n| n < 2) {
-        return Err(Error::option("--max-seq must be at least 2"));
+        return Err(fault("the longest sequence must be of at least 2 tokens".to_owned()));
     }
     if let Some(fixed) = BatchShape::from_inputs(runnable.inputs()).length {
         return match wanted {
             Some(n) if n != fixed => {
-                Err(Error::option(format!("--max-seq {n}: the model's inputs have a fixed length of {fixed}")))
+                Err(fault(format!("a longest sequence of {n}: the model's inputs have a fixed length of {fixed}")))
             }
             _ => Ok(fixed),
         };
     }
     match (longest_sequence(model, runnable, wanted.unwrap_or(DEFAULT_MAX_SEQ))?, wanted) {
         ((limit, Some(limited_by)), Some(n)) => {
-            Err(Error::option(format!("--max-seq {n} is beyond the model's limit of {limit} ({limited_by})")))
+            Err(fault(format!("a longest sequence of {n} is beyond the model's limit of {limit} ({limited_by})")))
         }
         ((longest, _), _) => Ok(longest),
     }

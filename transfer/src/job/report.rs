@@ -7,7 +7,7 @@ use mabert_passes::contract::NonLinear;
 use mabert_passes::lower::FoldReport;
 use mabert_passes::pipeline::{Outcome, Pass, PassOptions, Student, VERSION_KEY};
 use mabert_passes::recognise::Miss;
-use mabert_passes::sites::{Activation, Encoder};
+use mabert_passes::sites::{Activation, Encoder, LayerSite, SiteId, SiteKind};
 use mabert_runtime::MAX_SEQ_KEY;
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ use super::{Job, TransferKind};
 use crate::compare::OutputDistance;
 use crate::evaluate::Metric;
 use crate::layerwise::{LayerwiseReport, SiteError};
-use crate::{Error, Result, full};
+use crate::{Error, Result, Setting, full};
 
 /// The `metadata_props` keys under which the student says how it was made.
 const OPTIONS_KEY: &str = "onnx_mabert.options";
@@ -39,10 +39,10 @@ pub struct OddInputs {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct SiteReport {
-    /// Its name, as in `layer.0/attention`.
-    pub site: String,
-    /// attention, activation or norm.
-    pub kind: &'static str,
+    /// The site.
+    pub site: SiteId,
+    /// What it is.
+    pub kind: SiteKind,
     /// The node around which it was recognised.
     pub node: String,
     /// What it was: an operator, or the function that its nodes compute.
@@ -229,42 +229,42 @@ pub(super) fn site_reports(
     student: &Student,
     calibration: Option<&LayerwiseReport>,
 ) -> Vec<SiteReport> {
-    let error = |site: &str| {
+    let error = |site: SiteId| {
         let sites = calibration.map_or(&[] as &[SiteError], |c| &c.sites);
         sites.iter().find(|s| s.site == site).map(|s| six_digits(s.relative_error))
     };
     let mut reports: Vec<SiteReport> = Vec::new();
     for (site, norm) in encoder.norms() {
         reports.push(SiteReport {
-            relative_error: error(&site),
+            relative_error: error(site),
             site,
-            kind: "norm",
+            kind: site.kind(),
             node: norm.node.clone(),
             was: norm.spelling.clone(),
             now: norm_now(student),
         });
     }
     for layer in &encoder.layers {
-        let site = format!("layer.{}/attention", layer.index);
+        let site = layer.site(LayerSite::Attention);
         reports.push(SiteReport {
-            relative_error: error(&site).or_else(|| error("encoder/approximator")),
+            relative_error: error(site).or_else(|| error(SiteId::SharedNetwork)),
             site,
-            kind: "attention",
+            kind: site.kind(),
             node: layer.attention.node.clone(),
             was: "Softmax".to_owned(),
             now: attention_now(student),
         });
         let function = layer.activation.function;
         reports.push(SiteReport {
-            site: format!("layer.{}/activation", layer.index),
-            kind: "activation",
+            site: layer.site(LayerSite::Activation),
+            kind: SiteKind::Activation,
             node: layer.activation.node.clone(),
             was: function_name(function).to_owned(),
             now: if function == Activation::Relu || student.ran(Pass::Activation) { "ReLU" } else { "kept" },
             relative_error: None,
         });
     }
-    reports.sort_by_key(place);
+    reports.sort_by_key(|report| report.site);
     reports
 }
 
@@ -293,14 +293,6 @@ fn function_name(function: Activation) -> &'static str {
     }
 }
 
-/// Where a site stands: the embeddings first, then layer by layer, each in the order in which it computes.
-fn place(report: &SiteReport) -> (usize, Option<usize>) {
-    const PARTS: [&str; 4] = ["attention", "attention/norm", "activation", "output/norm"];
-    let layer = report.site.strip_prefix("layer.").and_then(|s| s.split('/').next()?.parse::<usize>().ok());
-    let part = PARTS.iter().position(|part| report.site.ends_with(&format!("/{part}")));
-    (layer.map_or(0, |layer| layer + 1), part)
-}
-
 /// How a student was made, as it says itself.
 #[derive(Serialize, Deserialize)]
 struct How<'a> {
@@ -324,8 +316,12 @@ pub(super) fn describe(model: &mut Model, job: &Job, options: &PassOptions, site
 /// # Errors
 /// The model is no student, or another version's.
 pub(super) fn pass_options(model: &Model) -> Result<PassOptions> {
-    let fault = |reason: &str| Error::Student { model: model.origin().to_owned(), reason: reason.to_owned() };
-    let text = model.metadata(OPTIONS_KEY).ok_or_else(|| fault("it is no student made by `rewrite --no-fold`"))?;
+    let fault = |reason: &str| Error::Student {
+        model: model.origin().to_owned(),
+        reason: reason.to_owned(),
+        settings: &[Setting::Unfolded],
+    };
+    let text = model.metadata(OPTIONS_KEY).ok_or_else(|| fault("it is no student that this program made"))?;
     let how: How<'_> = serde_json::from_str(text).map_err(|_| fault("another version of this program made it"))?;
     Ok(how.passes.into_owned())
 }

@@ -11,7 +11,7 @@ use crate::data::{
     Columns, LoneTexts, Reader, Sample, Sequence, TextEncoder, Vocabulary, Wanted, draw_sample, made_up_sequences,
     odd_sequences,
 };
-use crate::{Error, Result, evaluate};
+use crate::{Error, Result, Setting, evaluate};
 
 /// Tokens that go through the student where no number is asked for: of text, and made up.
 pub const DEFAULT_TOKENS: (usize, usize) = (40_000, 12_000);
@@ -189,9 +189,12 @@ pub(super) fn vocabulary(model: &Model, encoder: &TextEncoder) -> Result<Vocabul
     let vocabulary = Vocabulary { size, frame: encoder.frame()? };
     let (before, after) = &vocabulary.frame;
     match before.iter().chain(after).find(|id| !vocabulary.holds(**id)) {
-        Some(id) => Err(Error::option(format!(
-            "--tokenizer: its special token {id} is outside the model's vocabulary of {size}: is it this model's?"
-        ))),
+        Some(id) => {
+            let reason = format!(
+                "the tokenizer's special token {id} is outside the model's vocabulary of {size}: is it this model's?"
+            );
+            Err(Error::setting(reason, &[Setting::Tokenizer]))
+        }
         None => Ok(vocabulary),
     }
 }

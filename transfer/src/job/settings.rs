@@ -60,6 +60,19 @@ pub enum TransferKind {
 }
 
 impl TransferKind {
+    /// All of them, each with what the one before does.
+    pub const ALL: [Self; 4] = [Self::None, Self::ClosedForm, Self::Blockwise, Self::Full];
+
+    /// This way; `full` says how its end-to-end stage works, where it has one.
+    pub fn with(self, full: FullStage) -> Transfer {
+        match self {
+            Self::None => Transfer::None,
+            Self::ClosedForm => Transfer::ClosedForm,
+            Self::Blockwise => Transfer::Blockwise,
+            Self::Full => Transfer::Full(full),
+        }
+    }
+
     /// The name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use mabert_graph::Tensor;
 use mabert_passes::lower::{Approximator, Sharing};
 use mabert_passes::pipeline::Pass;
-use mabert_passes::sites::Layer;
+use mabert_passes::sites::{Layer, LayerSite, SiteId};
 use ndarray::{Array4, Ix4};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
@@ -48,7 +48,7 @@ impl Walk<'_> {
             })?;
             groups.into_iter().for_each(|rows| all.append(rows));
         }
-        self.fit_approximator("encoder/approximator".to_owned(), 0, &[all], 0);
+        self.fit_approximator(SiteId::SharedNetwork, 0, &[all], 0);
         Ok(())
     }
 
@@ -67,7 +67,7 @@ impl Walk<'_> {
             let probabilities = probabilities.run(&[&self.teacher_stream.get(i)?, &self.masks[i]])?.remove(0);
             Ok(Attention { scores, probabilities })
         })?;
-        self.fit_approximator(format!("layer.{}/attention", layer.index), index, &rows, layer.index);
+        self.fit_approximator(layer.site(LayerSite::Attention), index, &rows, layer.index);
         Ok(())
     }
 
@@ -107,7 +107,7 @@ impl Walk<'_> {
     }
 
     /// Fits the approximator with that number, group by group, and notes how far it is off.
-    fn fit_approximator(&mut self, site: String, number: usize, groups: &[Rows], layer: usize) {
+    fn fit_approximator(&mut self, site: SiteId, number: usize, groups: &[Rows], layer: usize) {
         let start = Instant::now();
         let options = self.student.options.approximator;
         let seed = self.options.seed ^ ((layer as u64) << 16);

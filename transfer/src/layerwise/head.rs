@@ -10,8 +10,9 @@ use crate::compare::{Distances, Tolerance};
 use crate::data::Batch;
 
 /// Whether every output depends on the first token of the last layer alone, as a pooler's does. Found by trying: the
-/// head is run on hidden states that differ in all tokens but the first.
-pub(super) fn reads_first_token_only(model: &Model, encoder: &Encoder, batch: &Batch) -> Result<bool> {
+/// head is run on hidden states that differ in all tokens but the first. The pass `first-token` asks for more, that nodes
+/// take the first token and nothing else: it drops the others.
+pub(super) fn depends_on_first_token_alone(model: &Model, encoder: &Encoder, batch: &Batch) -> Result<bool> {
     let Some(last) = encoder.layers.last() else { return Ok(false) };
     let hidden = last.output_norm.output.as_str();
     let outputs: Vec<&str> = model.graph().output.iter().map(|o| o.name.as_str()).collect();
@@ -65,7 +66,7 @@ mod tests {
         let rewriting = Rewriting::new(Model::load(path).unwrap(), options).unwrap();
         let vocabulary = Vocabulary { size: 100, ..Vocabulary::default() };
         let batch = batches(&made_up_sequences(&vocabulary, 8, 30, 1), 64, 4, Default::default()).pop().unwrap();
-        let reads_first = |model: &Model| reads_first_token_only(model, &rewriting.encoder, &batch).unwrap();
+        let reads_first = |model: &Model| depends_on_first_token_alone(model, &rewriting.encoder, &batch).unwrap();
         assert!(reads_first(&rewriting.teacher));
         // A mean over tokens, as sentence embeddings have it, reads them all.
         let hidden = rewriting.encoder.layers.last().unwrap().output_norm.output.clone();

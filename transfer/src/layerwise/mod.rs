@@ -20,6 +20,7 @@ mod walk;
 use std::time::Instant;
 
 use mabert_passes::pipeline::{Rewriting, Student};
+use mabert_passes::sites::SiteId;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -51,8 +52,8 @@ impl Default for LayerwiseOptions {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct SiteError {
-    /// Its name, as in `layer.0/attention/norm`.
-    pub site: String,
+    /// The site.
+    pub site: SiteId,
     /// Root of the summed squared difference over that of the teacher's deviation from its mean: 0 is equal, 1 is no
     /// better than a constant.
     pub relative_error: f64,

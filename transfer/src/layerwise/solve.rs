@@ -3,7 +3,7 @@
 use mabert_graph::Tensor;
 use mabert_passes::lower::norm_parameters;
 use mabert_passes::pipeline::Pass;
-use mabert_passes::sites::Layer;
+use mabert_passes::sites::{Layer, SiteId};
 use ndarray::{Array2, ArrayD, Axis};
 use rayon::prelude::*;
 
@@ -24,11 +24,11 @@ impl Walk<'_> {
         let affine = self.student.ran(Pass::Norm);
         let unknowns = if affine { Unknowns::WeightAndAffine } else { Unknowns::WeightAndOffset };
         let sums = self.half_statistics(layer, half, contexts, target)?;
-        let solution = sums.solve(unknowns).ok_or_else(|| not_finite(&half.norm_name(layer)))?;
+        let solution = sums.solve(unknowns).ok_or_else(|| not_finite(half.norm_site(layer)))?;
         let map = half.map(layer);
         self.add_to(&map.weight, &solution.weight.mapv(|v| v as f32).into_dyn())?;
         if affine {
-            self.set_norm(&half.norm_name(layer), &solution);
+            self.set_norm(half.norm_site(layer), &solution);
         } else {
             let bias = map.bias_name.as_deref().expect("canonical maps have a bias");
             self.add_to(bias, &solution.offset.mapv(|v| v as f32).into_dyn())?;
@@ -80,8 +80,8 @@ impl Walk<'_> {
     }
 
     /// Sets the affine map in place of a norm.
-    pub(super) fn set_norm(&mut self, norm: &str, solution: &Solution) {
-        let (scale, offset) = norm_parameters(norm);
+    pub(super) fn set_norm(&mut self, norm: SiteId, solution: &Solution) {
+        let [scale, offset] = norm_parameters(norm);
         for (name, values) in [(scale, &solution.scale), (offset, &solution.offset)] {
             let narrow = values.iter().map(|&v| v as f32).collect();
             self.student.model.set_constant(&name, &Tensor::new(&[values.len()], narrow));

@@ -32,7 +32,7 @@ impl TokenWeights {
         let texts: usize = batches.iter().map(text_count).sum();
         let Some(longest) = batches.iter().max_by_key(|b| b.length) else { return Ok(None) };
         let enough = texts >= 2 * rewriting.encoder.channels;
-        if !enough || !head::reads_first_token_only(&rewriting.teacher, &rewriting.encoder, longest)? {
+        if !enough || !head::depends_on_first_token_alone(&rewriting.teacher, &rewriting.encoder, longest)? {
             return Ok(None);
         }
         let tokens: usize = batches.iter().map(Batch::tokens).sum();

@@ -5,7 +5,7 @@ use std::time::Instant;
 use mabert_graph::{Model, Tensor};
 use mabert_passes::lower::{MASK, norm_parameters};
 use mabert_passes::pipeline::{Pass, Rewriting, Student};
-use mabert_passes::sites::{Encoder, Layer, LinearSite, NormSite};
+use mabert_passes::sites::{Encoder, Layer, LayerSite, LinearSite, NormSite, SiteId};
 use ndarray::Array2;
 use rayon::prelude::*;
 
@@ -65,10 +65,11 @@ impl Half {
         }
     }
 
-    /// The norm's name, as in `layer.0/output/norm`.
-    pub(super) fn norm_name(self, layer: &Layer) -> String {
-        let half = if self == Self::Attention { "attention" } else { "output" };
-        format!("layer.{}/{half}/norm", layer.index)
+    pub(super) fn norm_site(self, layer: &Layer) -> SiteId {
+        layer.site(match self {
+            Self::Attention => LayerSite::AttentionNorm,
+            Self::FeedForward => LayerSite::OutputNorm,
+        })
     }
 }
 
@@ -118,7 +119,7 @@ impl<'w> Walk<'w> {
     /// The embedding norm: both models see the same input.
     pub(super) fn embeddings(&mut self) -> Result<()> {
         let site = &self.encoder.embedding_norm;
-        let name = "embeddings/norm";
+        let name = SiteId::EmbeddingNorm;
         let channels = site.gamma.len();
         let prefix = Prefix::new(self.teacher, &[&site.input])?;
         let inputs = self.store(|i| prefix.run_first(&self.batches[i]))?;
@@ -139,7 +140,7 @@ impl<'w> Walk<'w> {
         self.teacher_stream = targets;
         self.position.clone_from(&site.output);
         let error = self.relative_error(&self.student_stream, &self.teacher_stream)?;
-        self.note(name.to_owned(), error);
+        self.note(name, error);
         Ok(())
     }
 
@@ -184,7 +185,7 @@ impl<'w> Walk<'w> {
         let student_outputs = Stored::each(self.batches.len(), halves.len(), run)?;
         for ((half, student), teacher) in halves.into_iter().zip(&student_outputs).zip(&teacher_outputs) {
             let error = self.relative_error(student, teacher)?;
-            self.note(half.norm_name(layer), error);
+            self.note(half.norm_site(layer), error);
         }
         let [_, teacher_stream] = teacher_outputs;
         self.teacher_stream = teacher_stream;
@@ -203,12 +204,12 @@ impl<'w> Walk<'w> {
     fn blockwise(&mut self, index: usize, targets: &Stored, options: BlockwiseOptions) -> Result<()> {
         let start = Instant::now();
         let layer = &self.encoder.layers[index];
-        let name = format!("layer.{}/attention", layer.index);
+        let name = layer.site(LayerSite::Attention).to_string();
         let linear = [&layer.query, &layer.key, &layer.value, &layer.attention_output];
         let mut others: Vec<String> =
             linear.into_iter().flat_map(|l| [Some(l.weight.clone()), l.bias_name.clone()]).flatten().collect();
         if self.student.ran(Pass::Norm) {
-            others.extend(<[String; 2]>::from(norm_parameters(&Half::Attention.norm_name(layer))));
+            others.extend(norm_parameters(Half::Attention.norm_site(layer)));
         }
         // With length tables one token alone is exact, and stays so.
         let shortest = if self.student.options.approximator.length_tables { 2 } else { 1 };
@@ -290,14 +291,14 @@ impl<'w> Walk<'w> {
         Ok(error.value())
     }
 
-    pub(super) fn note(&mut self, site: String, relative_error: f64) {
+    pub(super) fn note(&mut self, site: SiteId, relative_error: f64) {
         self.sites.push(SiteError { site, relative_error });
     }
 }
 
-pub(super) fn not_finite(site: &str) -> Error {
+pub(super) fn not_finite(site: SiteId) -> Error {
     let reason = "its statistics are not finite; the model's activations overflow on this data".to_owned();
-    Error::Calibration { site: site.to_owned(), reason }
+    Error::Calibration { site: site.to_string(), reason }
 }
 
 fn ones(shape: &[usize]) -> Tensor {

@@ -1,5 +1,7 @@
 //! Tables and numbers for people.
 
+pub(crate) mod summary;
+
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
 /// A table without vertical lines; columns after the first `left` are aligned to the right.
@@ -33,6 +35,10 @@ pub(crate) fn number(x: f64) -> String {
 
 pub(crate) fn optional(x: Option<f64>) -> String {
     x.map_or_else(|| "-".to_owned(), number)
+}
+
+pub(crate) fn percentage(share: Option<f64>) -> String {
+    share.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", 100.0 * share))
 }
 
 pub(crate) fn megabytes(bytes: u64) -> String {

@@ -1,0 +1,112 @@
+//! What the values of options may be: choices that help lists, and numbers within bounds.
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser as _, ValueParser};
+use mabert_passes::lower::Sharing;
+use mabert_passes::pipeline::{Order, Pass};
+use mabert_transfer::evaluate::Metric;
+use mabert_transfer::job::TransferKind;
+
+/// A type whose values are chosen by name. The libraries know their names; what help says of them is said here.
+pub(crate) trait Choice: Copy + Send + Sync + 'static {
+    fn name(self) -> &'static str;
+
+    fn help(self) -> Option<&'static str> {
+        None
+    }
+}
+
+/// One of `choices`, by its name.
+pub(crate) fn one_of<T: Choice>(choices: impl IntoIterator<Item = T>) -> ValueParser {
+    let choices: Vec<T> = choices.into_iter().collect();
+    let listed: Vec<PossibleValue> =
+        choices.iter().map(|choice| PossibleValue::new(choice.name()).help(choice.help())).collect();
+    ValueParser::new(PossibleValuesParser::new(listed).map(move |name| {
+        let chosen = choices.iter().find(|choice| choice.name() == name);
+        *chosen.expect("the parser takes the listed names alone")
+    }))
+}
+
+/// `on` or `off`.
+pub(crate) fn on_or_off() -> ValueParser {
+    ValueParser::new(PossibleValuesParser::new(["on", "off"]).map(|value| value == "on"))
+}
+
+impl Choice for Sharing {
+    fn name(self) -> &'static str {
+        self.name()
+    }
+}
+
+impl Choice for Order {
+    fn name(self) -> &'static str {
+        self.name()
+    }
+}
+
+impl Choice for Pass {
+    fn name(self) -> &'static str {
+        self.name()
+    }
+}
+
+impl Choice for TransferKind {
+    fn name(self) -> &'static str {
+        self.name()
+    }
+
+    fn help(self) -> Option<&'static str> {
+        match self {
+            Self::None => Some("Not at all: only the structure"),
+            Self::ClosedForm => Some("Layer by layer, by least squares"),
+            Self::Blockwise => Some("The same, with gradient steps on each attention block"),
+            Self::Full => Some("After that, gradient steps on everything at once"),
+            _ => None,
+        }
+    }
+}
+
+impl Choice for Metric {
+    fn name(self) -> &'static str {
+        self.name()
+    }
+
+    fn help(self) -> Option<&'static str> {
+        match self {
+            Self::F1 => Some("Of class 1"),
+            Self::Mcc => Some("Matthews' correlation"),
+            Self::Accuracy | Self::Pearson | Self::Spearman => None,
+        }
+    }
+}
+
+pub(crate) fn positive(text: &str) -> Result<f64, String> {
+    number(text, |v| v > 0.0, "it must be a number above 0")
+}
+
+pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
+    number(text, |v| v >= 0.0, "it must be a number, 0 or more")
+}
+
+pub(crate) fn share(text: &str) -> Result<f64, String> {
+    number(text, |v| (0.0..=1.0).contains(&v), "it must be a number from 0 to 1")
+}
+
+fn number(text: &str, is_allowed: impl Fn(f64) -> bool, demand: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|v: &f64| v.is_finite() && is_allowed(*v)).ok_or_else(|| demand.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_bounded() {
+        assert_eq!(share("0.5"), Ok(0.5));
+        for (refused, parser) in
+            [("1.5", share as fn(&str) -> Result<f64, String>), ("0", positive), ("-1", not_negative)]
+        {
+            assert!(parser(refused).is_err(), "{refused}");
+        }
+        assert!(["NaN", "inf", "", "one"].iter().all(|text| not_negative(text).is_err()));
+    }
+}
