@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use mabert_graph::Model;
+use mabert_graph::proto::{Message as _, ModelProto};
 use mabert_passes::lower::{ApproximatorOptions, Sharing};
 use mabert_passes::pipeline::{Keep, Order, PassOptions};
 use mabert_runtime::{Named, Tensor};
@@ -17,15 +19,12 @@ pub fn options() -> PassOptions {
 }
 
 /// Models or data that are not in the repository: the folder that the environment names, else `shared/` beside the
-/// repository. `None`, said on standard error, where there is none.
-pub fn outside(variable: &str, folder: &str) -> Option<PathBuf> {
+/// repository. Tests that need them are ignored by default; `tests/real-models` runs them.
+pub fn outside(variable: &str, folder: &str) -> PathBuf {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(folder);
-    let found = std::env::var_os(variable).map_or_else(beside, PathBuf::from);
-    if !found.is_dir() {
-        eprintln!("left out: {} is not here; set {variable} to include it", found.display());
-        return None;
-    }
-    Some(found)
+    let path = std::env::var_os(variable).map_or_else(beside, PathBuf::from);
+    assert!(path.is_dir(), "{} is not here; set {variable} to the folder that has it", path.display());
+    path
 }
 
 /// A file or folder under `fixtures/`.
@@ -76,4 +75,20 @@ pub fn padded_inputs(
         }
     };
     inputs.iter().map(|i| (i.name.clone(), tensor(i, &mut rng))).collect()
+}
+
+/// Saves a model in `folder` as optimum does: `model.onnx` with its constants in `model.onnx_data`.
+pub fn save_as_optimum(model: &Model, folder: &Path) -> PathBuf {
+    let (path, data) = (folder.join("model.onnx"), "model.onnx_data");
+    let mut model = model.clone();
+    model.keep_data_outside();
+    model.save(&path).unwrap();
+    std::fs::rename(folder.join("model.onnx.data"), folder.join(data)).unwrap();
+    let mut proto = ModelProto::parse_from_bytes(&std::fs::read(&path).unwrap()).unwrap();
+    let initializers = &mut proto.graph.as_mut().unwrap().initializer;
+    for entry in initializers.iter_mut().flat_map(|t| &mut t.external_data).filter(|e| e.key == "location") {
+        data.clone_into(&mut entry.value);
+    }
+    std::fs::write(&path, proto.write_to_bytes().unwrap()).unwrap();
+    path
 }

@@ -360,7 +360,7 @@ pub(crate) enum Attention {
     Paper,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub(crate) enum TransferStage {
     /// Not at all: only the structure
     None,

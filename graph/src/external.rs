@@ -8,7 +8,9 @@ use std::path::{Component, Path, PathBuf};
 use onnx_protobuf::tensor_proto::DataLocation;
 use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, StringStringEntryProto, TensorProto};
 
-use crate::model::{decode, temporary_beside};
+use crate::decode::decode;
+use crate::encode::without_data;
+use crate::files::temporary_beside;
 use crate::tensor::checked_shape;
 use crate::{ElementType, Error, Result};
 
@@ -50,13 +52,18 @@ pub(crate) fn refuse(proto: &mut ModelProto) -> Result<()> {
     })
 }
 
-fn load_tensor(tensor: &mut TensorProto, folder: &Path, files: &mut HashMap<String, File>) -> Result<()> {
-    let location = entry(tensor, "location").unwrap_or_default().to_owned();
-    let inside_folder =
-        Path::new(&location).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+/// Where a tensor's data lies, relative to the model's folder.
+fn location(tensor: &TensorProto) -> Result<&str> {
+    let location = entry(tensor, "location").unwrap_or_default();
+    let inside_folder = Path::new(location).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
     if location.is_empty() || !inside_folder {
         return Err(fault(tensor, "the location must be a file in the model's own folder"));
     }
+    Ok(location)
+}
+
+fn load_tensor(tensor: &mut TensorProto, folder: &Path, files: &mut HashMap<String, File>) -> Result<()> {
+    let location = location(tensor)?.to_owned();
     let number = |key: &str| -> Result<Option<u64>> {
         let parse = |text: &str| text.parse().map_err(|_| fault(tensor, format!("its {key} `{text}` is not a number")));
         entry(tensor, key).map(parse).transpose()
@@ -104,32 +111,45 @@ fn data_path(model: &Path, number: usize) -> PathBuf {
     model.with_file_name(name)
 }
 
+/// The files beside the model at `path` that hold its external data, in the order in which it names them, each once. The
+/// model itself says what they are called: exporters choose different names. Their data is not read.
+///
+/// # Errors
+/// The model cannot be read, is not ONNX, or names a file outside its own folder.
+pub fn data_files(path: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
+    let path = path.as_ref();
+    let file = File::open(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let mut proto = decode(&path.display().to_string(), &mut BufReader::new(file))?;
+    let mut files: Vec<PathBuf> = Vec::new();
+    for_each_tensor(&mut proto, &mut |tensor| {
+        if tensor.data_location.enum_value() == Ok(DataLocation::EXTERNAL) {
+            let file = path.with_file_name(location(tensor)?);
+            if !files.contains(&file) {
+                files.push(file);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(files)
+}
+
 /// Data files of the model that is at a path before it is overwritten.
 pub(crate) struct OldData(Vec<PathBuf>);
 
 impl OldData {
     /// Those that this program would have named so.
-    pub(crate) fn of(model: &Path) -> Self {
-        let own = |name: &str| {
-            let rest = name.strip_prefix(&*model.file_name().unwrap_or_default().to_string_lossy());
-            rest.and_then(|rest| rest.strip_suffix(".data")).is_some_and(|number| {
+    pub(crate) fn beside(model: &Path) -> Self {
+        let own = |file: &PathBuf| {
+            let [name, model] = [file.as_path(), model].map(|p| p.file_name().unwrap_or_default().to_string_lossy());
+            let number = name.strip_prefix(&*model).and_then(|rest| rest.strip_suffix(".data"));
+            number.is_some_and(|number| {
                 number.is_empty() || number.strip_prefix('.').is_some_and(|n| n.parse::<usize>().is_ok())
             })
         };
-        let mut found: Vec<PathBuf> = Vec::new();
-        // Most models have none: then they need not be read.
-        if (1..4).any(|number| data_path(model, number).exists())
-            && let Ok(file) = File::open(model)
-            && let Ok(mut proto) = decode("", &mut BufReader::new(file))
-        {
-            // Whatever else it is, it is about to be overwritten.
-            _ = for_each_tensor(&mut proto, &mut |tensor| {
-                let path = entry(tensor, "location").filter(|name| own(name)).map(|name| model.with_file_name(name));
-                found.extend(path.filter(|path| !found.contains(path)));
-                Ok(())
-            });
-        }
-        Self(found)
+        // Most models have none: then they need not be read. Whatever else lies there is about to be overwritten.
+        let any = (1..4).any(|number| data_path(model, number).exists());
+        let files = if any { data_files(model).unwrap_or_default() } else { Vec::new() };
+        Self(files.into_iter().filter(own).collect())
     }
 
     /// Removes them, but for what the new model refers to. One that cannot be removed is only in the way.
@@ -180,52 +200,6 @@ pub(crate) fn write(proto: &ModelProto, model: &Path) -> Result<(ModelProto, Pat
         kept.data_location = DataLocation::EXTERNAL.into();
     }
     Ok((light, path))
-}
-
-/// A copy of the message in which the data of the initializers that `strip` names is left out, never copied.
-pub(crate) fn without_data(proto: &ModelProto, strip: impl Fn(&TensorProto) -> bool) -> ModelProto {
-    let light_tensor = |t: &TensorProto| {
-        if !strip(t) {
-            return t.clone();
-        }
-        TensorProto {
-            dims: t.dims.clone(),
-            data_type: t.data_type,
-            name: t.name.clone(),
-            doc_string: t.doc_string.clone(),
-            metadata_props: t.metadata_props.clone(),
-            special_fields: t.special_fields.clone(),
-            ..TensorProto::default()
-        }
-    };
-    let graph = &proto.graph;
-    let light_graph = GraphProto {
-        node: graph.node.clone(),
-        name: graph.name.clone(),
-        initializer: graph.initializer.iter().map(light_tensor).collect(),
-        sparse_initializer: graph.sparse_initializer.clone(),
-        doc_string: graph.doc_string.clone(),
-        input: graph.input.clone(),
-        output: graph.output.clone(),
-        value_info: graph.value_info.clone(),
-        quantization_annotation: graph.quantization_annotation.clone(),
-        metadata_props: graph.metadata_props.clone(),
-        special_fields: graph.special_fields.clone(),
-    };
-    ModelProto {
-        ir_version: proto.ir_version,
-        opset_import: proto.opset_import.clone(),
-        producer_name: proto.producer_name.clone(),
-        producer_version: proto.producer_version.clone(),
-        domain: proto.domain.clone(),
-        model_version: proto.model_version,
-        doc_string: proto.doc_string.clone(),
-        graph: Some(light_graph).into(),
-        metadata_props: proto.metadata_props.clone(),
-        training_info: proto.training_info.clone(),
-        functions: proto.functions.clone(),
-        special_fields: proto.special_fields.clone(),
-    }
 }
 
 fn key_value(key: &str, value: String) -> StringStringEntryProto {

@@ -43,15 +43,15 @@ impl Model {
     /// An output depends on a graph input that is not among `inputs`, or does not exist.
     pub fn extract(&self, inputs: &[Boundary], outputs: &[&str]) -> Result<Self> {
         let graph = self.graph();
-        let given: HashSet<&str> = inputs.iter().map(|b| b.name.as_str()).collect();
+        let boundaries: HashSet<&str> = inputs.iter().map(|b| b.name.as_str()).collect();
         let initializers: HashMap<&str, usize> =
             graph.initializer.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
-        let mut needed: HashSet<&str> = outputs.iter().copied().filter(|o| !given.contains(o)).collect();
+        let mut needed: HashSet<&str> = outputs.iter().copied().filter(|o| !boundaries.contains(o)).collect();
         let mut nodes = Vec::new();
         for node in graph.node.iter().rev() {
             if node.output.iter().any(|o| needed.contains(o.as_str())) {
                 node.output.iter().for_each(|o| _ = needed.remove(o.as_str()));
-                needed.extend(used_values(node).into_iter().filter(|v| !given.contains(v)));
+                needed.extend(used_values(node).into_iter().filter(|v| !boundaries.contains(v)));
                 nodes.push(node.clone());
             }
         }

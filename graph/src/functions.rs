@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use onnx_protobuf::attribute_proto::AttributeType;
-use onnx_protobuf::{FunctionProto, GraphProto, ModelProto, NodeProto};
+use onnx_protobuf::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto};
 
+use crate::node::is_standard;
 use crate::{Error, Model, NodeExt as _, Result};
 
 /// Functions may call functions, never themselves; deeper calls than this are taken for a circle.
@@ -23,20 +24,19 @@ pub fn inline_functions(model: &mut Model) -> Result<usize> {
     }
     let functions = std::mem::take(&mut model.proto_mut().functions);
     let opset = model.opset();
-    let standard = |domain: &str| domain.is_empty() || domain == "ai.onnx";
-    let other = functions.iter().find_map(|f| {
-        let wanted = f.opset_import.iter().find(|o| standard(&o.domain) && o.version != opset)?;
-        Some((f.name.clone(), wanted.version))
+    let other_version = functions.iter().find_map(|f| {
+        let import = f.opset_import.iter().find(|o| is_standard(&o.domain) && o.version != opset)?;
+        Some((f.name.clone(), import.version))
     });
-    if let Some((name, wanted)) = other {
+    if let Some((name, version)) = other_version {
         let reason =
-            format!("function `{name}` is of operator set {wanted}, the model of {opset}: convert it to one version");
+            format!("function `{name}` is of operator set {version}, the model of {opset}: convert it to one version");
         return Err(Error::Graph(reason));
     }
     let imported: HashSet<String> = model.proto().opset_import.iter().map(|o| o.domain.clone()).collect();
     let further: Vec<_> =
         functions.iter().flat_map(|f| &f.opset_import).filter(|o| !imported.contains(&o.domain)).collect();
-    let mut inliner = Inliner { functions: &functions, taken: names(model.proto()), calls: 0, nodes: 0 };
+    let mut inliner = Inliner { functions: &functions, taken: all_names(model.proto()), calls: 0, nodes: 0 };
     let graph = model.graph_mut();
     let nodes = std::mem::take(&mut graph.node);
     graph.node = inliner.inline(nodes, 0)?;
@@ -47,6 +47,21 @@ pub fn inline_functions(model: &mut Model) -> Result<usize> {
         }
     }
     Ok(calls)
+}
+
+/// One call of a function.
+struct Call<'c> {
+    function: &'c FunctionProto,
+    node: &'c NodeProto,
+    /// What the names of the function's own values begin with.
+    prefix: &'c str,
+}
+
+impl Call<'_> {
+    /// The value of one of the function's attributes: the call's, or the function's own.
+    fn attribute(&self, name: &str) -> Option<&AttributeProto> {
+        self.node.attribute.iter().chain(&self.function.attribute_proto).find(|a| a.name == name)
+    }
 }
 
 struct Inliner<'f> {
@@ -78,7 +93,7 @@ impl Inliner<'_> {
             match self.functions.iter().find(called) {
                 Some(function) => {
                     self.calls += 1;
-                    let body = self.body(function, &node);
+                    let body = self.body(&Call { function, node: &node, prefix: node.label() });
                     flat.extend(self.inline(body, depth + 1)?);
                 }
                 None => flat.push(node),
@@ -87,15 +102,15 @@ impl Inliner<'_> {
         Ok(flat)
     }
 
-    /// The nodes of `function` under the names of one call.
-    fn body(&mut self, function: &FunctionProto, call: &NodeProto) -> Vec<NodeProto> {
-        let prefix = call.label().to_owned();
+    /// The nodes of the function under the names of one call.
+    fn body(&mut self, call: &Call<'_>) -> Vec<NodeProto> {
+        let Call { function, node: caller, prefix } = *call;
         // Missing operands are the empty name.
-        let given = |at: usize| call.input.get(at).cloned().unwrap_or_default();
+        let operand = |at: usize| caller.input.get(at).cloned().unwrap_or_default();
         let mut values: HashMap<String, String> =
-            function.input.iter().enumerate().map(|(at, name)| (name.clone(), given(at))).collect();
+            function.input.iter().enumerate().map(|(at, name)| (name.clone(), operand(at))).collect();
         let mut copies = Vec::new();
-        for (name, output) in function.output.iter().zip(&call.output).filter(|(_, output)| !output.is_empty()) {
+        for (name, output) in function.output.iter().zip(&caller.output).filter(|(_, output)| !output.is_empty()) {
             match values.get(name) {
                 // An input, or a value that is given back twice.
                 Some(known) => copies.push((known.clone(), output.clone())),
@@ -104,12 +119,12 @@ impl Inliner<'_> {
         }
         let mut nodes = function.node.clone();
         for node in &mut nodes {
-            node.name = self.fresh(&prefix, &node.name);
-            self.adopt(node, &prefix, &mut values, function, call);
+            node.name = self.fresh(prefix, &node.name);
+            self.adopt(node, call, &mut values);
         }
         nodes.extend(copies.into_iter().map(|(from, to)| NodeProto {
             op_type: "Identity".to_owned(),
-            name: self.fresh(&prefix, "Identity"),
+            name: self.fresh(prefix, "Identity"),
             input: vec![from],
             output: vec![to],
             ..NodeProto::default()
@@ -117,28 +132,19 @@ impl Inliner<'_> {
         nodes
     }
 
-    fn adopt(
-        &mut self,
-        node: &mut NodeProto,
-        prefix: &str,
-        values: &mut HashMap<String, String>,
-        function: &FunctionProto,
-        call: &NodeProto,
-    ) {
+    fn adopt(&mut self, node: &mut NodeProto, call: &Call<'_>, values: &mut HashMap<String, String>) {
         for input in node.input.iter_mut().filter(|i| !i.is_empty()) {
             if let Some(known) = values.get(input) {
                 input.clone_from(known);
             }
         }
-        let attribute =
-            |name: &str| call.attribute.iter().chain(&function.attribute_proto).find(|a| a.name == name).cloned();
         // What refers to an attribute that the call does not give is not given.
         node.attribute.retain_mut(|a| {
             if a.ref_attr_name.is_empty() {
                 return true;
             }
-            let Some(found) = attribute(&a.ref_attr_name) else { return false };
-            *a = onnx_protobuf::AttributeProto { name: a.name.clone(), ..found };
+            let Some(value) = call.attribute(&a.ref_attr_name) else { return false };
+            *a = AttributeProto { name: a.name.clone(), ..value.clone() };
             true
         });
         for a in node
@@ -147,29 +153,22 @@ impl Inliner<'_> {
             .filter(|a| matches!(a.type_.enum_value(), Ok(AttributeType::GRAPH | AttributeType::GRAPHS)))
         {
             for graph in a.g.as_mut().into_iter().chain(&mut a.graphs) {
-                self.adopt_graph(graph, prefix, &mut values.clone(), function, call);
+                self.adopt_graph(graph, call, &mut values.clone());
             }
         }
         for output in node.output.iter_mut().filter(|o| !o.is_empty()) {
-            *output = self.renamed(output, prefix, values);
+            *output = self.renamed(output, call.prefix, values);
         }
     }
 
-    fn adopt_graph(
-        &mut self,
-        graph: &mut GraphProto,
-        prefix: &str,
-        values: &mut HashMap<String, String>,
-        function: &FunctionProto,
-        call: &NodeProto,
-    ) {
+    fn adopt_graph(&mut self, graph: &mut GraphProto, call: &Call<'_>, values: &mut HashMap<String, String>) {
         let inputs = graph.input.iter_mut().map(|i| &mut i.name);
         for name in inputs.chain(graph.initializer.iter_mut().map(|t| &mut t.name)) {
             values.remove(name);
-            *name = self.renamed(name, prefix, values);
+            *name = self.renamed(name, call.prefix, values);
         }
         for node in &mut graph.node {
-            self.adopt(node, prefix, values, function, call);
+            self.adopt(node, call, values);
         }
         for output in &mut graph.output {
             if let Some(known) = values.get(&output.name) {
@@ -201,7 +200,7 @@ impl Inliner<'_> {
 }
 
 /// Every name of a value or node, those of subgraphs included.
-fn names(proto: &ModelProto) -> HashSet<String> {
+fn all_names(proto: &ModelProto) -> HashSet<String> {
     fn collect(graph: &GraphProto, into: &mut HashSet<String>) {
         into.extend(graph.input.iter().map(|i| i.name.clone()));
         into.extend(graph.initializer.iter().map(|t| t.name.clone()));
@@ -211,9 +210,9 @@ fn names(proto: &ModelProto) -> HashSet<String> {
             node.subgraphs().into_iter().for_each(|g| collect(g, into));
         }
     }
-    let mut found = HashSet::new();
-    proto.graph.iter().for_each(|g| collect(g, &mut found));
-    found
+    let mut names = HashSet::new();
+    proto.graph.iter().for_each(|g| collect(g, &mut names));
+    names
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 //! Work on a model (probing, calibrating, running where the CPU has no half-precision arithmetic) is done in `f32`; what
 //! the model takes and gives keeps its type.
 
-use onnx_protobuf::{AttributeProto, GraphProto, NodeProto, TensorProto, type_proto};
+use onnx_protobuf::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
 
-use crate::{ElementType, Error, Model, NodeExt as _, Result, Tensor, attribute};
+use crate::{ElementType, Error, Model, NodeExt as _, Result, Tensor, cast_node};
 
 /// The largest finite `f16`.
 const LARGEST: f32 = 65_504.0;
@@ -14,8 +14,8 @@ const LARGEST: f32 = 65_504.0;
 pub fn is_half(model: &Model) -> bool {
     fn graph_is(graph: &GraphProto) -> bool {
         let half = ElementType::F16.onnx();
-        let given_out = |node: &NodeProto| graph.output.iter().any(|o| node.output.contains(&o.name));
-        let casts = |n: &NodeProto| n.is("Cast") && n.int("to", 0) == i64::from(half) && !given_out(n);
+        let is_output = |node: &NodeProto| graph.output.iter().any(|o| node.output.contains(&o.name));
+        let casts = |n: &NodeProto| n.is("Cast") && n.int("to", 0) == i64::from(half) && !is_output(n);
         graph.initializer.iter().any(|t| t.data_type == half)
             || graph.node.iter().any(|n| casts(n) || n.subgraphs().into_iter().any(graph_is))
     }
@@ -31,7 +31,8 @@ pub fn widen_half(model: &mut Model) -> Result<bool> {
     if !is_half(model) {
         return Ok(false);
     }
-    convert(model, ElementType::F16, ElementType::F32, &|tensor, _| Ok(tensor))?;
+    let any = |tensor, _: &str| Ok(tensor);
+    Conversion { from: ElementType::F16, to: ElementType::F32, check: &any }.model(model)?;
     Ok(true)
 }
 
@@ -41,7 +42,7 @@ pub fn widen_half(model: &mut Model) -> Result<bool> {
 /// # Errors
 /// A constant cannot be read, or has an element beyond the range of `f16`.
 pub fn narrow_to_half(model: &mut Model) -> Result<()> {
-    convert(model, ElementType::F32, ElementType::F16, &|tensor, name| {
+    let in_range = |tensor: Tensor, name: &str| {
         let values = tensor.to_f32();
         match values.iter().position(|v| v.abs() > LARGEST) {
             None => Ok(tensor),
@@ -51,109 +52,107 @@ pub fn narrow_to_half(model: &mut Model) -> Result<()> {
                 Err(Error::tensor(name, format!("{value} at element {at} is beyond half precision's {LARGEST}")))
             }
         }
-    })
+    };
+    Conversion { from: ElementType::F32, to: ElementType::F16, check: &in_range }.model(model)
 }
 
 type Check<'c> = dyn Fn(Tensor, &str) -> Result<Tensor> + 'c;
 
-fn convert(model: &mut Model, from: ElementType, to: ElementType, check: &Check) -> Result<()> {
-    let graph = model.graph_mut();
-    let declared = |info: &onnx_protobuf::ValueInfoProto| match info.type_.as_ref().and_then(|t| t.value.as_ref()) {
-        Some(type_proto::Value::TensorType(tensor)) => ElementType::from_onnx(tensor.elem_type),
-        _ => None,
-    };
-    // Outputs that are cast already on their way out stay as they are.
-    let mut outputs: Vec<String> =
-        graph.output.iter().filter(|o| declared(o) == Some(from)).map(|o| o.name.clone()).collect();
-    let cast_out = |node: &NodeProto| node.is("Cast") && node.output.first().is_some_and(|o| outputs.contains(o));
-    let (leaving, staying): (Vec<NodeProto>, _) = std::mem::take(&mut graph.node).into_iter().partition(cast_out);
-    graph.node = staying;
-    outputs.retain(|name| leaving.iter().all(|node| !node.output.contains(name)));
-    convert_graph(graph, from, to, check)?;
-    graph.value_info.clear();
-    let cast = |name: String, input: String, to: ElementType| NodeProto {
-        op_type: "Cast".to_owned(),
-        name: name.clone(),
-        input: vec![input],
-        output: vec![name],
-        attribute: vec![attribute::int("to", i64::from(to.onnx()))],
-        ..NodeProto::default()
-    };
-    let initialised: Vec<String> = graph.initializer.iter().map(|t| t.name.clone()).collect();
-    let inputs: Vec<String> = graph
-        .input
-        .iter()
-        .filter(|i| declared(i) == Some(from) && !initialised.contains(&i.name))
-        .map(|i| i.name.clone())
-        .collect();
-    // An input that is also an initializer has the constant's type.
-    for input in graph.input.iter_mut().filter(|i| initialised.contains(&i.name)) {
-        if let Some(type_proto::Value::TensorType(tensor)) = input.type_.as_mut().and_then(|t| t.value.as_mut())
-            && tensor.elem_type == from.onnx()
-        {
-            tensor.elem_type = to.onnx();
-        }
-    }
-    for name in inputs {
-        let inner = format!("{name}/{to}");
-        graph.node.iter_mut().for_each(|n| rename_uses(n, &name, &inner));
-        graph.node.insert(0, cast(inner, name, to));
-    }
-    for name in outputs {
-        let inner = format!("{name}/{to}");
-        for node in &mut graph.node {
-            rename_uses(node, &name, &inner);
-            node.output.iter_mut().filter(|o| **o == name).for_each(|o| o.clone_from(&inner));
-        }
-        graph.node.push(cast(name, inner, from));
-    }
-    graph.node.extend(leaving);
-    Ok(())
-}
-
-fn convert_graph(graph: &mut GraphProto, from: ElementType, to: ElementType, check: &Check) -> Result<()> {
-    for tensor in &mut graph.initializer {
-        convert_tensor(tensor, from, to, check)?;
-    }
-    for node in &mut graph.node {
-        let is_cast = node.is("Cast");
-        for attribute in &mut node.attribute {
-            convert_attribute(attribute, is_cast, from, to, check)?;
-        }
-    }
-    Ok(())
-}
-
-fn convert_attribute(
-    attribute: &mut AttributeProto,
-    of_cast: bool,
+/// From one element type to another; each constant is checked before.
+struct Conversion<'c> {
     from: ElementType,
     to: ElementType,
-    check: &Check,
-) -> Result<()> {
-    if of_cast && attribute.name == "to" && attribute.i == i64::from(from.onnx()) {
-        attribute.i = i64::from(to.onnx());
-    }
-    let tensors = attribute.t.as_mut().into_iter().chain(&mut attribute.tensors);
-    for tensor in tensors {
-        convert_tensor(tensor, from, to, check)?;
-    }
-    for graph in attribute.g.as_mut().into_iter().chain(&mut attribute.graphs) {
-        convert_graph(graph, from, to, check)?;
-    }
-    Ok(())
+    check: &'c Check<'c>,
 }
 
-fn convert_tensor(tensor: &mut TensorProto, from: ElementType, to: ElementType, check: &Check) -> Result<()> {
-    if tensor.data_type == from.onnx() {
-        let value = check(Tensor::from_proto(tensor)?, &tensor.name)?;
-        let value = match to {
-            ElementType::F16 => value.to_f32().mapv(half::f16::from_f32).into(),
-            _ => Tensor::F32(value.to_f32()),
-        };
-        *tensor = value.to_proto(&tensor.name);
+impl Conversion<'_> {
+    fn model(&self, model: &mut Model) -> Result<()> {
+        let graph = model.graph_mut();
+        // Outputs that are cast already on their way out stay as they are.
+        let mut outputs: Vec<String> =
+            graph.output.iter().filter(|o| self.applies_to(o)).map(|o| o.name.clone()).collect();
+        let cast_out = |node: &NodeProto| node.is("Cast") && node.output.first().is_some_and(|o| outputs.contains(o));
+        let (leaving, staying): (Vec<NodeProto>, _) = std::mem::take(&mut graph.node).into_iter().partition(cast_out);
+        graph.node = staying;
+        outputs.retain(|name| leaving.iter().all(|node| !node.output.contains(name)));
+        self.graph(graph)?;
+        graph.value_info.clear();
+        self.cast_inputs(graph);
+        for output in outputs {
+            let inner = format!("{output}/{}", self.to);
+            for node in &mut graph.node {
+                rename_uses(node, &output, &inner);
+                node.output.iter_mut().filter(|o| **o == output).for_each(|o| o.clone_from(&inner));
+            }
+            graph.node.push(cast_node(&inner, &output, self.from));
+        }
+        graph.node.extend(leaving);
+        Ok(())
     }
-    Ok(())
+
+    /// Whether a value is declared to be of the type that is converted.
+    fn applies_to(&self, info: &ValueInfoProto) -> bool {
+        match info.type_.as_ref().and_then(|t| t.value.as_ref()) {
+            Some(type_proto::Value::TensorType(tensor)) => tensor.elem_type == self.from.onnx(),
+            _ => false,
+        }
+    }
+
+    /// Casts what callers give on its way in. An input that is also an initializer has the constant's type.
+    fn cast_inputs(&self, graph: &mut GraphProto) {
+        let initialised: Vec<&String> = graph.initializer.iter().map(|t| &t.name).collect();
+        let mut inputs = Vec::new();
+        for input in &mut graph.input {
+            if !self.applies_to(input) {
+                continue;
+            }
+            if !initialised.contains(&&input.name) {
+                inputs.push(input.name.clone());
+            } else if let Some(type_proto::Value::TensorType(tensor)) =
+                input.type_.as_mut().and_then(|t| t.value.as_mut())
+            {
+                tensor.elem_type = self.to.onnx();
+            }
+        }
+        for input in inputs {
+            let inner = format!("{input}/{}", self.to);
+            graph.node.iter_mut().for_each(|n| rename_uses(n, &input, &inner));
+            graph.node.insert(0, cast_node(&input, &inner, self.to));
+        }
+    }
+
+    fn graph(&self, graph: &mut GraphProto) -> Result<()> {
+        graph.initializer.iter_mut().try_for_each(|tensor| self.tensor(tensor))?;
+        for node in &mut graph.node {
+            let is_cast = node.is("Cast");
+            for attribute in &mut node.attribute {
+                if is_cast && attribute.name == "to" && attribute.i == i64::from(self.from.onnx()) {
+                    attribute.i = i64::from(self.to.onnx());
+                }
+                self.attribute(attribute)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attribute(&self, attribute: &mut AttributeProto) -> Result<()> {
+        let tensors = attribute.t.as_mut().into_iter().chain(&mut attribute.tensors);
+        tensors.into_iter().try_for_each(|tensor| self.tensor(tensor))?;
+        let mut graphs = attribute.g.as_mut().into_iter().chain(&mut attribute.graphs);
+        graphs.try_for_each(|graph| self.graph(graph))
+    }
+
+    fn tensor(&self, tensor: &mut TensorProto) -> Result<()> {
+        if tensor.data_type == self.from.onnx() {
+            let value = (self.check)(Tensor::from_proto(tensor)?, &tensor.name)?;
+            let value = match self.to {
+                ElementType::F16 => value.to_f32().mapv(half::f16::from_f32).into(),
+                _ => Tensor::F32(value.to_f32()),
+            };
+            *tensor = value.to_proto(&tensor.name);
+        }
+        Ok(())
+    }
 }
 
 fn rename_uses(node: &mut NodeProto, from: &str, to: &str) {

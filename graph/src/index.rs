@@ -74,11 +74,11 @@ impl<'g> Index<'g> {
         }
         let mut dependence = Dependence::Constant;
         for name in used_values(node) {
-            let Some(&of_input) = self.dependence.get(name) else {
+            let Some(&input_dependence) = self.dependence.get(name) else {
                 let label = node.label();
                 return Err(Error::Graph(format!("node `{label}` uses `{name}`, which nothing before it computes")));
             };
-            dependence = dependence.max(of_input);
+            dependence = dependence.max(input_dependence);
             let consumers = self.consumers.entry(name).or_default();
             if consumers.last() != Some(&at) {
                 consumers.push(at);
@@ -176,13 +176,13 @@ impl<'g> Index<'g> {
 
     /// The inputs of `node` that depend on data, in order, each once.
     pub fn data_inputs(&self, node: &'g NodeProto) -> Vec<&'g str> {
-        let mut found = Vec::new();
+        let mut names = Vec::new();
         for name in used_values(node) {
-            if self.dependence(name) == Dependence::Data && !found.contains(&name) {
-                found.push(name);
+            if self.dependence(name) == Dependence::Data && !names.contains(&name) {
+                names.push(name);
             }
         }
-        found
+        names
     }
 }
 

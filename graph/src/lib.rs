@@ -11,10 +11,13 @@
 //! * [`text`]: the stable text form for snapshots and for people.
 
 mod builder;
+mod decode;
 mod decompose;
+mod encode;
 mod error;
 mod external;
 mod extract;
+mod files;
 mod functions;
 mod half_precision;
 mod index;
@@ -28,12 +31,14 @@ mod wire;
 pub use builder::{Builder, Expr, IntoExpr};
 pub use decompose::decompose_fused;
 pub use error::{Error, Result};
+pub use external::data_files;
 pub use extract::Boundary;
+pub use files::{Buffered, check_writable, write_atomically};
 pub use functions::inline_functions;
 pub use half_precision::{is_half, narrow_to_half, widen_half};
 pub use index::{Dependence, Index};
-pub use model::{Buffered, Dim, Model, TensorType, check_writable, write_atomically};
-pub use node::{NodeExt, attribute};
+pub use model::{Dim, Model, TensorType};
+pub use node::{NodeExt, attribute, cast_node};
 pub use patch::Patch;
 pub use tensor::{ElementType, Tensor, largest_difference};
 

@@ -1,17 +1,18 @@
 //! A model: its message, where it came from, and how it is read and written.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Cursor, Read as _, Seek, Write as _};
+use std::collections::{BTreeMap, HashSet};
+use std::io::{BufReader, Cursor, Read as _};
 use std::path::{Path, PathBuf};
 
 use onnx_protobuf::tensor_shape_proto::dimension;
 use onnx_protobuf::{
     GraphProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto, tensor_shape_proto, type_proto,
 };
-use protobuf::Message as _;
 
 use crate::external::{self, Storage};
-use crate::{ElementType, Error, NodeExt, Result, Tensor};
+use crate::files::write_atomically;
+use crate::node::is_standard;
+use crate::{ElementType, Error, NodeExt, Result, Tensor, decode, encode};
 
 /// The size of one axis.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,9 +59,6 @@ impl std::fmt::Display for TensorType {
     }
 }
 
-/// The largest message that protobuf reads, in bytes.
-const LARGEST: u64 = i32::MAX as u64;
-
 /// An ONNX model, all of its constants in memory.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -86,12 +84,12 @@ impl Model {
         let proto = if kind.is_file() {
             // Read as it comes: the file is never in memory beside the message. Not mapped either: a file that is cut short
             // under a map ends the process.
-            decode(&origin, &mut BufReader::new(file))?
+            decode::decode(&origin, &mut BufReader::new(file))?
         } else {
             // A pipe can be read once only.
             let mut bytes = Vec::new();
-            file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-            decode(&origin, &mut Cursor::new(bytes))?
+            file.take(encode::LARGEST + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+            decode::decode(&origin, &mut Cursor::new(bytes))?
         };
         let mut model = Self { proto, storage: Storage::Inside, origin: path.display().to_string() };
         let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
@@ -105,7 +103,7 @@ impl Model {
     /// The bytes are not ONNX, or refer to external data.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let origin = "<bytes>".to_owned();
-        let mut proto = decode(&origin, &mut Cursor::new(bytes))?;
+        let mut proto = decode::decode(&origin, &mut Cursor::new(bytes))?;
         external::refuse(&mut proto)?;
         Ok(Self { proto, storage: Storage::Inside, origin })
     }
@@ -116,7 +114,7 @@ impl Model {
     /// The message has no graph, or refers to external data.
     pub fn from_proto(mut proto: ModelProto) -> Result<Self> {
         let origin = "<memory>".to_owned();
-        check(&origin, &proto)?;
+        decode::check_message(&origin, &proto)?;
         external::refuse(&mut proto)?;
         Ok(Self { proto, storage: Storage::Inside, origin })
     }
@@ -130,17 +128,15 @@ impl Model {
     /// The folder or the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let write = |proto: &ModelProto| {
-            write_atomically(path, |file| proto.write_to_writer(file).map_err(std::io::Error::other))
-        };
+        let write = |proto: &ModelProto| write_atomically(path, |file| encode::write(proto, file));
         if self.storage != Storage::Outside && !external::must_be_outside(&self.proto) {
-            let old = external::OldData::of(path);
+            let old = external::OldData::beside(path);
             write(&self.proto)?;
             old.remove(None);
             return Ok(());
         }
         let (proto, data) = external::write(&self.proto, path)?;
-        let old = external::OldData::of(path);
+        let old = external::OldData::beside(path);
         match write(&proto) {
             Ok(()) => old.remove(Some(&data)),
             Err(e) => {
@@ -162,7 +158,7 @@ impl Model {
     /// # Errors
     /// The model is larger than protobuf's 2 GiB.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        self.proto.write_to_bytes().map_err(|e| Error::Graph(e.to_string()))
+        encode::to_bytes(&self.proto).map_err(|e| Error::Graph(e.to_string()))
     }
 
     /// The file that the model was read from, for messages.
@@ -192,8 +188,7 @@ impl Model {
 
     /// The version of the standard operator set.
     pub fn opset(&self) -> i64 {
-        let standard = |domain: &str| domain.is_empty() || domain == "ai.onnx";
-        self.proto.opset_import.iter().find(|o| standard(&o.domain)).map_or(1, |o| o.version)
+        self.proto.opset_import.iter().find(|o| is_standard(&o.domain)).map_or(1, |o| o.version)
     }
 
     /// The inputs that a caller must give: graph inputs without an initializer.
@@ -206,6 +201,13 @@ impl Model {
     /// The outputs of the graph.
     pub fn outputs(&self) -> Vec<TensorType> {
         self.graph().output.iter().map(tensor_type).collect()
+    }
+
+    /// Every name that a value of the main graph has: inputs, constants and what nodes compute.
+    pub fn value_names(&self) -> HashSet<String> {
+        let graph = self.graph();
+        let sources = graph.input.iter().map(|i| &i.name).chain(graph.initializer.iter().map(|t| &t.name));
+        sources.chain(graph.node.iter().flat_map(|n| &n.output)).cloned().collect()
     }
 
     /// The message of an initializer.
@@ -274,92 +276,5 @@ fn dim(dim: &tensor_shape_proto::Dimension) -> Dim {
         Some(dimension::Value::DimValue(n)) => usize::try_from(*n).map_or(Dim::Unknown, Dim::Fixed),
         Some(dimension::Value::DimParam(name)) if !name.is_empty() => Dim::Symbol(name.clone()),
         _ => Dim::Unknown,
-    }
-}
-
-/// Reads a message from the start of `bytes`.
-pub(crate) fn decode(origin: &str, bytes: &mut (impl BufRead + Seek)) -> Result<ModelProto> {
-    let fault = |reason: String| Error::NotOnnx { origin: origin.to_owned(), reason };
-    crate::wire::check(origin, bytes)?;
-    bytes.rewind().map_err(|e| fault(e.to_string()))?;
-    let proto = ModelProto::parse_from_reader(bytes).map_err(|e| fault(e.to_string()))?;
-    check(origin, &proto)?;
-    Ok(proto)
-}
-
-/// Random bytes can decode as a message of unknown fields: a model has a version, an operator set and a graph.
-fn check(origin: &str, proto: &ModelProto) -> Result<()> {
-    let fault = |reason: &str| Err(Error::NotOnnx { origin: origin.to_owned(), reason: reason.to_owned() });
-    if *proto == ModelProto::default() {
-        return fault("it is empty");
-    }
-    let Some(graph) = proto.graph.as_ref() else { return fault("it holds no graph") };
-    if proto.ir_version <= 0 {
-        return fault("it states no IR version");
-    }
-    if proto.opset_import.is_empty() {
-        return fault("it states no operator set");
-    }
-    if graph.output.is_empty() {
-        return fault("its graph has no output");
-    }
-    Ok(())
-}
-
-/// Writes to a temporary file in the same folder, makes it durable, and renames it over `path`, which is therefore
-/// either the old file or the new one, whatever happens.
-///
-/// # Errors
-/// The folder cannot be written to, or `write` fails.
-pub fn write_atomically(path: &Path, write: impl FnOnce(&mut Buffered<'_>) -> std::io::Result<()>) -> Result<()> {
-    let attempt = || -> std::io::Result<()> {
-        temporary_beside(path, write)?.persist(path).map_err(|e| e.error)?;
-        Ok(())
-    };
-    attempt().map_err(|source| Error::Write { path: path.to_owned(), source })
-}
-
-/// What is written to before it has its name.
-pub type Buffered<'f> = std::io::BufWriter<&'f mut std::fs::File>;
-
-/// A temporary file in the folder of `path`, written and durable.
-pub(crate) fn temporary_beside(
-    path: &Path,
-    write: impl FnOnce(&mut Buffered<'_>) -> std::io::Result<()>,
-) -> std::io::Result<tempfile::NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".onnx-mabert-");
-    // A temporary file is private by default; the model should be as readable as any file the user makes.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut temporary = builder.tempfile_in(folder_of(path))?;
-    let mut buffered = std::io::BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
-    write(&mut buffered)?;
-    buffered.flush()?;
-    drop(buffered);
-    temporary.as_file().sync_all()?;
-    Ok(temporary)
-}
-
-/// Whether a file can be made at `path`: asked before long work, whose result would be lost.
-///
-/// # Errors
-/// `path` is a folder, or its folder is missing or cannot be written to.
-pub fn check_writable(path: &Path) -> Result<()> {
-    let refused = |why: &str| Error::Write { path: path.to_owned(), source: std::io::Error::other(why.to_owned()) };
-    if path.is_dir() || path.file_name().is_none() {
-        return Err(refused("it is a folder; name a file in it"));
-    }
-    if !folder_of(path).is_dir() {
-        return Err(refused("its folder does not exist"));
-    }
-    let attempt = tempfile::Builder::new().prefix(".onnx-mabert-").tempfile_in(folder_of(path));
-    attempt.map(drop).map_err(|e| refused(&e.kind().to_string()))
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
     }
 }

@@ -3,7 +3,7 @@
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::{AttributeProto, GraphProto, NodeProto};
 
-use crate::Tensor;
+use crate::{ElementType, Tensor};
 
 /// What passes ask of a node.
 pub trait NodeExt {
@@ -27,7 +27,7 @@ pub trait NodeExt {
 
 impl NodeExt for NodeProto {
     fn is(&self, op: &str) -> bool {
-        self.op_type == op && (self.domain.is_empty() || self.domain == "ai.onnx")
+        self.op_type == op && is_standard(&self.domain)
     }
 
     fn attribute(&self, name: &str) -> Option<&AttributeProto> {
@@ -59,6 +59,23 @@ impl NodeExt for NodeProto {
             (true, Some(output)) => output,
             _ => &self.name,
         }
+    }
+}
+
+/// Whether operators of `domain` are ONNX's own.
+pub(crate) fn is_standard(domain: &str) -> bool {
+    domain.is_empty() || domain == "ai.onnx"
+}
+
+/// A `Cast` of `input` to `output`, named after the latter.
+pub fn cast_node(input: &str, output: &str, to: ElementType) -> NodeProto {
+    NodeProto {
+        op_type: "Cast".to_owned(),
+        name: output.to_owned(),
+        input: vec![input.to_owned()],
+        output: vec![output.to_owned()],
+        attribute: vec![attribute::int("to", i64::from(to.onnx()))],
+        ..NodeProto::default()
     }
 }
 

@@ -37,7 +37,7 @@ impl Patch {
     /// # Errors
     /// A shunt names a value that no node computes, a name is taken, or the edit makes a cycle.
     pub fn apply(mut self, model: &mut Model) -> Result<()> {
-        let mut taken = value_names(model);
+        let mut taken = model.value_names();
         for (old, new) in std::mem::take(&mut self.shunts) {
             self.take_over(model, &mut taken, &old, &new)?;
         }
@@ -81,13 +81,6 @@ impl Patch {
 
 fn rename<'n>(names: impl Iterator<Item = &'n mut String>, from: &str, to: &str) {
     names.filter(|n| *n == from).for_each(|n| *n = to.to_owned());
-}
-
-fn value_names(model: &Model) -> HashSet<String> {
-    let graph = model.graph();
-    let inputs = graph.input.iter().map(|i| &i.name);
-    let constants = graph.initializer.iter().map(|t| &t.name);
-    inputs.chain(constants).chain(graph.node.iter().flat_map(|n| &n.output)).cloned().collect()
 }
 
 /// Puts every node behind those it depends on, and otherwise keeps the order.

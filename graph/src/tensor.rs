@@ -223,15 +223,15 @@ impl Tensor {
             return Err(Error::tensor(name, "its external data was not loaded"));
         }
         let (shape, count) = checked_shape(proto)?;
-        let (found, fills) = match proto.raw_data.len() {
+        let (held, fills) = match proto.raw_data.len() {
             0 if count > 0 => {
-                let found = match element {
+                let held = match element {
                     ElementType::F32 => proto.float_data.len(),
                     ElementType::F64 => proto.double_data.len(),
                     ElementType::I64 => proto.int64_data.len(),
                     _ => proto.int32_data.len(),
                 };
-                (found, found == count)
+                (held, held == count)
             }
             bytes => (bytes / element.size(), count.checked_mul(element.size()) == Some(bytes)),
         };
@@ -239,7 +239,7 @@ impl Tensor {
             true => Ok((element, shape)),
             false => Err(Error::tensor(
                 name,
-                format!("shape {shape:?} needs {count} elements of {element}, its data holds {found}"),
+                format!("shape {shape:?} needs {count} elements of {element}, its data holds {held}"),
             )),
         }
     }

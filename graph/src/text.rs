@@ -22,7 +22,7 @@ pub fn render(model: &Model, shapes: &Shapes) -> String {
     }
     out += &render_nodes(model, shapes, |_| true);
     for output in &model.graph().output {
-        let _ = writeln!(out, "output {}{}", output.name, shape_of(&output.name, shapes));
+        let _ = writeln!(out, "output {}{}", output.name, shape_text(&output.name, shapes));
     }
     out
 }
@@ -50,7 +50,7 @@ pub fn render_nodes(model: &Model, shapes: &Shapes, select: impl Fn(&NodeProto) 
             .output
             .iter()
             .filter(|o| !o.is_empty())
-            .map(|o| format!("{}{}", names[o.as_str()], shape_of(o, shapes)))
+            .map(|o| format!("{}{}", names[o.as_str()], shape_text(o, shapes)))
             .collect();
         // A value from outside the selection is shown by the last part of its name.
         let operand = |i: &String| match (i.is_empty(), names.get(i.as_str())) {
@@ -68,7 +68,7 @@ pub fn render_nodes(model: &Model, shapes: &Shapes, select: impl Fn(&NodeProto) 
     out
 }
 
-fn shape_of(value: &str, shapes: &Shapes) -> String {
+fn shape_text(value: &str, shapes: &Shapes) -> String {
     shapes.get(value).map_or_else(String::new, |dims| format!("[{}]", dims.join(",")))
 }
 

@@ -32,9 +32,9 @@ enum Message {
 }
 
 /// The message in a field, by its number in `onnx.proto`; `None` for text, bytes, packed numbers and unknown fields.
-fn message(of: Message, field: u32) -> Option<Message> {
+fn message(holder: Message, field: u32) -> Option<Message> {
     use Message::*;
-    Some(match (of, field) {
+    Some(match (holder, field) {
         (Model, 7) => Graph,
         (Model, 8 | 14) => Leaf,
         (Model, 20) => Training,
@@ -77,13 +77,13 @@ pub(crate) fn check(origin: &str, bytes: &mut (impl BufRead + Seek)) -> crate::R
     let refused = |reason: String| Error::NotOnnx { origin: origin.to_owned(), reason };
     let mut reader = Reader { bytes, at: 0 };
     let mut open = vec![(Message::Model, u64::MAX)];
-    while let Some(&(of, end)) = open.last() {
+    while let Some(&(holder, end)) = open.last() {
         if reader.at >= end {
             open.pop();
             continue;
         }
         let at = reader.at;
-        let malformed = |what: &str| refused(format!("{what} at byte {at}"));
+        let malformed = |fault: &str| refused(format!("{fault} at byte {at}"));
         let result = (|| {
             let tag = u32::try_from(reader.number()?).map_err(|_| ErrorKind::InvalidData)?;
             match tag & 7 {
@@ -95,7 +95,7 @@ pub(crate) fn check(origin: &str, bytes: &mut (impl BufRead + Seek)) -> crate::R
                     if length > end.saturating_sub(reader.at) || length > i64::MAX as u64 {
                         return Err(ErrorKind::InvalidData.into());
                     }
-                    match message(of, tag >> 3) {
+                    match message(holder, tag >> 3) {
                         Some(inner) => open.push((inner, reader.at + length)),
                         None => reader.skip(length as i64)?,
                     }

@@ -5,6 +5,9 @@ use std::borrow::Cow;
 use tract_core::internal::{StaticName, TractResult, TypedModel, TypedSimplePlan};
 use tract_core::runtime::{RunOptions, Runnable, Runtime};
 
+/// The name under which tract finds [`MabertRuntime`].
+pub const TRACT_RUNTIME: &str = "mabert";
+
 /// The backend that tract finds under the name `mabert`. It prepares any typed model, for fixed sizes or symbols; linear
 /// layers and the linear attention of rewritten models run as fused operators, everything else as tract runs it.
 #[derive(Debug)]
@@ -12,7 +15,7 @@ pub struct MabertRuntime;
 
 impl Runtime for MabertRuntime {
     fn name(&self) -> StaticName {
-        Cow::Borrowed("mabert")
+        Cow::Borrowed(TRACT_RUNTIME)
     }
 
     fn check(&self) -> TractResult<()> {

@@ -43,7 +43,7 @@ pub mod npz;
 mod onnxruntime;
 mod tract_values;
 
-pub use backend::MabertRuntime;
+pub use backend::{MabertRuntime, TRACT_RUNTIME};
 pub use check::MAX_SEQ_KEY;
 pub use error::{Error, Result};
 pub use mabert_graph::{ElementType, Tensor, TensorType};

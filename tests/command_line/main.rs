@@ -117,6 +117,20 @@ fn sites_can_be_compared() {
 }
 
 #[test]
+fn sizes_count_the_data_beside_a_model_whatever_it_is_called() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = mabert_graph::Model::load(teacher()).unwrap();
+    let path = mabert_tests::save_as_optimum(&model, folder.path()).display().to_string();
+    let output = folder.path().join("student.onnx").display().to_string();
+    let report = json(&["rewrite", &path, "-o", &output, "--transfer", "none"]);
+    let inside = std::fs::metadata(teacher()).unwrap().len() as f64;
+    for size in ["bytes_before", "bytes_after"] {
+        let size = report[size].as_f64().unwrap();
+        assert!(size > 0.8 * inside && size < 1.5 * inside, "{size} of {inside} bytes");
+    }
+}
+
+#[test]
 fn passes_can_be_left_out() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("partly.onnx").display().to_string();

@@ -135,14 +135,8 @@ fn check(path: &Path) -> Result<Measured, String> {
     // The structure is the same whether calibrated or not; only half precision needs values that fit it.
     let model = match half {
         true => {
-            let job = Job {
-                max_seq: Some(MAX_SEQ),
-                hidden: Some(8),
-                order,
-                calibration_tokens: Some(2_000),
-                ..Job::default()
-            };
-            rewrite(path, &job, &Silent).map_err(|e| e.to_string())?.0
+            let job = Job::default().max_seq(MAX_SEQ).hidden(8).order(order).calibration_tokens(2_000);
+            rewrite(Model::load(path).map_err(|e| e.to_string())?, &job, &Silent).map_err(|e| e.to_string())?.0
         }
         false => {
             let mut student = rewriting.approximate().map_err(|e| e.to_string())?;

@@ -5,8 +5,8 @@ use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use mabert_graph::proto::{
     FunctionProto, Message as _, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
 };
-use mabert_graph::{Builder, ElementType, Model, Tensor};
-use mabert_tests::{exports, fixture};
+use mabert_graph::{Builder, ElementType, Model, Tensor, data_files};
+use mabert_tests::{exports, fixture, save_as_optimum};
 use onnx_protobuf::tensor_proto::DataLocation;
 
 fn folder() -> tempfile::TempDir {
@@ -37,6 +37,16 @@ fn external_data_stays_external_and_is_read_back() {
     std::fs::remove_file(folder.path().join("other.onnx.data")).unwrap();
     let message = Model::load(&path).unwrap_err().to_string();
     assert!(message.contains("other.onnx.data") && message.contains("initializer"), "{message}");
+}
+
+#[test]
+fn a_model_says_what_its_data_files_are_called() {
+    let folder = folder();
+    let plain = fixture("exports/bert-eager-torchscript-17/model.onnx");
+    assert_eq!(data_files(&plain).unwrap(), [] as [std::path::PathBuf; 0]);
+    let path = save_as_optimum(&Model::load(&plain).unwrap(), folder.path());
+    assert_eq!(data_files(&path).unwrap(), [folder.path().join("model.onnx_data")]);
+    assert!(Model::load(&path).unwrap().proto() == Model::load(&plain).unwrap().proto());
 }
 
 /// Beyond protobuf's 2 GiB; the file that is read is sparse, the one that is written is not.

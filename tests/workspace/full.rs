@@ -11,7 +11,7 @@ use mabert_tests::fixture;
 use mabert_transfer::data::Columns;
 use mabert_transfer::evaluate::Metric;
 use mabert_transfer::full::{FullOptions, Losses, SiteChange};
-use mabert_transfer::job::{CheckpointFolder, Data, Dev, Job, Report, Transfer, rewrite};
+use mabert_transfer::job::{CheckpointFolder, Data, Dev, FullStage, Job, Report, Transfer, rewrite};
 use mabert_transfer::progress::{Progress, Silent};
 
 fn teacher() -> PathBuf {
@@ -24,14 +24,19 @@ fn reviews(label: bool) -> Data {
 }
 
 fn job(full: FullOptions) -> Job {
-    Job {
-        transfer: Transfer::Full,
-        full,
-        data: Some(reviews(full.alpha < 1.0)),
-        tokenizer: Some(fixture("bert-mini-sst2/tokenizer.json")),
-        calibration_tokens: Some(4_000),
-        ..Job::default()
-    }
+    stage_job(full.into())
+}
+
+fn stage_job(stage: FullStage) -> Job {
+    Job::default()
+        .data(reviews(stage.options.alpha < 1.0))
+        .transfer(Transfer::Full(stage))
+        .tokenizer(fixture("bert-mini-sst2/tokenizer.json"))
+        .calibration_tokens(4_000)
+}
+
+fn rewrite_file(path: &Path, job: &Job) -> mabert_transfer::Result<(Model, Report)> {
+    rewrite(Model::load(path).unwrap(), job, &Silent)
 }
 
 fn some_steps(steps: usize) -> FullOptions {
@@ -51,7 +56,7 @@ fn losses(report: &Report) -> (Losses, Losses) {
 #[test]
 fn outputs_come_closer_than_blockwise_brings_them() {
     let dev = Dev { data: reviews(true), metric: Metric::Accuracy };
-    let (_, report) = rewrite(&teacher(), &Job { dev: Some(dev), ..job(some_steps(300)) }, &Silent).unwrap();
+    let (_, report) = rewrite_file(&teacher(), &job(some_steps(300)).dev(dev)).unwrap();
     let (before, after) = losses(&report);
     assert!(after.hidden < 0.98 * before.hidden && after.outputs < before.outputs, "{before:?} {after:?}");
     assert!(report.full.as_ref().unwrap().kept);
@@ -70,13 +75,13 @@ fn outputs_come_closer_than_blockwise_brings_them() {
 fn the_papers_recipe_takes_labels_and_attention_into_the_loss() {
     let full = FullOptions { steps: 200, batch: Some(16), ..FullOptions::paper() };
     assert_eq!((full.temperature, full.alpha, full.attention_weight), (15.0, 0.9, 100.0));
-    let (_, report) = rewrite(&teacher(), &job(full), &Silent).unwrap();
+    let (_, report) = rewrite_file(&teacher(), &job(full)).unwrap();
     let (before, after) = losses(&report);
     assert!(before.labels > 0.0 && before.attention > 0.0, "{before:?}");
     assert!(after.attention < before.attention && after.outputs < before.outputs, "{before:?} {after:?}");
     // Attention alone.
     let alone = FullOptions { steps: 100, alpha: 1.0, hidden_weight: 0.0, attention_weight: 1e6, ..full };
-    let (before, after) = losses(&rewrite(&teacher(), &job(alone), &Silent).unwrap().1);
+    let (before, after) = losses(&rewrite_file(&teacher(), &job(alone)).unwrap().1);
     assert!(after.attention < 0.99 * before.attention, "{before:?} {after:?}");
 }
 
@@ -158,7 +163,7 @@ fn every_kind_of_head_is_trained() {
     ];
     for outputs in kinds {
         let path = with_head(folder.path(), outputs);
-        let (student, report) = rewrite(&path, &job(some_steps(150)), &Silent).unwrap();
+        let (student, report) = rewrite_file(&path, &job(some_steps(150))).unwrap();
         let (before, after) = losses(&report);
         let both = |of: &Losses| of.hidden + of.outputs;
         assert!(both(&after) < 0.97 * both(&before), "{outputs:?}: {before:?} {after:?}");
@@ -192,7 +197,7 @@ fn with_inputs(folder: &Path, mask: bool, dims: &[&str]) -> PathBuf {
 fn other_inputs_and_what_is_kept_or_shared_are_trained() {
     let folder = tempfile::tempdir().unwrap();
     let gains = |path: &Path, job: Job| {
-        let (student, report) = rewrite(path, &job, &Silent).unwrap();
+        let (student, report) = rewrite_file(path, &job).unwrap();
         let (before, after) = losses(&report);
         let both = |of: &Losses| of.hidden + of.outputs;
         assert!(both(&after) < both(&before) && report.full.as_ref().unwrap().kept, "{before:?} {after:?}");
@@ -204,12 +209,12 @@ fn other_inputs_and_what_is_kept_or_shared_are_trained() {
     assert_eq!(fixed.inputs()[0].dims, Some(vec![Dim::Fixed(2), Dim::Fixed(16)]));
     let (unmasked, _) = gains(&with_inputs(folder.path(), false, &["batch", "n"]), usual());
     assert_eq!(unmasked.inputs().len(), 2);
-    gains(&teacher(), Job { sharing: Sharing::Shared, length_tables: false, ..usual() });
+    gains(&teacher(), usual().sharing(Sharing::Shared).length_tables(false));
     let softmax = Keep { softmax: true, ..Keep::default() };
-    let (_, report) = gains(&teacher(), Job { keep: softmax, ..usual() });
+    let (_, report) = gains(&teacher(), usual().keep(softmax));
     assert!(report.operators_after.contains_key("Softmax"));
     let norms = Keep { norm: true, ..Keep::default() };
-    let (_, report) = gains(&teacher(), Job { keep: norms, ..usual() });
+    let (_, report) = gains(&teacher(), usual().keep(norms));
     assert!(report.operators_after.contains_key("LayerNormalization"));
 }
 
@@ -217,24 +222,25 @@ fn other_inputs_and_what_is_kept_or_shared_are_trained() {
 fn labels_that_do_not_fit_the_head_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let full = FullOptions { alpha: 0.5, ..some_steps(1) };
-    let refused = |path: &Path, job: Job| rewrite(path, &job, &Silent).unwrap_err().to_string();
+    let refused = |path: &Path, job: Job| rewrite_file(path, &job).unwrap_err().to_string();
     let tags = with_head(folder.path(), &[("tags", &[128, 7])]);
     assert!(refused(&tags, job(full)).contains("labels cannot be used"));
     let data = folder.path().join("labels.tsv");
     std::fs::write(&data, "text\tlabel\n".to_owned() + &"a good film\t2\n".repeat(40)).unwrap();
     let data = Data { path: data, ..reviews(true) };
-    assert!(refused(&teacher(), Job { data: Some(data), ..job(full) }).contains("label 2 is none of the 2 classes"));
+    assert!(refused(&teacher(), job(full).data(data)).contains("label 2 is none of the 2 classes"));
 }
 
 #[test]
 fn an_unfolded_student_is_trained_on_and_folded() {
     let folder = tempfile::tempdir().unwrap();
     let unfolded = folder.path().join("unfolded.onnx");
-    let first = Job { fold: false, transfer: Transfer::ClosedForm, ..job(some_steps(1)) };
-    let (model, report) = rewrite(&teacher(), &first, &Silent).unwrap();
+    let first = job(some_steps(1)).fold(false).transfer(Transfer::ClosedForm);
+    let (model, report) = rewrite_file(&teacher(), &first).unwrap();
     model.save(&unfolded).unwrap();
-    let further = Job { parameters: Some(unfolded.clone()), ..job(some_steps(200)) };
-    let (model, trained) = rewrite(&teacher(), &further, &Silent).unwrap();
+    let further =
+        |start: &Path, steps: usize| stage_job(FullStage { start: Some(start.to_owned()), ..some_steps(steps).into() });
+    let (model, trained) = rewrite_file(&teacher(), &further(&unfolded, 200)).unwrap();
     // It starts where the other ended, and ends closer to the teacher, folded.
     let start = &trained.stages[0];
     assert_eq!(start.stage, "start");
@@ -245,10 +251,7 @@ fn an_unfolded_student_is_trained_on_and_folded() {
 
     let folded = folder.path().join("folded.onnx");
     model.save(&folded).unwrap();
-    let refused = |teacher: &Path, parameters: &Path| {
-        let job = Job { parameters: Some(parameters.to_owned()), ..job(some_steps(1)) };
-        rewrite(teacher, &job, &Silent).unwrap_err().to_string()
-    };
+    let refused = |teacher: &Path, start: &Path| rewrite_file(teacher, &further(start, 1)).unwrap_err().to_string();
     assert!(refused(&teacher(), &folded).contains("--no-fold"));
     assert!(refused(&teacher(), &teacher()).contains("no student"));
     let other = with_head(folder.path(), &[("value", &[128, 1])]);
@@ -289,32 +292,54 @@ impl Progress for Interrupted {
 #[test]
 fn an_interrupted_run_goes_on_as_if_it_were_not() {
     let folder = tempfile::tempdir().unwrap();
-    let state = |resume| Some(CheckpointFolder { path: folder.path().join("state"), resume });
-    let quick = || Job { calibration_tokens: Some(1_000), ..job(some_steps(120)) };
+    let quick = || job(some_steps(120)).calibration_tokens(1_000);
+    let kept = |resume| {
+        let checkpoint = Some(CheckpointFolder { path: folder.path().join("state"), resume });
+        stage_job(FullStage { checkpoint, ..some_steps(120).into() }).calibration_tokens(1_000)
+    };
     let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    let uninterrupted = one_thread.install(|| rewrite(&teacher(), &quick(), &Silent).unwrap().0);
+    let uninterrupted = one_thread.install(|| rewrite_file(&teacher(), &quick()).unwrap().0);
     // Before the first state, after one, and 60 steps after what was taken up.
     for at in [20, 77, 60] {
         let interrupted = || {
-            let job = Job { checkpoint: state(at > 20), ..quick() };
-            rewrite(&teacher(), &job, &Interrupted { at, seen: AtomicUsize::new(0) })
+            let progress = Interrupted { at, seen: AtomicUsize::new(0) };
+            rewrite(Model::load(teacher()).unwrap(), &kept(at > 20), &progress)
         };
         let run = one_thread.install(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(interrupted)));
         assert!(run.is_err(), "it was stopped");
     }
-    let (resumed, report) =
-        one_thread.install(|| rewrite(&teacher(), &Job { checkpoint: state(true), ..quick() }, &Silent).unwrap());
+    let (resumed, report) = one_thread.install(|| rewrite_file(&teacher(), &kept(true)).unwrap());
     assert!(report.full.unwrap().resumed_at >= 100);
     for (a, b) in uninterrupted.graph().initializer.iter().zip(&resumed.graph().initializer) {
         assert!(a == b, "`{}` is not bit by bit the same", a.name);
     }
     assert!(resumed.proto() == uninterrupted.proto(), "as little are metadata");
 
-    let refused = |job: Job| rewrite(&teacher(), &job, &Silent).unwrap_err().to_string();
-    assert!(refused(Job { checkpoint: state(false), ..quick() }).contains("--resume"));
-    let other = refused(Job { checkpoint: state(true), seed: 9, ..quick() });
+    let refused = |job: Job| rewrite_file(&teacher(), &job).unwrap_err().to_string();
+    assert!(refused(kept(false)).contains("--resume"));
+    let other = refused(kept(true).seed(9));
     assert!(other.contains("`seed` was 0, now 9"), "{other}");
     let file = folder.path().join("state/state.safetensors");
     std::fs::write(&file, b"noise").unwrap();
-    assert!(refused(Job { checkpoint: state(true), ..quick() }).contains("state.safetensors"));
+    assert!(refused(kept(true)).contains("state.safetensors"));
+}
+
+#[test]
+fn a_checkpoint_is_refused_once_the_weights_beside_the_model_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = mabert_tests::save_as_optimum(&Model::load(teacher()).unwrap(), folder.path());
+    let state = |resume| {
+        let checkpoint = Some(CheckpointFolder { path: folder.path().join("state"), resume });
+        let full = FullOptions { steps: 2, batch: Some(4), ..FullOptions::default() };
+        stage_job(FullStage { checkpoint, ..full.into() }).calibration_tokens(500)
+    };
+    rewrite_file(&path, &state(false)).unwrap();
+    assert_eq!(rewrite_file(&path, &state(true)).unwrap().1.full.unwrap().resumed_at, 2);
+    let data = folder.path().join("model.onnx_data");
+    let mut weights = std::fs::read(&data).unwrap();
+    // The lowest bit of the first number.
+    weights[0] ^= 1;
+    std::fs::write(&data, weights).unwrap();
+    let refused = rewrite_file(&path, &state(true)).unwrap_err().to_string();
+    assert!(refused.contains("`model` was"), "{refused}");
 }

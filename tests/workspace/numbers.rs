@@ -28,17 +28,10 @@ fn teacher(changes: &[Change<'_>]) -> Model {
 }
 
 fn calibrated(model: &Model) -> Result<(Model, Report), Error> {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("model.onnx");
-    model.save(&path).unwrap();
-    let columns = Columns::default();
-    let job = Job {
-        data: Some(Data { path: fixture("reviews/reviews.tsv"), columns }),
-        tokenizer: Some(fixture("bert-mini-sst2/tokenizer.json")),
-        calibration_tokens: Some(4_000),
-        ..Job::default()
-    };
-    rewrite(&path, &job, &Silent)
+    let data = Data { path: fixture("reviews/reviews.tsv"), columns: Columns::default() };
+    let tokenizer = fixture("bert-mini-sst2/tokenizer.json");
+    let job = Job::default().data(data).tokenizer(tokenizer).calibration_tokens(4_000);
+    rewrite(model.clone(), &job, &Silent)
 }
 
 type Inputs = [(&'static str, Tensor); 3];

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use crate::data::Batch;
 use crate::gradient::{Adam, Buffers, Gradient, Graph, Trained, Value, from_candle, squared_distance, to_candle};
+use crate::schedule::{Rounds, cosine};
 use crate::stored::Stored;
 
 /// How the stage works.
@@ -147,23 +148,17 @@ pub(crate) fn fit(student: &mut Model, block: &Block<'_>, options: &BlockwiseOpt
 
     let before = measure()?;
     let buffers = Buffers::default();
-    let mut order: Vec<usize> = Vec::new();
+    let mut rounds = Rounds::new(pieces.len(), rng);
     let steps = options.steps.min(ROUNDS * pieces.len() / PIECES_A_STEP).max(1);
     for step in 0..steps {
-        while order.len() < PIECES_A_STEP {
-            let mut round: Vec<usize> = (0..pieces.len()).collect();
-            round.shuffle(&mut rng);
-            order.append(&mut round);
-        }
-        let chosen: Vec<&Piece> = order.drain(..PIECES_A_STEP).map(|at| &pieces[at]).collect();
+        let chosen: Vec<&Piece> = rounds.draw(PIECES_A_STEP).into_iter().map(|at| &pieces[at]).collect();
         let weight: f64 = chosen.iter().map(|p| total(p)).sum();
         if weight == 0.0 {
             continue;
         }
         let gradient =
             buffers.gradients(&graph, &chosen, |piece, gradient| Ok((missed(piece, Some(gradient))? / weight)?))?;
-        let rate = 0.5 * (1.0 + (std::f32::consts::PI * step as f32 / steps as f32).cos());
-        adam.step(&gradient, rate)?;
+        adam.step(&gradient, cosine(step, steps))?;
         buffers.keep(gradient);
         adam.refuse_skipping(steps, block.name, "use --transfer closed-form")?;
     }

@@ -16,10 +16,10 @@ pub struct RelativeError {
 
 impl RelativeError {
     /// Adds rows, both `[rows, channels]`.
-    pub fn add(&mut self, found: ArrayView2<'_, f32>, target: ArrayView2<'_, f32>) {
+    pub fn add(&mut self, value: ArrayView2<'_, f32>, target: ArrayView2<'_, f32>) {
         let wide = target.mapv(f64::from);
         self.rows += target.nrows() as f64;
-        self.missed += found.iter().zip(&target).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
+        self.missed += value.iter().zip(&target).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
         self.square += wide.iter().map(|v| v * v).sum::<f64>();
         let sum = wide.sum_axis(Axis(0));
         self.sum = Some(match self.sum.take() {
@@ -68,7 +68,7 @@ pub struct Tolerance {
 impl OutputDistance {
     /// Whether the tolerance holds.
     pub fn holds(&self, tolerance: &Tolerance) -> bool {
-        let cosine = tolerance.cosine.zip(self.cosine).is_none_or(|(least, found)| found >= least);
+        let cosine = tolerance.cosine.zip(self.cosine).is_none_or(|(least, smallest)| smallest >= least);
         let elements = tolerance.elements.is_none() || self.exceeds <= 1.0;
         cosine && elements && self.max_abs.is_finite()
     }
@@ -101,8 +101,8 @@ impl Distances {
         Self { tolerance, outputs: Vec::new() }
     }
 
-    /// Adds what both models gave for the same inputs. Only the first `kept` rows count, where a batch was filled up; of
-    /// values with an axis of tokens only the real ones, where `lengths` are given.
+    /// Adds what both models gave for the same inputs. Where the tokens of each sequence are given as `lengths`, only real
+    /// sequences count, and of values `[batch, n, ...]` only real tokens.
     ///
     /// # Errors
     /// An output of both has two shapes.
@@ -128,7 +128,7 @@ impl Distances {
 
     /// The distances so far.
     pub fn outputs(&self) -> Vec<OutputDistance> {
-        let of = |(name, s): &(String, Sums)| OutputDistance {
+        let distance = |(name, s): &(String, Sums)| OutputDistance {
             output: name.clone(),
             elements: s.elements,
             max_abs: s.max_abs,
@@ -138,7 +138,7 @@ impl Distances {
             mean_cosine: s.wide.then_some(s.cosines / s.rows.max(1) as f64),
             agreement: s.wide.then_some(s.same as f64 / s.rows.max(1) as f64),
         };
-        self.outputs.iter().map(of).collect()
+        self.outputs.iter().map(distance).collect()
     }
 }
 
@@ -161,14 +161,15 @@ impl Sums {
         let (mut xy, mut xx, mut yy) = (0f64, 0f64, 0f64);
         for (&x, &y) in x.iter().zip(y) {
             let (x, y) = (f64::from(x), f64::from(y));
-            let far = if x == y { 0.0 } else { (x - y).abs() };
+            let difference = if x == y { 0.0 } else { (x - y).abs() };
             // A NaN is infinitely far: `max` alone would drop it.
-            let far = if far.is_nan() { f64::INFINITY } else { far };
-            self.max_abs = self.max_abs.max(far);
-            self.total += far;
-            if let (Some((atol, rtol)), true) = (tolerance.elements, far > 0.0) {
+            let difference = if difference.is_nan() { f64::INFINITY } else { difference };
+            self.max_abs = self.max_abs.max(difference);
+            self.total += difference;
+            if let (Some((atol, rtol)), true) = (tolerance.elements, difference > 0.0) {
                 let bound = atol + rtol * x.abs();
-                let times = if far.is_finite() && bound.is_finite() { far / bound } else { f64::INFINITY };
+                let times =
+                    if difference.is_finite() && bound.is_finite() { difference / bound } else { f64::INFINITY };
                 self.exceeds = self.exceeds.max(times);
             }
             (xy, xx, yy) = (xy + x * y, xx + x * x, yy + y * y);
@@ -182,13 +183,13 @@ impl Sums {
             self.least = self.least.min(cosine);
             self.cosines += cosine;
             // A NaN has no largest element to agree with.
-            self.same += usize::from(!xy.is_nan() && largest(x) == largest(y));
+            self.same += usize::from(!xy.is_nan() && argmax(x) == argmax(y));
         }
     }
 }
 
 /// The position of the largest element, the first of equal ones.
-pub fn largest(row: &[f32]) -> usize {
+pub fn argmax(row: &[f32]) -> usize {
     (1..row.len()).fold(0, |best, at| if row[at] > row[best] { at } else { best })
 }
 

@@ -7,6 +7,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why data cannot be used, or a student not be made from it.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The model's file or graph is broken.
     #[error(transparent)]
@@ -48,6 +49,30 @@ pub enum Error {
         /// What was found.
         reason: String,
     },
+    /// A model cannot be the teacher.
+    #[error("{model}: {reason}")]
+    Teacher {
+        /// Its file.
+        model: String,
+        /// What was found.
+        reason: String,
+    },
+    /// A model cannot be gone on from: it is no student of this teacher, or one that was folded.
+    #[error("{model}: {reason}")]
+    Student {
+        /// Its file.
+        model: String,
+        /// What was found.
+        reason: String,
+    },
+    /// The state of an interrupted run cannot be read or written.
+    #[error("{}: {reason}", path.display())]
+    Checkpoint {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// A part of the student cannot be differentiated, or not trained.
     #[error("{0}")]
     Gradient(String),
@@ -65,6 +90,10 @@ pub enum Error {
 impl Error {
     pub(crate) fn data(path: &Path, reason: impl Into<String>) -> Self {
         Self::Data { path: path.to_owned(), line: None, reason: reason.into() }
+    }
+
+    pub(crate) fn checkpoint(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Checkpoint { path: path.to_owned(), reason: reason.into() }
     }
 
     /// An option that does not fit.

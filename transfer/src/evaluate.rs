@@ -5,9 +5,9 @@ use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::compare::largest;
+use crate::compare::argmax;
 use crate::data::{Batch, BatchShape, Sequence, batches};
-use crate::full::Kind;
+use crate::heads::HeadKind;
 use crate::{Error, Result};
 
 /// Positions of one batch, and rows at most.
@@ -41,7 +41,7 @@ pub enum Metric {
 
 impl Metric {
     /// Whether predictions are classes (the largest logit) rather than values.
-    pub fn is_of_classes(self) -> bool {
+    pub fn compares_classes(self) -> bool {
         matches!(self, Self::Accuracy | Self::F1 | Self::Mcc)
     }
 
@@ -58,18 +58,19 @@ impl Metric {
 
     /// What tells how alike two models' predictions are: the share of equal classes, or the correlation of values.
     pub fn likeness(self) -> Self {
-        if self.is_of_classes() { Self::Accuracy } else { Self::Pearson }
+        if self.compares_classes() { Self::Accuracy } else { Self::Pearson }
     }
 
     /// The metric of as many predictions as labels; not a number where it is undefined (no variance, say).
-    pub fn of(self, predictions: &[f64], labels: &[f64]) -> f64 {
+    pub fn score(self, predictions: &[f64], labels: &[f64]) -> f64 {
         let pairs = || predictions.iter().copied().zip(labels.iter().copied());
         let count = predictions.len() as f64;
         match self {
             Self::Accuracy => pairs().filter(|(p, l)| p == l).count() as f64 / count,
             Self::F1 => {
-                let of = |p: bool, l: bool| pairs().filter(|x| (x.0 == 1.0) == p && (x.1 == 1.0) == l).count() as f64;
-                2.0 * of(true, true) / (2.0 * of(true, true) + of(true, false) + of(false, true))
+                let times =
+                    |p: bool, l: bool| pairs().filter(|x| (x.0 == 1.0) == p && (x.1 == 1.0) == l).count() as f64;
+                2.0 * times(true, true) / (2.0 * times(true, true) + times(true, false) + times(false, true))
             }
             Self::Mcc => matthews(predictions, labels),
             Self::Pearson => pearson(predictions, labels),
@@ -146,7 +147,7 @@ pub fn check_labels(
 ) -> Result<()> {
     check_columns(metric, columns)?;
     let is_class = |label: f64| label >= 0.0 && label < columns as f64 && label.fract() == 0.0;
-    match labels.iter().position(|&label| metric.is_of_classes() && !is_class(label)) {
+    match labels.iter().position(|&label| metric.compares_classes() && !is_class(label)) {
         None => Ok(()),
         Some(at) => {
             let label = labels[at];
@@ -158,7 +159,7 @@ pub fn check_labels(
 
 fn check_columns(metric: Metric, columns: usize) -> Result<()> {
     let name = metric.name();
-    let reason = match (metric.is_of_classes(), columns) {
+    let reason = match (metric.compares_classes(), columns) {
         (true, 0 | 1) => {
             format!("{name} is a metric of classes, the model gives one value a text: take pearson or spearman")
         }
@@ -177,13 +178,14 @@ fn check_columns(metric: Metric, columns: usize) -> Result<()> {
 pub fn logits(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> Result<Array2<f32>> {
     let parts = run_batches(engine, sequences, spread)?;
     let Some((_, first)) = parts.first() else { return Err(Error::Compare("there are no sequences".to_owned())) };
-    let of_texts = |at: &usize| {
+    let has_row_a_text = |at: &usize| {
         let (name, value) = &first[*at];
         let shapes: Vec<_> = parts.iter().map(|(b, o)| (b.length, o[*at].1.shape().to_vec())).collect();
         // An answer's start and end are a row a text too, but of positions.
-        matches!(value.shape().len(), 1 | 2) && matches!(Kind::of(name, &shapes, 0), Kind::Classes | Kind::Values)
+        let kind = HeadKind::from_shapes(name, &shapes, 0);
+        matches!(value.shape().len(), 1 | 2) && matches!(kind, HeadKind::Classes | HeadKind::Values)
     };
-    let Some(at) = (0..first.len()).find(of_texts) else {
+    let Some(at) = (0..first.len()).find(has_row_a_text) else {
         let names = first.iter().map(|(n, t)| format!("{n} {:?}", t.shape())).collect::<Vec<_>>().join(", ");
         let reason = format!("no output has one row of classes, or one value, a text; the model gives {names}");
         return Err(Error::Compare(reason));
@@ -199,9 +201,10 @@ pub fn logits(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> Re
 /// A metric of values, but several columns; or logits that are not finite, which name no class.
 pub fn predictions(metric: Metric, logits: &Array2<f32>) -> Result<Vec<f64>> {
     match predictions_with_overflow(metric, logits)? {
-        (found, 0) => Ok(found),
-        (found, bad) => {
-            let reason = format!("{bad} of {} texts get logits that are not finite: the model overflows", found.len());
+        (predictions, 0) => Ok(predictions),
+        (predictions, bad) => {
+            let count = predictions.len();
+            let reason = format!("{bad} of {count} texts get logits that are not finite: the model overflows");
             Err(Error::Compare(reason))
         }
     }
@@ -213,14 +216,14 @@ pub fn predictions(metric: Metric, logits: &Array2<f32>) -> Result<Vec<f64>> {
 /// A metric of values, but several columns.
 pub fn predictions_with_overflow(metric: Metric, logits: &Array2<f32>) -> Result<(Vec<f64>, usize)> {
     check_columns(metric, logits.ncols())?;
-    let of_row = |row: ndarray::ArrayView1<'_, f32>| match row.iter().all(|v| v.is_finite()) {
+    let prediction = |row: ndarray::ArrayView1<'_, f32>| match row.iter().all(|v| v.is_finite()) {
         false => f64::NAN,
-        true if metric.is_of_classes() => largest(&row.to_vec()) as f64,
+        true if metric.compares_classes() => argmax(&row.to_vec()) as f64,
         true => f64::from(row[0]),
     };
-    let found: Vec<f64> = logits.rows().into_iter().map(of_row).collect();
-    let bad = found.iter().filter(|v| v.is_nan()).count();
-    Ok((found, bad))
+    let predictions: Vec<f64> = logits.rows().into_iter().map(prediction).collect();
+    let bad = predictions.iter().filter(|v| v.is_nan()).count();
+    Ok((predictions, bad))
 }
 
 /// The outputs for every sequence, in their order; values with an axis of tokens are padded with zeros to the longest.
@@ -235,11 +238,10 @@ pub fn run_sequences(engine: &dyn Engine, sequences: &[Sequence], spread: Spread
 }
 
 fn run_batches(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> Result<Vec<(Batch, Named)>> {
-    let shape = BatchShape::of(engine.inputs());
+    let shape = BatchShape::from_inputs(engine.inputs());
     let run = |batch: Batch| -> Result<(Batch, Named)> {
         let inputs = batch.inputs(engine.inputs())?;
-        let given = borrowed(&inputs);
-        let outputs = engine.run(&given)?;
+        let outputs = engine.run(&borrowed(&inputs))?;
         Ok((batch, outputs))
     };
     let all = batches(sequences, BATCH_TOKENS, BATCH_ROWS, shape);
@@ -292,14 +294,14 @@ mod tests {
     #[test]
     fn metrics_are_those_of_the_field() {
         let (p, l) = ([1.0, 0.0, 1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0, 1.0, 1.0]);
-        let near = |found: f64, expected: f64| approx::assert_abs_diff_eq!(found, expected, epsilon = 1e-9);
-        near(Metric::Accuracy.of(&p, &l), 4.0 / 6.0);
-        near(Metric::F1.of(&p, &l), 0.75);
-        near(Metric::Mcc.of(&p, &l), 0.25);
+        let near = |score: f64, expected: f64| approx::assert_abs_diff_eq!(score, expected, epsilon = 1e-9);
+        near(Metric::Accuracy.score(&p, &l), 4.0 / 6.0);
+        near(Metric::F1.score(&p, &l), 0.75);
+        near(Metric::Mcc.score(&p, &l), 0.25);
         let (a, b) = ([1.0, 2.0, 2.0, 5.0], [0.5, 1.0, 3.0, 4.0]);
-        near(Metric::Pearson.of(&a, &b), 7.25 / (9.0f64 * 8.1875).sqrt());
-        near(Metric::Spearman.of(&a, &b), 4.5 / (4.5f64 * 5.0).sqrt());
-        near(Metric::Mcc.of(&[0.0, 1.0, 2.0, 2.0], &[0.0, 1.0, 2.0, 1.0]), 0.7);
-        assert!(Metric::Pearson.of(&[1.0, 1.0], &[0.0, 1.0]).is_nan());
+        near(Metric::Pearson.score(&a, &b), 7.25 / (9.0f64 * 8.1875).sqrt());
+        near(Metric::Spearman.score(&a, &b), 4.5 / (4.5f64 * 5.0).sqrt());
+        near(Metric::Mcc.score(&[0.0, 1.0, 2.0, 2.0], &[0.0, 1.0, 2.0, 1.0]), 0.7);
+        assert!(Metric::Pearson.score(&[1.0, 1.0], &[0.0, 1.0]).is_nan());
     }
 }

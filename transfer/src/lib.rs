@@ -1,6 +1,6 @@
 //! From a teacher to a student that answers like it.
 //!
-//! * [`job`]: the main job, from a model's file to a measured student;
+//! * [`job`]: the main job, from a model to a measured student;
 //! * [`data`]: texts out of files, token ids, batches by length, made-up tokens where there is no text;
 //! * [`layerwise`]: the student's parameters, layer by layer, through the student's own activations;
 //! * [`blockwise`]: gradient steps on one attention block at a time, between two solves of the closed form;
@@ -16,10 +16,12 @@ mod error;
 pub mod evaluate;
 pub mod full;
 mod gradient;
+mod heads;
 pub mod job;
 pub mod layerwise;
 mod part;
 pub mod progress;
+mod schedule;
 mod stored;
 
 pub use error::{Error, Result};

@@ -40,6 +40,7 @@ pub(crate) struct Prefix {
 }
 
 impl Prefix {
+    /// Cuts out what computes `values`.
     pub(crate) fn new(model: &Model, values: &[&str]) -> Result<Self> {
         let part = model.extract_from_inputs(&[], values)?;
         let inputs = part.inputs();
@@ -49,8 +50,7 @@ impl Prefix {
     /// Returns the values in the order in which they were asked for.
     pub(crate) fn run(&self, batch: &Batch) -> Result<Vec<Tensor>> {
         let named = batch.inputs(&self.inputs)?;
-        let given = borrowed(&named);
-        Ok(self.model.run(&given)?.into_iter().map(|(_, value)| value).collect())
+        Ok(self.model.run(&borrowed(&named))?.into_iter().map(|(_, value)| value).collect())
     }
 
     /// The first value.

@@ -17,17 +17,24 @@ const ELEMENT: usize = size_of::<f32>();
 /// One value of the model for every batch, `f32`, with the batch on its first axis.
 pub(crate) struct Stored {
     file: Mutex<SpooledTempFile>,
-    /// Where each batch's elements begin, in bytes, and their shape.
-    places: Vec<(u64, Vec<usize>)>,
+    places: Vec<Place>,
+}
+
+/// Where the elements of one batch lie.
+struct Place {
+    /// In bytes.
+    start: u64,
+    shape: Vec<usize>,
 }
 
 impl Stored {
-    /// Of no batches.
-    pub(crate) fn none() -> Self {
-        Self::empty(IN_MEMORY)
+    /// A value of no batches.
+    pub(crate) fn empty() -> Self {
+        Self::spilling_beyond(IN_MEMORY)
     }
 
-    fn empty(in_memory: usize) -> Self {
+    /// A value of no batches, of which more than so many bytes go into a file.
+    fn spilling_beyond(in_memory: usize) -> Self {
         Self { file: Mutex::new(tempfile::spooled_tempfile(in_memory)), places: Vec::new() }
     }
 
@@ -46,35 +53,37 @@ impl Stored {
         values: usize,
         run: impl Fn(usize) -> Result<Vec<Tensor>> + Sync,
     ) -> Result<Vec<Self>> {
-        let mut all: Vec<Self> = (0..values).map(|_| Self::empty(in_memory)).collect();
-        let keep = |of: &Self, value: &Tensor| -> std::io::Result<(u64, Vec<usize>)> {
-            let bytes = to_bytes(value.as_f32().expect("streams are f32"));
-            let mut file = lock(&of.file);
-            let end = file.seek(SeekFrom::End(0))?;
-            file.write_all(&bytes)?;
-            Ok((end, value.shape().to_vec()))
-        };
-        let places: Vec<Vec<_>> = (0..batches)
+        let mut all: Vec<Self> = (0..values).map(|_| Self::spilling_beyond(in_memory)).collect();
+        let places: Vec<Vec<Place>> = (0..batches)
             .into_par_iter()
             .map(|batch| {
-                let kept = all.iter().zip(run(batch)?).map(|(of, value)| keep(of, &value));
+                let kept = all.iter().zip(run(batch)?).map(|(stored, value)| stored.append(&value));
                 kept.collect::<std::io::Result<_>>().map_err(Error::Temporary)
             })
             .collect::<Result<_>>()?;
-        for of_batch in places {
-            all.iter_mut().zip(of_batch).for_each(|(of, place)| of.places.push(place));
+        for batch_places in places {
+            all.iter_mut().zip(batch_places).for_each(|(stored, place)| stored.places.push(place));
         }
         Ok(all)
     }
 
+    /// Writes a batch's value behind the others; returns its place.
+    fn append(&self, value: &Tensor) -> std::io::Result<Place> {
+        let bytes = to_bytes(value.as_f32().expect("streams are f32"));
+        let mut file = lock(&self.file);
+        let end = file.seek(SeekFrom::End(0))?;
+        file.write_all(&bytes)?;
+        Ok(Place { start: end, shape: value.shape().to_vec() })
+    }
+
     /// The value of a batch.
     pub(crate) fn get(&self, batch: usize) -> Result<Tensor> {
-        self.rows(batch, 0..self.places[batch].1[0])
+        self.rows(batch, 0..self.places[batch].shape[0])
     }
 
     /// Some rows of the value of a batch.
     pub(crate) fn rows(&self, batch: usize, rows: Range<usize>) -> Result<Tensor> {
-        let (start, shape) = &self.places[batch];
+        let Place { start, shape } = &self.places[batch];
         let mut shape = shape.clone();
         let width: usize = shape[1..].iter().product();
         shape[0] = rows.len();
@@ -110,15 +119,15 @@ mod tests {
     /// Beyond what stays in memory too, in any order.
     #[test]
     fn what_is_kept_comes_back() {
-        let value = |batch: usize, of: usize| {
+        let value = |batch: usize, number: usize| {
             let rows = 2 + batch % 3;
-            Tensor::new(&[rows, 5], (0..rows * 5).map(|i| (i * 7 + batch * 13 + of) as f32).collect())
+            Tensor::new(&[rows, 5], (0..rows * 5).map(|i| (i * 7 + batch * 13 + number) as f32).collect())
         };
         for (limit, rolled) in [(64, true), (IN_MEMORY, false)] {
             let all = Stored::each_beyond(limit, 40, 2, |i| Ok(vec![value(i, 0), value(i, 1)])).unwrap();
             assert_eq!(all.len(), 2);
             for batch in (0..40).rev().step_by(7) {
-                (0..2).for_each(|of| assert_eq!(all[of].get(batch).unwrap(), value(batch, of)));
+                (0..2).for_each(|number| assert_eq!(all[number].get(batch).unwrap(), value(batch, number)));
             }
             assert_eq!(lock(&all[0].file).is_rolled(), rolled);
             let row = all[1].rows(5, 1..2).unwrap();

@@ -83,7 +83,7 @@ impl Inputs {
                 let mut texts = arguments.data.sequences(cut, Overlong::Truncate, None)?;
                 texts.truncate(MOST_TEXTS);
                 let declared = model.inputs();
-                let batches = batches(&texts, usize::MAX, batch, BatchShape::of(&declared));
+                let batches = batches(&texts, usize::MAX, batch, BatchShape::from_inputs(&declared));
                 let inputs = batches.iter().map(|b| Ok(b.inputs(&declared)?)).collect::<Result<Vec<Named>>>()?;
                 of.insert((seq, batch), inputs);
                 continue;

@@ -56,8 +56,8 @@ pub(super) fn eval(arguments: &Eval, global: &Global) -> Result<()> {
         let reference = first.get_or_insert_with(|| found.clone());
         models.push(Evaluated {
             model: path.display().to_string(),
-            value: metric.of(&found, &labels),
-            agreement: metric.likeness().of(&found, reference),
+            value: metric.score(&found, &labels),
+            agreement: metric.likeness().score(&found, reference),
         });
     }
     let evaluation = Evaluation {

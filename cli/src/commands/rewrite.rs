@@ -1,7 +1,7 @@
 //! `rewrite`: the main job.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use mabert_graph::Model;
@@ -9,7 +9,7 @@ use mabert_passes::lower::Sharing;
 use mabert_passes::pipeline::{Keep, Order};
 use mabert_passes::sites::{LayerSite, SiteId};
 use mabert_transfer::full;
-use mabert_transfer::job::{CheckpointFolder, Data, Dev, Job, Report, Transfer, rewrite as rewrite_model};
+use mabert_transfer::job::{CheckpointFolder, Data, Dev, FullStage, Job, Report, Transfer, rewrite as rewrite_model};
 use serde::Serialize;
 
 use crate::arguments::{
@@ -33,6 +33,7 @@ struct Outcome<'r> {
 pub(super) fn rewrite(arguments: &Rewrite, global: &Global) -> Result<()> {
     let job = job(arguments, global)?;
     let output = Output { path: &arguments.output, external_data: arguments.external_data };
+    refuse_overwriting(output.path, [arguments.model.as_path()])?;
     make(&arguments.model, &job, &output, arguments.report.as_deref(), global)
 }
 
@@ -51,17 +52,12 @@ pub(super) fn make(
     global: &Global,
 ) -> Result<()> {
     let output = to.path;
-    let mut others = std::iter::once(model).chain(job.parameters.as_deref());
-    if let Some(other) = others.find(|other| same_file(other, output)) {
-        let (output, other) = (output.display(), other.display());
-        return Err(Usage(format!("{output}: `{other}` would be overwritten; choose another output")).into());
-    }
     // Before the long work, not after it.
     mabert_graph::check_writable(output)?;
     if let Some(report) = report_file {
         mabert_graph::check_writable(report)?;
     }
-    let (mut student, report) = rewrite_model(model, job, &Bars::new(global))?;
+    let (mut student, report) = rewrite_model(Model::load(model)?, job, &Bars::new(global))?;
     if to.external_data {
         student.keep_data_outside();
     }
@@ -86,41 +82,53 @@ pub(super) fn make(
     Ok(())
 }
 
+/// Refuses an output that is one of the files that the job reads.
+pub(super) fn refuse_overwriting<'p>(output: &Path, read: impl IntoIterator<Item = &'p Path>) -> Result<()> {
+    match read.into_iter().find(|file| same_file(file, output)) {
+        None => Ok(()),
+        Some(file) => {
+            let (output, file) = (output.display(), file.display());
+            Err(Usage(format!("{output}: `{file}` would be overwritten; choose another output")).into())
+        }
+    }
+}
+
 fn job(arguments: &Rewrite, global: &Global) -> Result<Job> {
     let kept = |kind: Kept| arguments.keep.contains(&kind);
     let default = if arguments.data.data.is_some() { TransferStage::Blockwise } else { TransferStage::ClosedForm };
-    let transfer = match arguments.transfer.unwrap_or(default) {
-        TransferStage::None => Transfer::None,
-        TransferStage::ClosedForm => Transfer::ClosedForm,
-        TransferStage::Blockwise => Transfer::Blockwise,
-        TransferStage::Full => Transfer::Full,
-    };
-    if transfer != Transfer::Full
+    let stage = arguments.transfer.unwrap_or(default);
+    if stage != TransferStage::Full
         && let Some(option) = arguments.full.first_given()
     {
         return Err(Usage(format!("--{option} is of the end-to-end stage: add --transfer full")).into());
     }
-    Ok(Job {
-        max_seq: arguments.max_seq,
-        hidden: arguments.hidden,
-        sharing: match arguments.softmax {
+    let full = arguments.full.stage(global);
+    let job = arguments.full.job(&full, &arguments.data, &arguments.dev, global)?;
+    let job = job
+        .max_seq(arguments.max_seq)
+        .hidden(arguments.hidden)
+        .sharing(match arguments.softmax {
             Softmax::PerHead => Sharing::PerHead,
             Softmax::PerLayer => Sharing::PerLayer,
             Softmax::Shared => Sharing::Shared,
-        },
-        length_tables: arguments.length_tables == Switch::On,
-        order: match arguments.attention {
+        })
+        .length_tables(arguments.length_tables == Switch::On)
+        .order(match arguments.attention {
             Attention::Linear => Order::Linear,
             Attention::Paper => Order::Paper,
-        },
-        keep: Keep { softmax: kept(Kept::Softmax), activation: kept(Kept::Activation), norm: kept(Kept::Norm) },
-        fold: !arguments.no_fold,
-        until: arguments.until,
-        partial: arguments.partial,
-        transfer,
-        calibration_tokens: arguments.calibration_tokens.map(|n| n as usize),
-        ..arguments.full.job(&arguments.data, &arguments.dev, &arguments.extra_data, global)?
-    })
+        })
+        .keep(Keep { softmax: kept(Kept::Softmax), activation: kept(Kept::Activation), norm: kept(Kept::Norm) })
+        .fold(!arguments.no_fold)
+        .until(arguments.until)
+        .partial(arguments.partial)
+        .extra_data(arguments.extra_data.clone())
+        .calibration_tokens(arguments.calibration_tokens.map(|n| n as usize));
+    Ok(job.transfer(match stage {
+        TransferStage::None => Transfer::None,
+        TransferStage::ClosedForm => Transfer::ClosedForm,
+        TransferStage::Blockwise => Transfer::Blockwise,
+        TransferStage::Full => Transfer::Full(full),
+    }))
 }
 
 impl FullArguments {
@@ -140,19 +148,13 @@ impl FullArguments {
         given.into_iter().find_map(|(name, given)| given.then_some(name))
     }
 
-    /// A job of the end-to-end stage, with everything else as it is by default.
-    pub(super) fn job(
-        &self,
-        data: &DataArguments,
-        dev: &DevArguments,
-        extra_data: &[PathBuf],
-        global: &Global,
-    ) -> Result<Job> {
+    /// The end-to-end stage as the options have it.
+    pub(super) fn stage(&self, global: &Global) -> FullStage {
         let recipe = match self.recipe {
             Recipe::Default => full::FullOptions::default(),
             Recipe::Paper => full::FullOptions::paper(),
         };
-        let full = full::FullOptions {
+        let options = full::FullOptions {
             steps: self.steps.map_or(recipe.steps, |n| n as usize),
             batch: self.batch.map(usize::from).or(recipe.batch),
             rate: self.lr.map(|rate| rate as f32).or(recipe.rate),
@@ -163,30 +165,36 @@ impl FullArguments {
             seed: global.seed,
             ..recipe
         };
+        let checkpoint = self.checkpoint.clone().map(|path| CheckpointFolder { path, resume: self.resume });
+        FullStage { options, checkpoint, start: None }
+    }
+
+    /// A job on the data that the options name, with everything else as it is by default.
+    pub(super) fn job(
+        &self,
+        stage: &FullStage,
+        data: &DataArguments,
+        dev: &DevArguments,
+        global: &Global,
+    ) -> Result<Job> {
         let label = self.label_column.as_deref();
-        if full.alpha < 1.0 && (label.is_none() || data.data.is_none()) {
+        let takes_labels = stage.options.alpha < 1.0;
+        if takes_labels && (label.is_none() || data.data.is_none()) {
             let reason = "alpha below 1 takes labels into the loss: give --data with --label-column, or --alpha 1";
             return Err(Usage(reason.to_owned()).into());
         }
-        if label.is_some() && dev.dev.is_none() && full.alpha == 1.0 {
+        if label.is_some() && dev.dev.is_none() && !takes_labels {
             let reason = "--label-column: nothing reads labels; give --dev, or an --alpha below 1";
             return Err(Usage(reason.to_owned()).into());
         }
-        let of_training = label.filter(|_| full.alpha < 1.0);
-        Ok(Job {
-            transfer: Transfer::Full,
-            full,
-            checkpoint: self.checkpoint.clone().map(|path| CheckpointFolder { path, resume: self.resume }),
-            data: data.data.as_ref().map(|path| Data { path: path.clone(), columns: data.columns(of_training) }),
-            extra_data: extra_data.to_vec(),
-            dev: dev.dev.as_ref().map(|path| Dev {
-                data: Data { path: path.clone(), columns: data.columns(label) },
-                metric: dev.metric.metric(),
-            }),
-            tokenizer: data.tokenizer.clone(),
-            seed: global.seed,
-            ..Job::default()
-        })
+        let training_label = label.filter(|_| takes_labels);
+        let training =
+            data.data.as_ref().map(|path| Data { path: path.clone(), columns: data.columns(training_label) });
+        let dev = dev.dev.as_ref().map(|path| Dev {
+            data: Data { path: path.clone(), columns: data.columns(label) },
+            metric: dev.metric.metric(),
+        });
+        Ok(Job::default().data(training).dev(dev).tokenizer(data.tokenizer.clone()).seed(global.seed))
     }
 }
 
@@ -194,16 +202,11 @@ fn same_file(a: &Path, b: &Path) -> bool {
     a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
 }
 
-/// The size of a model's file and of its external data, as this program names it.
+/// The size of a model's file and of its external data.
 fn bytes(model: &Path) -> u64 {
     let size = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.len());
-    let beside = |ending: &str| {
-        let mut name = model.as_os_str().to_owned();
-        name.push(ending);
-        size(Path::new(&name))
-    };
-    let data = [".data", ".2.data", ".3.data"].map(beside).into_iter().find(|&bytes| bytes > 0);
-    size(model) + data.unwrap_or(0)
+    let data = mabert_graph::data_files(model).unwrap_or_default();
+    size(model) + data.iter().map(|path| size(path)).sum::<u64>()
 }
 
 fn print_report(full: &Outcome<'_>) {

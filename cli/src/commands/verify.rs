@@ -57,7 +57,7 @@ pub(super) fn verify(arguments: &Verify, global: &Global) -> Result<()> {
         }
         None => {
             let (sequences, what) = sequences(arguments, global, first, second)?;
-            let shape = BatchShape::of(a.inputs());
+            let shape = BatchShape::from_inputs(a.inputs());
             for batch in batches(&sequences, 2048, 8, shape) {
                 let of_a = a.run(&borrowed(&batch.inputs(a.inputs())?))?;
                 let of_b = b.run(&borrowed(&batch.inputs(b.inputs())?))?;

@@ -23,20 +23,20 @@ pub(super) fn einsum<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
         true => (1, 0, (second, first)),
         false => (0, 1, (first, second)),
     };
-    let (of_x, of_w) = terms;
+    let (x_term, w_term) = terms;
     let letters = |from: &str, like: &dyn Fn(char) -> bool| from.chars().filter(|&c| like(c)).collect::<String>();
-    let side_by_side = letters(of_x, &|c| of_w.contains(c) && result.contains(c));
-    let summed = letters(of_x, &|c| of_w.contains(c) && !result.contains(c));
-    let rows = letters(of_x, &|c| !of_w.contains(c));
-    let columns = letters(of_w, &|c| !of_x.contains(c));
+    let side_by_side = letters(x_term, &|c| w_term.contains(c) && result.contains(c));
+    let summed = letters(x_term, &|c| w_term.contains(c) && !result.contains(c));
+    let rows = letters(x_term, &|c| !w_term.contains(c));
+    let columns = letters(w_term, &|c| !x_term.contains(c));
     let whole = rows.len() + columns.len() + side_by_side.len() == result.len()
         && rows.chars().chain(columns.chars()).all(|c| result.contains(c));
     if !whole || [&summed, &rows, &columns].into_iter().any(String::is_empty) {
         return None;
     }
     let (left, right) = (fused.operand(x)?, fused.operand(w)?);
-    let left = ordered(left, of_x, &format!("{side_by_side}{rows}{summed}"));
-    let right = ordered(right, of_w, &format!("{side_by_side}{summed}{columns}"));
+    let left = ordered(left, x_term, &format!("{side_by_side}{rows}{summed}"));
+    let right = ordered(right, w_term, &format!("{side_by_side}{summed}{columns}"));
     let order = format!("{side_by_side}{rows}{columns}");
     if [&summed, &columns].into_iter().all(|letters| letters.len() == 1) && (side_by_side.is_empty() || rows.len() == 1)
     {
@@ -46,7 +46,7 @@ pub(super) fn einsum<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
         return None;
     }
     // Joined axes are those of a constant, whose sizes are known.
-    let size = |letter: char| fused.size(fused.name(w)?, of_w.find(letter)?);
+    let size = |letter: char| fused.size(fused.name(w)?, w_term.find(letter)?);
     let sizes = |letters: &str| letters.chars().map(size).collect::<Option<Vec<i64>>>();
     let (depth, width) = (sizes(&summed)?, sizes(&columns)?);
     let kept = |more: &[i64]| [&vec![0; rows.len()][..], more].concat();

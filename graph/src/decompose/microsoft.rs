@@ -105,7 +105,7 @@ fn embed_layer_norm<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
         x = x + table.gather(types);
     }
     x = x + match fused.operand(8) {
-        Some(given) => positions.gather(given),
+        Some(indices) => positions.gather(indices),
         None => positions.slice(0, 0, ids.shape().slice(0, 1, 2)),
     };
     let y = x.layer_norm(fused.operand(5)?, fused.operand(6), fused.node.float("epsilon", 1e-12));
@@ -146,7 +146,7 @@ fn attention<'b>(fused: &Fused<'b, '_>) -> Option<Expr<'b>> {
         let part = x.matmul(weight.slice(1, i * width, (i + 1) * width));
         bias.map_or(part, |bias| part + bias.slice(0, i * width, (i + 1) * width))
     });
-    of_heads(fused, parts, width, fused.name(3))
+    attend_by_head(fused, parts, width, fused.name(3))
 }
 
 /// Attention on queries, keys and values `[batch, n, channels]`.
@@ -163,10 +163,11 @@ fn multi_head_attention<'b>(fused: &Fused<'b, '_>) -> Option<Expr<'b>> {
     for (i, part) in (0..).zip(&mut parts) {
         *part = *part + bias.slice(0, i * width, (i + 1) * width);
     }
-    of_heads(fused, parts, width, fused.name(4))
+    attend_by_head(fused, parts, width, fused.name(4))
 }
 
-fn of_heads<'b>(fused: &Fused<'b, '_>, parts: [Expr<'b>; 3], width: i64, mask: Option<&str>) -> Option<Expr<'b>> {
+/// Attention of all heads on queries, keys and values `[batch, n, width]`, heads side by side.
+fn attend_by_head<'b>(fused: &Fused<'b, '_>, parts: [Expr<'b>; 3], width: i64, mask: Option<&str>) -> Option<Expr<'b>> {
     let node = fused.node;
     let heads = node.int("num_heads", 0);
     if heads < 1 || width < 1 || width % heads != 0 {
@@ -189,8 +190,8 @@ fn of_heads<'b>(fused: &Fused<'b, '_>, parts: [Expr<'b>; 3], width: i64, mask: O
 /// The mask `[batch, n]` behind what an attention is given: the mask itself, or the number of tokens that was counted in
 /// it. A count stands for padding on the right; the mask that it was counted in says the same there, and is right for other
 /// padding too.
-fn keep<'b>(fused: &Fused<'b, '_>, given: &str) -> Expr<'b> {
-    let mut value = given;
+fn keep<'b>(fused: &Fused<'b, '_>, mask: &str) -> Expr<'b> {
+    let mut value = mask;
     let mut counted = None;
     while let (Some(node), None) = (fused.index.producer(value), counted) {
         let source = match node.op_type.as_str() {
@@ -205,5 +206,5 @@ fn keep<'b>(fused: &Fused<'b, '_>, given: &str) -> Expr<'b> {
             false => counted = Some(source.as_str()),
         }
     }
-    fused.b.value(counted.unwrap_or(given))
+    fused.b.value(counted.unwrap_or(mask))
 }

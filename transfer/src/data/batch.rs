@@ -34,7 +34,7 @@ pub struct BatchShape {
 
 impl BatchShape {
     /// Of a model with these inputs.
-    pub fn of(inputs: &[TensorType]) -> Self {
+    pub fn from_inputs(inputs: &[TensorType]) -> Self {
         let fixed = |axis: usize| {
             inputs.iter().find_map(|i| match i.dims.as_ref()?.get(axis)? {
                 Dim::Fixed(n) => Some(*n),
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn similar_lengths_go_together_and_every_row_once() {
-        let sequences: Vec<Sequence> = [9, 2, 30, 3, 8, 29].map(Sequence::of_length).to_vec();
+        let sequences: Vec<Sequence> = [9, 2, 30, 3, 8, 29].map(Sequence::with_length).to_vec();
         let made = batches(&sequences, 64, 2, BatchShape::default());
         assert_eq!(made.iter().map(|b| b.rows.clone()).collect::<Vec<_>>(), [vec![1, 3], vec![4, 0], vec![5, 2]]);
         assert_eq!(made[0].lengths, [2, 3]);
@@ -197,14 +197,14 @@ mod tests {
 
     #[test]
     fn without_a_mask_nothing_is_padded() {
-        let sequences: Vec<Sequence> = [3, 2, 3, 4, 3].map(Sequence::of_length).to_vec();
+        let sequences: Vec<Sequence> = [3, 2, 3, 4, 3].map(Sequence::with_length).to_vec();
         let made = batches(&sequences, 64, 8, BatchShape { unmasked: true, ..BatchShape::default() });
         assert_eq!(made.iter().map(|b| b.lengths.clone()).collect::<Vec<_>>(), [vec![2], vec![3; 3], vec![4]]);
     }
 
     #[test]
     fn fixed_sizes_are_filled_up() {
-        let sequences: Vec<Sequence> = [3, 2, 4].map(Sequence::of_length).to_vec();
+        let sequences: Vec<Sequence> = [3, 2, 4].map(Sequence::with_length).to_vec();
         let made = batches(&sequences, 64, 8, BatchShape { batch: Some(2), length: Some(6), unmasked: false });
         assert_eq!(made.iter().map(|b| (b.size(), b.length)).collect::<Vec<_>>(), [(2, 6), (2, 6)]);
         assert_eq!(made[1].lengths, [4, 0]);

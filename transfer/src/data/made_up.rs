@@ -30,15 +30,21 @@ impl Vocabulary {
         usize::try_from(id).is_ok_and(|id| id < self.size)
     }
 
-    /// Random ids, between the special tokens if wanted and if there is room.
-    fn sequence(&self, length: usize, framed: bool, rng: &mut StdRng) -> Sequence {
-        let mut ids: Vec<i64> = (0..length).map(|_| rng.random_range(0..self.size.max(1)) as i64).collect();
-        let (before, after) = &self.frame;
-        if framed && length >= before.len() + after.len() {
-            ids[..before.len()].copy_from_slice(before);
-            ids[length - after.len()..].copy_from_slice(after);
-        }
+    /// Random ids.
+    fn random(&self, length: usize, rng: &mut StdRng) -> Sequence {
+        let ids = (0..length).map(|_| rng.random_range(0..self.size.max(1)) as i64).collect();
         Sequence { ids, types: vec![0; length], label: None, line: 0, truncated: false, made_up: true }
+    }
+
+    /// Random ids between the special tokens, where there is room for these.
+    fn random_in_frame(&self, length: usize, rng: &mut StdRng) -> Sequence {
+        let mut sequence = self.random(length, rng);
+        let (before, after) = &self.frame;
+        if length >= before.len() + after.len() {
+            sequence.ids[..before.len()].copy_from_slice(before);
+            sequence.ids[length - after.len()..].copy_from_slice(after);
+        }
+        sequence
     }
 }
 
@@ -51,8 +57,10 @@ pub fn made_up_sequences(vocabulary: &Vocabulary, longest: usize, tokens: usize,
     while left > 0 {
         let length = any_length(longest, &mut rng).min(left);
         left -= length;
-        let framed = rng.random_bool(FRAMED);
-        sequences.push(vocabulary.sequence(length, framed, &mut rng));
+        sequences.push(match rng.random_bool(FRAMED) {
+            true => vocabulary.random_in_frame(length, &mut rng),
+            false => vocabulary.random(length, &mut rng),
+        });
     }
     sequences
 }
@@ -65,13 +73,15 @@ pub fn odd_sequences(vocabulary: &Vocabulary, longest: usize, seed: u64) -> Vec<
     let mut rng = StdRng::seed_from_u64(seed);
     let mut sequences = Vec::new();
     for length in 2..=longest.min(7) {
-        sequences
-            .extend((0..TOKENS_OF_EACH_LENGTH / length).map(|i| vocabulary.sequence(length, i % 2 == 1, &mut rng)));
+        sequences.extend((0..TOKENS_OF_EACH_LENGTH / length).map(|i| match i % 2 {
+            0 => vocabulary.random(length, &mut rng),
+            _ => vocabulary.random_in_frame(length, &mut rng),
+        }));
     }
     let octaves = std::iter::successors(Some(longest), |length| Some(length / 2));
     for length in octaves.take_while(|length| *length > 7) {
         sequences.extend((0..REPEATED).map(|_| {
-            let one = vocabulary.sequence(1, false, &mut rng);
+            let one = vocabulary.random(1, &mut rng);
             Sequence { ids: one.ids.repeat(length), types: one.types.repeat(length), ..one }
         }));
     }

@@ -1,68 +1,16 @@
 //! Examples out of data files, one at a time: files may be larger than memory.
 
+use std::fmt::Display;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead as _, BufReader, Lines};
+use std::iter::Enumerate;
 use std::path::{Path, PathBuf};
 
-use mabert_runtime::{Tensor, npz};
-use serde::Serialize;
-use serde_json::Value;
-
+use super::arrays::Arrays;
+use super::columns::Columns;
+use super::json;
+use super::table::Table;
 use crate::{Error, Result};
-
-/// Which columns of a table (or keys of a JSON object) hold what.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Columns {
-    /// The text. Without it, the first of the [usual pairs](USUAL_PAIRS) that is there, or the first of the
-    /// [usual texts](USUAL_TEXTS).
-    pub text: Option<String>,
-    /// The second text of a pair.
-    pub pair: Option<String>,
-    /// The label; labels are not read without it.
-    pub label: Option<String>,
-    /// Labels that are words, in the order of the model's classes: each is read as its place in this list.
-    pub classes: Vec<String>,
-}
-
-/// Columns of pairs, as the usual data sets call them.
-pub const USUAL_PAIRS: [[&str; 2]; 6] = [
-    ["sentence1", "sentence2"],
-    ["question1", "question2"],
-    ["premise", "hypothesis"],
-    ["question", "sentence"],
-    ["question", "context"],
-    ["text", "text_pair"],
-];
-/// Columns of texts that stand alone.
-pub const USUAL_TEXTS: [&str; 3] = ["text", "sentence", "sentence1"];
-
-impl Columns {
-    /// The columns of the texts among those `there` are.
-    fn texts(&self, there: &dyn Fn(&str) -> bool) -> Option<(String, Option<String>)> {
-        if let Some(text) = &self.text {
-            return Some((text.clone(), self.pair.clone()));
-        }
-        let pair = USUAL_PAIRS.iter().find(|pair| pair.iter().all(|name| there(name)));
-        let text = pair.map(|[text, _]| text).or_else(|| USUAL_TEXTS.iter().find(|name| there(name)))?;
-        let pair = self.pair.clone().or_else(|| pair.map(|[_, second]| (*second).to_owned()));
-        Some(((*text).to_owned(), pair))
-    }
-
-    /// A label as a number, where it is one of the classes' words.
-    fn label(&self, path: &Path, line: usize, text: &str) -> Result<String> {
-        let text = text.trim();
-        if self.classes.is_empty() {
-            return Ok(text.to_owned());
-        }
-        match self.classes.iter().position(|class| class == text) {
-            Some(at) => Ok(at.to_string()),
-            None => {
-                let listed = self.classes.join(", ");
-                Err(Error::line(path, line, format!("label `{text}` is none of the classes {listed}")))
-            }
-        }
-    }
-}
 
 /// What a model is to read.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,26 +45,21 @@ pub struct Example {
 /// The examples of a file, read as they are asked for.
 pub struct Reader {
     path: PathBuf,
-    rows: Rows,
     columns: Columns,
+    format: Format,
 }
 
-enum Rows {
-    Lines(std::iter::Enumerate<std::io::Lines<BufReader<File>>>),
-    Table { records: csv::StringRecordsIntoIter<Newlines<BufReader<File>>>, at: At },
-    Json(std::iter::Enumerate<std::io::Lines<BufReader<File>>>),
-    Arrays { ids: Matrix, types: Option<Matrix>, mask: Option<Matrix>, labels: Option<Vec<String>>, next: usize },
+/// How a file holds its examples.
+enum Format {
+    /// A text a line.
+    Text(NumberedLines),
+    Table(Box<Table>),
+    /// An object a line.
+    Json(NumberedLines),
+    Arrays(Arrays),
 }
 
-type Matrix = ndarray::Array2<i64>;
-
-/// Positions of the columns of a table.
-struct At {
-    text: usize,
-    pair: Option<usize>,
-    label: Option<usize>,
-    width: usize,
-}
+type NumberedLines = Enumerate<Lines<BufReader<File>>>;
 
 impl std::fmt::Debug for Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -135,18 +78,20 @@ impl Reader {
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         let open = || File::open(path).map_err(|e| Error::data(path, format!("cannot be read: {e}")));
         let lines = || open().map(|f| BufReader::new(f).lines().enumerate());
-        let rows = match extension.as_str() {
-            "txt" => Rows::Lines(lines()?),
-            "jsonl" | "json" | "ndjson" => Rows::Json(lines()?),
-            "tsv" => table(path, open()?, b'\t', columns)?,
-            "csv" => table(path, open()?, b',', columns)?,
-            "npz" => arrays(path, columns)?,
+        let table = |delimiter: u8| Table::open(path, open()?, delimiter, columns).map(Box::new);
+        let format = match extension.as_str() {
+            "txt" => Format::Text(lines()?),
+            "jsonl" | "json" | "ndjson" => Format::Json(lines()?),
+            "tsv" => Format::Table(table(b'\t')?),
+            "csv" => Format::Table(table(b',')?),
+            "npz" => Format::Arrays(Arrays::read(path, columns)?),
             _ => return Err(Error::data(path, "not a kind of data file that is read: .txt, .tsv, .csv, .jsonl, .npz")),
         };
-        if extension == "txt" && (columns.text.is_some() || columns.pair.is_some() || columns.label.is_some()) {
+        let Columns { text, pair, label, .. } = columns;
+        if extension == "txt" && (text.is_some() || pair.is_some() || label.is_some()) {
             return Err(Error::data(path, "a .txt file has no columns; use .tsv, .csv or .jsonl"));
         }
-        Ok(Self { path: path.to_owned(), rows, columns: columns.clone() })
+        Ok(Self { path: path.to_owned(), columns: columns.clone(), format })
     }
 
     /// The file.
@@ -159,213 +104,40 @@ impl Iterator for Reader {
     type Item = Result<Example>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let path = &self.path;
-        let unreadable =
-            |line: usize, e: &dyn std::fmt::Display| Error::line(path, line, format!("cannot be read: {e}"));
-        match &mut self.rows {
-            Rows::Lines(lines) => loop {
-                let (at, line) = lines.next()?;
-                match line {
-                    Ok(text) if text.trim().is_empty() => {}
-                    Ok(text) => {
-                        let content = Content::Text { text, pair: None };
-                        return Some(Ok(Example { content, label: None, line: at + 1 }));
-                    }
-                    Err(e) => return Some(Err(unreadable(at + 1, &e))),
-                }
-            },
-            Rows::Table { records, at } => {
-                let record = records.next()?;
-                Some(match record {
-                    Ok(record) => table_row(path, &record, at, &self.columns),
-                    Err(e) => Err(unreadable(e.position().map_or(0, |p| p.line() as usize), &e)),
-                })
+        let Self { path, columns, format } = self;
+        match format {
+            Format::Text(lines) => Some(next_line(lines, path)?.map(|(line, text)| {
+                let content = Content::Text { text, pair: None };
+                Example { content, label: None, line }
+            })),
+            Format::Table(table) => table.next(path, columns),
+            Format::Json(lines) => {
+                Some(next_line(lines, path)?.and_then(|(line, text)| json::example(path, line, &text, columns)))
             }
-            Rows::Json(lines) => loop {
-                let (at, line) = lines.next()?;
-                match line {
-                    Ok(text) if text.trim().is_empty() => {}
-                    Ok(text) => return Some(json_row(path, at + 1, &text, &self.columns)),
-                    Err(e) => return Some(Err(unreadable(at + 1, &e))),
-                }
-            },
-            Rows::Arrays { ids, types, mask, labels, next } => {
-                let row = *next;
-                *next += 1;
-                (row < ids.nrows()).then(|| {
-                    let real = |at: usize| mask.as_ref().is_none_or(|m| m[[row, at]] != 0);
-                    let cut = |m: &Matrix| (0..m.ncols()).filter(|&at| real(at)).map(|at| m[[row, at]]).collect();
-                    let ids: Vec<i64> = cut(ids);
-                    let types = types.as_ref().map_or_else(|| vec![0; ids.len()], cut);
-                    let label = labels.as_ref().map(|l| self.columns.label(path, row + 1, &l[row])).transpose()?;
-                    Ok(Example { content: Content::Ids { ids, types }, label, line: row + 1 })
-                })
-            }
+            Format::Arrays(arrays) => arrays.next(path, columns),
         }
     }
 }
 
-fn table(path: &Path, file: File, delimiter: u8, columns: &Columns) -> Result<Rows> {
-    let mut reader = csv::ReaderBuilder::new()
-        .delimiter(delimiter)
-        // GLUE's .tsv files hold bare quotation marks.
-        .quoting(delimiter == b',')
-        .terminator(csv::Terminator::Any(b'\n'))
-        .flexible(true)
-        .from_reader(Newlines::new(BufReader::new(file)));
-    let header = reader.headers().map_err(|e| Error::line(path, 1, format!("cannot be read: {e}")))?.clone();
-    let names: Vec<&str> = header.iter().map(|h| h.trim_start_matches('\u{feff}')).collect();
-    let listed = names.join(", ");
-    if names.iter().all(|n| n.is_empty()) {
-        return Err(Error::data(path, "it is empty; a table with a header line is needed"));
-    }
-    let position = |name: &str| names.iter().position(|n| *n == name);
-    let wanted = |name: &String| {
-        position(name).ok_or_else(|| Error::line(path, 1, format!("there is no column `{name}`; it has {listed}")))
-    };
-    let (text, pair) = columns.texts(&|name| position(name).is_some()).ok_or_else(|| {
-        Error::line(path, 1, format!("which column holds the text? Say --text-column; it has {listed}"))
-    })?;
-    let (text, pair) = (wanted(&text)?, pair.as_ref().map(wanted).transpose()?);
-    let label = columns.label.as_ref().map(wanted).transpose()?;
-    let at = At { text, pair, label, width: names.len() };
-    Ok(Rows::Table { records: reader.into_records(), at })
-}
-
-fn table_row(path: &Path, record: &csv::StringRecord, at: &At, columns: &Columns) -> Result<Example> {
-    let line = record.position().map_or(0, |p| p.line() as usize);
-    if record.len() != at.width {
-        // A text with a bare separator in it, or a line that was cut: which of its columns is which is not known.
-        return Err(Error::line(path, line, format!("it has {} columns, the header {}", record.len(), at.width)));
-    }
-    let content = Content::Text { text: record[at.text].to_owned(), pair: at.pair.map(|i| record[i].to_owned()) };
-    let label = at.label.map(|i| columns.label(path, line, &record[i])).transpose()?;
-    Ok(Example { content, label, line })
-}
-
-fn json_row(path: &Path, line: usize, text: &str, columns: &Columns) -> Result<Example> {
-    let fault = |reason: String| Error::line(path, line, reason);
-    let object: Value = serde_json::from_str(text).map_err(|e| fault(format!("not a JSON object: {e}")))?;
-    let Value::Object(object) = object else { return Err(fault("not a JSON object".to_owned())) };
-    let keys = || object.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-    let string = |name: &str| match object.get(name) {
-        Some(Value::String(s)) => Ok(s.clone()),
-        Some(other) => Err(fault(format!("`{name}` is {other}, a text is needed"))),
-        None => Err(fault(format!("there is no key `{name}`; it has {}", keys()))),
-    };
-    let label = match &columns.label {
-        None => None,
-        Some(name) => Some(match object.get(name) {
-            Some(Value::String(s)) => columns.label(path, line, s)?,
-            Some(Value::Number(number)) => number.to_string(),
-            Some(Value::Bool(value)) => u8::from(*value).to_string(),
-            Some(other) => return Err(fault(format!("label `{name}` is {other}, one number or word is needed"))),
-            None => return Err(fault(format!("there is no key `{name}`; it has {}", keys()))),
-        }),
-    };
-    let integers = |name: &str| -> Result<Option<Vec<i64>>> {
-        let Some(value) = object.get(name) else { return Ok(None) };
-        let list = value.as_array().and_then(|a| a.iter().map(Value::as_i64).collect::<Option<Vec<i64>>>());
-        list.map(Some).ok_or_else(|| fault(format!("`{name}` is not a list of integers")))
-    };
-    if columns.text.is_none()
-        && let Some(ids) = integers("input_ids")?
-    {
-        let other = |name: &str, default: i64| -> Result<Vec<i64>> {
-            let values = integers(name)?.unwrap_or_else(|| vec![default; ids.len()]);
-            match values.len() == ids.len() {
-                true => Ok(values),
-                false => Err(fault(format!("{} in `input_ids`, but {} in `{name}`", ids.len(), values.len()))),
-            }
-        };
-        let (types, mask) = (other("token_type_ids", 0)?, other("attention_mask", 1)?);
-        let real = |values: &[i64]| values.iter().zip(&mask).filter(|(_, keep)| **keep != 0).map(|(v, _)| *v).collect();
-        return Ok(Example { content: Content::Ids { ids: real(&ids), types: real(&types) }, label, line });
-    }
-    let (text, pair) = columns.texts(&|name| object.contains_key(name)).ok_or_else(|| {
-        fault(format!("which key holds the text? Say --text-column, or give `input_ids`; it has {}", keys()))
-    })?;
-    let pair = pair.map(|name| string(&name)).transpose()?;
-    Ok(Example { content: Content::Text { text: string(&text)?, pair }, label, line })
-}
-
-fn arrays(path: &Path, columns: &Columns) -> Result<Rows> {
-    let named = npz::read(path)?;
-    let matrix = |name: &str| -> Result<Option<Matrix>> {
-        let Some((_, tensor)) = named.iter().find(|(n, _)| n == name) else { return Ok(None) };
-        let matrix = tensor.to_i64().and_then(|a| a.into_dimensionality().ok());
-        matrix.map(Some).ok_or_else(|| Error::data(path, format!("`{name}` is not an integer matrix [rows, length]")))
-    };
-    let Some(ids) = matrix("input_ids")? else {
-        let names = named.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>().join(", ");
-        return Err(Error::data(path, format!("there is no array `input_ids` [rows, length]; it has {names}")));
-    };
-    let (types, mask) = (matrix("token_type_ids")?, matrix("attention_mask")?);
-    for (name, other) in [("token_type_ids", &types), ("attention_mask", &mask)] {
-        if let Some(other) = other
-            && other.dim() != ids.dim()
-        {
-            return Err(Error::data(path, format!("`{name}` is {:?}, `input_ids` {:?}", other.dim(), ids.dim())));
+/// The next line that is not blank, with its number from 1.
+fn next_line(lines: &mut NumberedLines, path: &Path) -> Option<Result<(usize, String)>> {
+    loop {
+        let (at, line) = lines.next()?;
+        match line {
+            Ok(text) if text.trim().is_empty() => {}
+            Ok(text) => return Some(Ok((at + 1, text))),
+            Err(e) => return Some(Err(unreadable(path, at + 1, &e))),
         }
     }
-    let labels = match &columns.label {
-        None => None,
-        Some(name) => {
-            let tensor = named.iter().find(|(n, _)| n == name).map(|(_, t)| t);
-            let tensor = tensor.ok_or_else(|| Error::data(path, format!("there is no array `{name}`")))?;
-            if tensor.shape() != [ids.nrows()] {
-                return Err(Error::data(path, format!("`{name}` is {:?}, one label a row is needed", tensor.shape())));
-            }
-            Some(label_texts(tensor))
-        }
-    };
-    Ok(Rows::Arrays { ids, types, mask, labels, next: 0 })
 }
 
-/// A reader that ends lines with a lone `\n`: the `csv` crate counts lines by those, one too few where a `\r` comes first.
-struct Newlines<R> {
-    inner: R,
-}
-
-impl<R> Newlines<R> {
-    fn new(inner: R) -> Self {
-        Self { inner }
-    }
-}
-
-impl<R: BufRead> Read for Newlines<R> {
-    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-        if into.is_empty() {
-            return Ok(0);
-        }
-        let available = self.inner.fill_buf()?;
-        let until = match available.iter().position(|&b| b == b'\r') {
-            Some(0) => {
-                self.inner.consume(1);
-                // What follows it may not be there yet.
-                into[0] = if self.inner.fill_buf()?.first() == Some(&b'\n') { b'\n' } else { b'\r' };
-                self.inner.consume(usize::from(into[0] == b'\n'));
-                return Ok(1);
-            }
-            Some(at) => at,
-            None => available.len(),
-        };
-        let count = until.min(into.len());
-        into[..count].copy_from_slice(&available[..count]);
-        self.inner.consume(count);
-        Ok(count)
-    }
-}
-
-fn label_texts(tensor: &Tensor) -> Vec<String> {
-    match tensor.to_i64() {
-        Some(integers) => integers.iter().map(i64::to_string).collect(),
-        None => tensor.to_f32().iter().map(f32::to_string).collect(),
-    }
+pub(super) fn unreadable(path: &Path, line: usize, error: &dyn Display) -> Error {
+    Error::line(path, line, format!("cannot be read: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::columns::USUAL_PAIRS;
     use super::*;
 
     fn read(name: &str, text: &str, columns: &Columns) -> Result<Vec<Example>> {

@@ -6,8 +6,9 @@ use std::path::Path;
 use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
+use super::columns::Columns;
 use super::made_up::any_length;
-use super::reader::{Columns, Content, Example, Reader};
+use super::reader::{Content, Example, Reader};
 use super::tokens::{Sequence, TextEncoder};
 use crate::{Error, Result};
 
@@ -22,6 +23,18 @@ pub struct Wanted {
     pub training_tokens: usize,
     /// Sequences for measuring; a tenth of the file at most.
     pub held_out: usize,
+    /// What becomes of texts that stand alone.
+    pub lone_texts: LoneTexts,
+}
+
+/// What becomes of a text that has no second one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoneTexts {
+    /// It stays alone.
+    #[default]
+    Whole,
+    /// It is cut in two at one of its words, for a model that reads pairs.
+    CutInTwo,
 }
 
 /// Sequences drawn from a file.
@@ -64,8 +77,7 @@ pub fn read_sequences(path: &Path, columns: &Columns, encoder: &TextEncoder) -> 
     Ok(sequences)
 }
 
-/// Draws sequences of a file, which is read once; only the examples drawn are kept. Where `cut` is set, a lone text becomes
-/// a pair: it is cut in two at one of its words.
+/// Draws sequences of a file, which is read once; only the examples drawn are kept.
 ///
 /// # Errors
 /// The file or an example cannot be used, or there is none.
@@ -74,75 +86,102 @@ pub fn draw_sample(
     columns: &Columns,
     encoder: &TextEncoder,
     wanted: &Wanted,
-    cut: bool,
     seed: u64,
 ) -> Result<Sample> {
     // What is trained on is drawn apart, with random numbers of its own: it must not change what is calibrated and
     // measured on.
     let mut rng = StdRng::seed_from_u64(seed);
     let mut training_rng = StdRng::seed_from_u64(seed ^ TRAINING_SEED);
-    // No example has fewer than three tokens worth having: enough are drawn whatever their length.
-    let mut few = Reservoir::new(wanted.tokens / 3 + wanted.held_out + 1, seed);
-    let enough = if wanted.training > 0 { wanted.training + wanted.held_out } else { 0 };
-    let mut many = Reservoir::new(enough, seed ^ TRAINING_SEED);
-    for example in Reader::open(path, columns)? {
-        let example = example?;
-        many.offer(&example);
-        few.offer(&example);
+    let Drawn { mut for_statistics, mut for_training, examples } = Drawn::read(path, columns, wanted, seed)?;
+    for_statistics.shuffle(&mut rng);
+    let held_out_count = wanted.held_out.min(examples / 10).min(for_statistics.len() - 1);
+    let calibrated = for_statistics.split_off(held_out_count);
+    let held_out = for_statistics;
+    let held_out_lines: HashSet<usize> = held_out.iter().map(|e| e.line).collect();
+    for_training.retain(|e| !held_out_lines.contains(&e.line));
+    for_training.shuffle(&mut training_rng);
+    for_training.truncate(wanted.training);
+    let pairs = calibrated.iter().any(|e| matches!(e.content, Content::Text { pair: Some(_), .. }));
+
+    let encoding = Encoding { path, encoder, lone_texts: wanted.lone_texts };
+    let held_out: Vec<Sequence> =
+        held_out.into_iter().map(|e| encoding.sequence(e, &mut rng)).collect::<Result<_>>()?;
+    let natural = (wanted.tokens as f64 * (1.0 - EVERY_LENGTH)) as usize;
+    let calibration = encoding.sequences(calibrated, natural, &mut rng)?;
+    let truncated = calibration.iter().chain(&held_out).filter(|s| s.truncated).count();
+    let calibration = encoding.with_every_length(calibration, &mut rng);
+    let mut judges = encoding.sequences(for_training, wanted.training_tokens, &mut training_rng)?;
+    let training = judges.split_off((judges.len() / JUDGES).min(MOST_JUDGES));
+    let training = encoding.with_every_length(training, &mut training_rng);
+    Ok(Sample { calibration, training, judges, held_out, examples, truncated, pairs })
+}
+
+/// Examples of a file, as many as may be needed.
+struct Drawn {
+    /// For statistics and for measuring.
+    for_statistics: Vec<Example>,
+    /// Some of them are among those for statistics and for measuring.
+    for_training: Vec<Example>,
+    /// How many the file holds.
+    examples: usize,
+}
+
+impl Drawn {
+    fn read(path: &Path, columns: &Columns, wanted: &Wanted, seed: u64) -> Result<Self> {
+        // No example has fewer than three tokens worth having: enough are drawn whatever their length.
+        let mut for_statistics = Reservoir::new(wanted.tokens / 3 + wanted.held_out + 1, seed);
+        let enough = if wanted.training > 0 { wanted.training + wanted.held_out } else { 0 };
+        let mut for_training = Reservoir::new(enough, seed ^ TRAINING_SEED);
+        for example in Reader::open(path, columns)? {
+            let example = example?;
+            for_training.offer(&example);
+            for_statistics.offer(&example);
+        }
+        let examples = for_statistics.seen;
+        if examples == 0 {
+            return Err(Error::data(path, "it holds no examples"));
+        }
+        Ok(Self { for_statistics: for_statistics.drawn, for_training: for_training.drawn, examples })
     }
-    let examples = few.seen;
-    let mut drawn = few.drawn;
-    if drawn.is_empty() {
-        return Err(Error::data(path, "it holds no examples"));
-    }
-    drawn.shuffle(&mut rng);
-    let held = wanted.held_out.min(examples / 10).min(drawn.len() - 1);
-    let rest = drawn.split_off(held);
-    let apart: HashSet<usize> = drawn.iter().map(|e| e.line).collect();
-    many.drawn.retain(|e| !apart.contains(&e.line));
-    many.drawn.shuffle(&mut training_rng);
-    many.drawn.truncate(wanted.training);
-    let pairs = rest.iter().any(|e| matches!(e.content, Content::Text { pair: Some(_), .. }));
-    let encode = |mut example: Example, rng: &mut StdRng| {
-        if cut {
+}
+
+/// How examples become sequences.
+struct Encoding<'e> {
+    path: &'e Path,
+    encoder: &'e TextEncoder,
+    lone_texts: LoneTexts,
+}
+
+impl Encoding<'_> {
+    fn sequence(&self, mut example: Example, rng: &mut StdRng) -> Result<Sequence> {
+        if self.lone_texts == LoneTexts::CutInTwo {
             cut_in_two(&mut example.content, rng);
         }
-        encoder.encode(path, example)
-    };
-    let held_out: Vec<Sequence> = drawn.into_iter().map(|e| encode(e, &mut rng)).collect::<Result<_>>()?;
-    let mut calibration: Vec<Sequence> = Vec::new();
-    let mut count = 0;
-    let natural = (wanted.tokens as f64 * (1.0 - EVERY_LENGTH)) as usize;
-    for example in rest {
-        if count >= natural {
-            break;
-        }
-        let sequence = encode(example, &mut rng)?;
-        count += sequence.ids.len();
-        calibration.push(sequence);
+        self.encoder.encode(self.path, example)
     }
-    let truncated = calibration.iter().chain(&held_out).filter(|s| s.truncated).count();
-    let longest = encoder.longest();
-    let with_every_length = |mut of: Vec<Sequence>, rng: &mut StdRng| {
-        let tokens: usize = of.iter().map(|s| s.ids.len()).sum();
+
+    /// Sequences until they have so many tokens.
+    fn sequences(&self, examples: Vec<Example>, tokens: usize, rng: &mut StdRng) -> Result<Vec<Sequence>> {
+        let mut sequences: Vec<Sequence> = Vec::new();
+        let mut count = 0;
+        for example in examples {
+            if count >= tokens {
+                break;
+            }
+            let sequence = self.sequence(example, rng)?;
+            count += sequence.ids.len();
+            sequences.push(sequence);
+        }
+        Ok(sequences)
+    }
+
+    /// Adds sequences of every length, until they have their share of all tokens.
+    fn with_every_length(&self, mut sequences: Vec<Sequence>, rng: &mut StdRng) -> Vec<Sequence> {
+        let tokens: usize = sequences.iter().map(|s| s.ids.len()).sum();
         let more = (tokens as f64 * EVERY_LENGTH / (1.0 - EVERY_LENGTH)) as usize;
-        of.extend(every_length(&of, longest, more, rng));
-        of
-    };
-    let calibration = with_every_length(calibration, &mut rng);
-    let mut judges: Vec<Sequence> = Vec::new();
-    let mut count = 0;
-    for example in many.drawn {
-        if count >= wanted.training_tokens {
-            break;
-        }
-        let sequence = encode(example, &mut training_rng)?;
-        count += sequence.ids.len();
-        judges.push(sequence);
+        sequences.extend(every_length(&sequences, self.encoder.longest(), more, rng));
+        sequences
     }
-    let training = judges.split_off((judges.len() / JUDGES).min(MOST_JUDGES));
-    let training = with_every_length(training, &mut training_rng);
-    Ok(Sample { calibration, training, judges, held_out, examples, truncated, pairs })
 }
 
 /// Cuts a text in two, between any two of its words.
@@ -213,9 +252,9 @@ mod tests {
         let line = |i: usize| format!("{{\"input_ids\": [1, {i}, {}, 2]}}\n", i + 1);
         std::fs::write(&path, (0..400).map(line).collect::<String>()).unwrap();
         let encoder = TextEncoder::new(None, 16, Overlong::Truncate).unwrap();
-        let wanted = Wanted { tokens: 800, training: 300, training_tokens: usize::MAX, held_out: 20 };
-        let draw =
-            |wanted: &Wanted, seed| draw_sample(&path, &Columns::default(), &encoder, wanted, false, seed).unwrap();
+        let wanted =
+            Wanted { tokens: 800, training: 300, training_tokens: usize::MAX, held_out: 20, ..Wanted::default() };
+        let draw = |wanted: &Wanted, seed| draw_sample(&path, &Columns::default(), &encoder, wanted, seed).unwrap();
         let sample = |seed| draw(&wanted, seed);
         let first = sample(1);
         let fewer = draw(&Wanted { training_tokens: 400, ..wanted }, 1);

@@ -28,7 +28,7 @@ pub struct Sequence {
 #[cfg(test)]
 impl Sequence {
     /// For tests: a text of so many tokens, all the same.
-    pub(crate) fn of_length(length: usize) -> Self {
+    pub(crate) fn with_length(length: usize) -> Self {
         Self { ids: vec![1; length], types: vec![0; length], label: None, line: 1, truncated: false, made_up: false }
     }
 }

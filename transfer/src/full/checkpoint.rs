@@ -50,7 +50,7 @@ impl Checkpoint {
     /// # Errors
     /// The folder cannot be made; or it holds the state of another run, or of any run unless `resume`.
     pub fn new(folder: &Path, made_by: Value, resume: bool) -> Result<Self> {
-        std::fs::create_dir_all(folder).map_err(|e| Error::data(folder, format!("cannot be made: {e}")))?;
+        std::fs::create_dir_all(folder).map_err(|e| Error::checkpoint(folder, format!("cannot be made: {e}")))?;
         let checkpoint = Self { folder: folder.to_owned(), made_by, resume };
         mabert_graph::check_writable(&checkpoint.file(STATE))?;
         let started = checkpoint.started()?;
@@ -75,7 +75,7 @@ impl Checkpoint {
         if !path.exists() {
             return Ok(None);
         }
-        let fault = |reason: String| Error::data(&path, reason);
+        let fault = |reason: String| Error::checkpoint(&path, reason);
         let text = std::fs::read(&path).map_err(|e| fault(format!("cannot be read: {e}")))?;
         Ok(Some(serde_json::from_slice(&text).map_err(|e| fault(format!("is no checkpoint: {e}")))?))
     }
@@ -104,7 +104,7 @@ impl Checkpoint {
         // The state of an earlier start would not fit this one.
         let state = self.file(STATE);
         if state.exists() {
-            std::fs::remove_file(&state).map_err(|e| Error::data(&state, format!("cannot be removed: {e}")))?;
+            std::fs::remove_file(&state).map_err(|e| Error::checkpoint(&state, format!("cannot be removed: {e}")))?;
         }
         student.save(self.file(START))?;
         let started = Started { made_by: self.made_by.clone(), closed_form: closed_form.cloned() };
@@ -127,7 +127,7 @@ impl Checkpoint {
             of.map(|(name, values)| (format!("{at}/{name}"), Floats { shape: [values.len()], values }))
         });
         let (path, unfinished) = (self.file(STATE), self.file(UNFINISHED));
-        let fault = |reason: String| Error::data(&path, format!("cannot be written: {reason}"));
+        let fault = |reason: String| Error::checkpoint(&path, format!("cannot be written: {reason}"));
         serialize_to_file(views, Some(metadata), &unfinished).map_err(|e| fault(e.to_string()))?;
         let finish = || {
             // As readable as the rest: temporary files are private.
@@ -144,7 +144,7 @@ impl Checkpoint {
         if !path.exists() {
             return Ok(0);
         }
-        let fault = |reason: String| Error::data(&path, reason);
+        let fault = |reason: String| Error::checkpoint(&path, reason);
         let broken = || fault("is not a state of this run; delete it to start again".to_owned());
         let bytes = std::fs::read(&path).map_err(|e| fault(format!("cannot be read: {e}")))?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|_| broken())?;

@@ -6,59 +6,18 @@ use serde::Serialize;
 
 use crate::data::{Batch, Sequence};
 use crate::gradient::{bounded, device, squared_distance};
+use crate::heads::HeadKind;
 use crate::{Error, Result};
 
 /// Beyond it a row's distance counts by its logarithm ([`bounded`]): four variances of the teacher, as many nats, or, of
 /// probabilities, a sum of squares of four.
 const FAR: f64 = 4.0;
 
-/// How an output is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Logits `[batch, classes]`: Kullback-Leibler divergence, a row a text.
-    Classes,
-    /// Logits `[batch, n, classes]`: the same, a row a token.
-    TokenClasses,
-    /// Logits `[batch, n]`, as the start and the end of an answer: the same over the tokens of a text.
-    Positions,
-    /// Anything else, a row a text: squared error relative to the teacher's variance.
-    Values,
-    /// The same, a row a token.
-    TokenValues,
-}
-
-impl Kind {
-    /// Told by the shapes of an output in several batches, of different lengths where there are any.
-    pub(crate) fn of(name: &str, shapes: &[(usize, Vec<usize>)], channels: usize) -> Self {
-        let lengths_differ = shapes.iter().any(|(length, _)| *length != shapes[0].0);
-        let over_tokens = shapes.iter().all(|(length, shape)| shape.get(1) == Some(length));
-        let last = shapes[0].1.last().copied().unwrap_or(1);
-        // Hidden states and what a pooler makes of them are as wide as the stream.
-        let values = last == channels || last == 1;
-        match shapes[0].1.len() {
-            3 if over_tokens && values => Self::TokenValues,
-            3 if over_tokens => Self::TokenClasses,
-            2 if over_tokens && (lengths_differ || name.contains("start") || name.contains("end")) => Self::Positions,
-            2 if !values => Self::Classes,
-            _ => Self::Values,
-        }
-    }
-
-    /// Whether rows are tokens.
-    pub(super) fn by_token(self) -> bool {
-        matches!(self, Self::TokenClasses | Self::TokenValues)
-    }
-
-    fn is_of_logits(self) -> bool {
-        !matches!(self, Self::Values | Self::TokenValues)
-    }
-}
-
 /// An output of both models.
 #[derive(Clone, Debug)]
 pub(super) struct Head {
     pub(super) name: String,
-    pub(super) kind: Kind,
+    pub(super) kind: HeadKind,
     /// Elements of a row.
     pub(super) columns: usize,
     /// The teacher's variance.
@@ -67,7 +26,7 @@ pub(super) struct Head {
 
 impl Head {
     fn takes_labels(&self) -> bool {
-        self.kind == Kind::Classes || (self.kind == Kind::Values && self.columns == 1)
+        self.kind == HeadKind::Classes || (self.kind == HeadKind::Values && self.columns == 1)
     }
 }
 
@@ -196,7 +155,8 @@ impl Criterion {
     pub(super) fn check_label(&self, sequence: &Sequence) -> Result<()> {
         let (Some(label), Some(at)) = (self.label(sequence), self.labelled) else { return Ok(()) };
         let head = &self.heads[at];
-        let known = head.kind != Kind::Classes || (label >= 0.0 && label.fract() == 0.0 && label < head.columns as f64);
+        let known =
+            head.kind != HeadKind::Classes || (label >= 0.0 && label.fract() == 0.0 && label < head.columns as f64);
         if known {
             return Ok(());
         }
@@ -237,7 +197,7 @@ impl Criterion {
             let rows = if head.kind.by_token() { totals.tokens } else { totals.texts };
             let share = 1.0 / (rows.max(1) * self.heads.len()) as f64;
             let of_rows = row_weights(compared.batch, head.kind.by_token())?;
-            let part = if head.kind.is_of_logits() {
+            let part = if head.kind.has_logits() {
                 divergence(head.kind, student, teacher, compared.batch, &of_rows, weights.temperature)?
             } else {
                 (squared_distance(student, teacher, &of_rows, FAR * head.variance)? / head.variance)?
@@ -274,7 +234,7 @@ fn pair_squares(student: &Real, teacher: &Real, batch: &Batch) -> Result<Real> {
 
 /// The summed divergence of the rows that count, `T^2 KL(softmax(t / T) || softmax(s / T))` (Hinton et al. 2015), bounded.
 fn divergence(
-    kind: Kind,
+    kind: HeadKind,
     student: &Real,
     teacher: &Real,
     batch: &Batch,
@@ -284,7 +244,7 @@ fn divergence(
     let count = weights.dim(0)?;
     let prepared = |value: &Real| -> Result<Real> {
         let mut value = (rows(value, count)? / temperature)?;
-        if kind == Kind::Positions {
+        if kind == HeadKind::Positions {
             let mask = super::to_candle(&batch.mask())?;
             let beyond = ((&mask - 1.0)? * 1e4)?;
             value = ((value * mask)? + beyond)?;
@@ -306,7 +266,7 @@ fn log_softmax(value: &Real) -> Result<Real> {
 fn against_labels(head: &Head, student: &Real, labels: &[Option<f64>]) -> Result<Real> {
     let count = student.dim(0)?;
     let of_row = |row: usize| labels.get(row).copied().flatten();
-    if head.kind == Kind::Classes {
+    if head.kind == HeadKind::Classes {
         let mut wanted = vec![0f32; count * head.columns];
         for (row, label) in (0..count).filter_map(|row| Some((row, of_row(row)?))) {
             wanted[row * head.columns + label as usize] = -1.0;
@@ -369,7 +329,7 @@ mod tests {
     use crate::data::{BatchShape, batches};
 
     fn batch(lengths: &[usize]) -> Batch {
-        let all: Vec<Sequence> = lengths.iter().map(|&length| Sequence::of_length(length)).collect();
+        let all: Vec<Sequence> = lengths.iter().map(|&length| Sequence::with_length(length)).collect();
         batches(&all, 1000, 100, BatchShape::default()).remove(0)
     }
 
@@ -377,7 +337,7 @@ mod tests {
         Real::from_slice(values, shape, device()).unwrap()
     }
 
-    fn loss(kind: Kind, student: &Real, teacher: &Real, labels: &[Option<f64>], weights: Weights) -> Losses {
+    fn loss(kind: HeadKind, student: &Real, teacher: &Real, labels: &[Option<f64>], weights: Weights) -> Losses {
         let batch = batch(&[2, 3]);
         let mut criterion = Criterion {
             heads: vec![Head { name: "out".to_owned(), kind, columns: *student.dims().last().unwrap(), variance: 2.0 }],
@@ -411,27 +371,33 @@ mod tests {
     fn logits_are_compared_by_divergence() {
         let (t, s) = ([1f32, -1.0, 0.5, 2.0], [0f32, 0.5, 0.5, 2.0]);
         let (teacher, student) = (real(&[2, 2], &t), real(&[2, 2], &s));
-        let found = loss(Kind::Classes, &student, &teacher, &[], PLAIN).outputs;
+        let found = loss(HeadKind::Classes, &student, &teacher, &[], PLAIN).outputs;
         approx::assert_abs_diff_eq!(found, divergence_of(&[1.0, -1.0], &[0.0, 0.5]) / 2.0, epsilon = 1e-5);
         let warm = Weights { temperature: 4.0, ..PLAIN };
-        let found = loss(Kind::Classes, &student, &teacher, &[], warm).outputs;
+        let found = loss(HeadKind::Classes, &student, &teacher, &[], warm).outputs;
         approx::assert_abs_diff_eq!(found, 16.0 * divergence_of(&[0.25, -0.25], &[0.0, 0.125]) / 2.0, epsilon = 1e-5);
-        approx::assert_abs_diff_eq!(loss(Kind::Classes, &teacher, &teacher, &[], warm).outputs, 0.0, epsilon = 1e-6);
+        approx::assert_abs_diff_eq!(
+            loss(HeadKind::Classes, &teacher, &teacher, &[], warm).outputs,
+            0.0,
+            epsilon = 1e-6
+        );
     }
 
     #[test]
     fn padding_never_counts() {
         // The first sequence has two tokens of three.
-        let of = |kind: Kind, shape: &[usize], padding: f32| {
+        let of = |kind: HeadKind, shape: &[usize], padding: f32| {
             let columns = shape.get(2).copied().unwrap_or(1);
             let mut teacher: Vec<f32> = (0..6 * columns).map(|at| at as f32 / 4.0).collect();
             teacher[2 * columns..3 * columns].fill(padding);
             let student: Vec<f32> = (0..6 * columns).map(|at| (at * 5 % 7) as f32 / 4.0).collect();
             loss(kind, &real(shape, &student), &real(shape, &teacher), &[], PLAIN).outputs
         };
-        for (kind, shape) in
-            [(Kind::TokenClasses, &[2, 3, 4][..]), (Kind::TokenValues, &[2, 3, 2]), (Kind::Positions, &[2, 3])]
-        {
+        for (kind, shape) in [
+            (HeadKind::TokenClasses, &[2, 3, 4][..]),
+            (HeadKind::TokenValues, &[2, 3, 2]),
+            (HeadKind::Positions, &[2, 3]),
+        ] {
             assert!(of(kind, shape, 0.0) > 1e-3, "{kind:?}");
             approx::assert_abs_diff_eq!(of(kind, shape, 0.0), of(kind, shape, 50.0), epsilon = 1e-5);
         }
@@ -441,10 +407,10 @@ mod tests {
     fn labels_have_the_rest_of_the_weight() {
         let (teacher, student) = (real(&[2, 2], &[1.0, -1.0, 0.5, 2.0]), real(&[2, 2], &[0.0, 0.5, 0.5, 2.0]));
         let half = Weights { alpha: 0.25, ..PLAIN };
-        let found = loss(Kind::Classes, &student, &teacher, &[Some(1.0), None], half).labels;
+        let found = loss(HeadKind::Classes, &student, &teacher, &[Some(1.0), None], half).labels;
         approx::assert_abs_diff_eq!(found, (1.0 + (-0.5f64).exp()).ln(), epsilon = 1e-5);
         let values = |labels: &[Option<f64>]| {
-            loss(Kind::Values, &real(&[2, 1], &[1.0, 2.0]), &real(&[2, 1], &[0.0, 0.0]), labels, half)
+            loss(HeadKind::Values, &real(&[2, 1], &[1.0, 2.0]), &real(&[2, 1], &[0.0, 0.0]), labels, half)
         };
         let found = values(&[None, Some(1.0)]);
         approx::assert_abs_diff_eq!(found.labels, 1.0 / 2.0, epsilon = 1e-5);
@@ -453,33 +419,19 @@ mod tests {
 
     #[test]
     fn a_row_that_is_far_off_counts_by_its_logarithm() {
-        let of = |kind: Kind, shape: &[usize], far: f32| {
+        let of = |kind: HeadKind, shape: &[usize], far: f32| {
             let zeros = real(shape, &vec![0.0; shape.iter().product()]);
             let mut student = vec![0f32; shape.iter().product()];
             student[0] = far;
             loss(kind, &real(shape, &student), &zeros, &[], PLAIN).outputs
         };
         // Of one row in two, relative to a variance of 2: 4 (1 + ln(distance / 4)).
-        let found = of(Kind::Values, &[2, 1], 1e10);
+        let found = of(HeadKind::Values, &[2, 1], 1e10);
         approx::assert_relative_eq!(found, 2.0 * (1.0 + (1e20f64 / 8.0).ln()), max_relative = 1e-5);
         // Even odds against certainty: half of the logit, less ln 2.
-        let found = of(Kind::Classes, &[2, 2], 1e6);
+        let found = of(HeadKind::Classes, &[2, 2], 1e6);
         approx::assert_relative_eq!(found, 2.0 * (1.0 + (5e5f64 / 4.0).ln()), max_relative = 1e-5);
-        assert!(of(Kind::Values, &[2, 1], 1e30).is_finite());
-    }
-
-    #[test]
-    fn kinds_are_told_by_shapes() {
-        let of = |name: &str, a: &[usize], b: &[usize]| Kind::of(name, &[(5, a.to_vec()), (7, b.to_vec())], 16);
-        assert_eq!(of("logits", &[2, 3], &[2, 3]), Kind::Classes);
-        assert_eq!(of("score", &[2, 1], &[2, 1]), Kind::Values);
-        assert_eq!(of("pooler_output", &[2, 16], &[2, 16]), Kind::Values);
-        assert_eq!(of("hidden", &[2, 5, 16], &[2, 7, 16]), Kind::TokenValues);
-        assert_eq!(of("logits", &[2, 5, 9], &[2, 7, 9]), Kind::TokenClasses);
-        assert_eq!(of("start_logits", &[2, 5], &[2, 7]), Kind::Positions);
-        // Where all are as long, its name has to tell.
-        assert_eq!(Kind::of("end_logits", &[(5, vec![2, 5])], 16), Kind::Positions);
-        assert_eq!(Kind::of("logits", &[(5, vec![2, 5])], 16), Kind::Classes);
+        assert!(of(HeadKind::Values, &[2, 1], 1e30).is_finite());
     }
 
     #[test]

@@ -22,13 +22,13 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 pub use checkpoint::Checkpoint;
-pub(crate) use loss::Kind;
 pub use loss::Losses;
 use loss::{Compared, Criterion, Head, Totals, Variance, Weights};
 pub use parameters::adopt;
 
 use crate::data::{Batch, BatchShape, Sequence, batches};
 use crate::gradient::{Adam, Buffers, Gradient, Graph, Trained, Value, device_name, from_candle, to_candle, to_value};
+use crate::heads::HeadKind;
 use crate::part::Prefix;
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -413,7 +413,7 @@ impl Pair {
         let of_outputs = variances.split_off(norms.len());
         self.criterion.variances = variances.iter().map(|[_, of_tokens]| of_tokens.value()).collect();
         let head = |((name, shapes), [of_texts, of_tokens]): ((&&str, &Vec<_>), &[Variance; 2])| {
-            let kind = Kind::of(name, shapes, channels);
+            let kind = HeadKind::from_shapes(name, shapes, channels);
             let variance = if kind.by_token() { of_tokens } else { of_texts };
             let columns = shapes[0].1.get(1..).map_or(1, |dims| dims.iter().product());
             Head { name: (*name).to_owned(), kind, columns, variance: variance.value() }

@@ -55,7 +55,7 @@ pub(super) fn parameters(teacher: &Model, student: &Student) -> Result<Vec<Strin
 /// `from` lacks a parameter or has another shape of it, or differs in what is no parameter: it has another teacher.
 pub fn adopt(teacher: &Model, student: &mut Student, from: &Model) -> Result<()> {
     let parameters = parameters(teacher, student)?;
-    let fault = |reason: String| Error::Calibration { site: from.origin().to_owned(), reason };
+    let fault = |reason: String| Error::Student { model: from.origin().to_owned(), reason };
     let mut found = Vec::new();
     for own in &student.model.graph().initializer {
         let other = from.initializer(&own.name);

@@ -1,7 +1,7 @@
 use super::*;
 
 fn sequences(lengths: &[usize]) -> Vec<Sequence> {
-    lengths.iter().map(|&length| Sequence::of_length(length)).collect()
+    lengths.iter().map(|&length| Sequence::with_length(length)).collect()
 }
 
 #[test]

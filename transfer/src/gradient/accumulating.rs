@@ -56,7 +56,7 @@ impl Gradient {
 
 /// What an activation `[..., k]` is combined with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum Combination {
     /// `x W`, `W [k, m]`.
     Product,
     /// `x + v`, `v [k]`.
@@ -67,26 +67,33 @@ pub(super) enum Kind {
 
 /// An activation, contiguous, with a variable.
 struct Accumulating {
-    kind: Kind,
+    combination: Combination,
     /// Where the variable's gradient goes, if it is wanted.
     gradient: Option<(Arc<Gradient>, usize)>,
 }
 
-/// Whether `kind` takes these shapes, on the CPU. On a GPU candle's own operators do.
-pub(super) fn fits(kind: Kind, x: &Real, variable: &Real) -> bool {
+/// Whether `combination` takes these shapes, on the CPU. On a GPU candle's own operators do.
+pub(super) fn fits(combination: Combination, x: &Real, variable: &Real) -> bool {
     if !x.device().is_cpu() {
         return false;
     }
     let width = x.dims().last();
-    match kind {
-        Kind::Product => x.rank() >= 2 && variable.rank() == 2 && width == variable.dims().first(),
-        Kind::Sum | Kind::Scale => x.rank() >= 2 && variable.rank() == 1 && width == variable.dims().first(),
+    match combination {
+        Combination::Product => x.rank() >= 2 && variable.rank() == 2 && width == variable.dims().first(),
+        Combination::Sum | Combination::Scale => {
+            x.rank() >= 2 && variable.rank() == 1 && width == variable.dims().first()
+        }
     }
 }
 
 /// `x` with `variable`, whose gradient is added to `gradient`.
-pub(super) fn apply(kind: Kind, x: &Real, variable: &Real, gradient: Option<(Arc<Gradient>, usize)>) -> Result<Real> {
-    x.contiguous()?.apply_op2(variable, Accumulating { kind, gradient })
+pub(super) fn apply(
+    combination: Combination,
+    x: &Real,
+    variable: &Real,
+    gradient: Option<(Arc<Gradient>, usize)>,
+) -> Result<Real> {
+    x.contiguous()?.apply_op2(variable, Accumulating { combination, gradient })
 }
 
 impl CustomOp2 for Accumulating {
@@ -99,16 +106,16 @@ impl CustomOp2 for Accumulating {
         let mut dims = at.shape().dims().to_vec();
         let k = *of.shape().dims().first().expect("checked by `fits`");
         let rows = x.len() / k.max(1);
-        let made = match self.kind {
-            Kind::Product => {
+        let made = match self.combination {
+            Combination::Product => {
                 let m = of.shape().dims()[1];
                 *dims.last_mut().expect("checked by `fits`") = m;
                 let mut y = vec![0f32; rows * m];
                 product(&mut y, Accum::Replace, rows_of(x, rows, k), rows_of(v, k, m));
                 y
             }
-            Kind::Sum => by_row(x, v, |x, v| x + v),
-            Kind::Scale => by_row(x, v, |x, v| x * v),
+            Combination::Sum => by_row(x, v, |x, v| x + v),
+            Combination::Scale => by_row(x, v, |x, v| x * v),
         };
         Ok((CpuStorage::F32(made), dims.into()))
     }
@@ -122,18 +129,18 @@ impl CustomOp2 for Accumulating {
                 let mut sum = gradient.lock(*at);
                 let accum = if std::mem::replace(&mut sum.begun, true) { Accum::Add } else { Accum::Replace };
                 let values = &mut sum.values;
-                if self.kind != Kind::Product && accum == Accum::Replace {
+                if self.combination != Combination::Product && accum == Accum::Replace {
                     values.fill(0.0);
                 }
-                match self.kind {
-                    Kind::Product => {
+                match self.combination {
+                    Combination::Product => {
                         let m = variable.dims()[1];
                         product(values, accum, rows_of(x_values, rows, k).transpose(), rows_of(g_values, rows, m));
                     }
-                    Kind::Sum => g_values
+                    Combination::Sum => g_values
                         .chunks_exact(k)
                         .for_each(|row| values.iter_mut().zip(row).for_each(|(sum, g)| *sum += g)),
-                    Kind::Scale => g_values.chunks_exact(k).zip(x_values.chunks_exact(k)).for_each(|(g, x)| {
+                    Combination::Scale => g_values.chunks_exact(k).zip(x_values.chunks_exact(k)).for_each(|(g, x)| {
                         values.iter_mut().zip(g.iter().zip(x)).for_each(|(sum, (g, x))| *sum += g * x);
                     }),
                 }
@@ -141,15 +148,15 @@ impl CustomOp2 for Accumulating {
             if !x.track_op() {
                 return Ok((None, None));
             }
-            let dx = match self.kind {
-                Kind::Product => {
+            let dx = match self.combination {
+                Combination::Product => {
                     let m = variable.dims()[1];
                     let mut dx = vec![0f32; rows * k];
                     product(&mut dx, Accum::Replace, rows_of(g_values, rows, m), rows_of(v, k, m).transpose());
                     dx
                 }
-                Kind::Sum => return Ok((Some(g.clone()), None)),
-                Kind::Scale => by_row(g_values, v, |g, v| g * v),
+                Combination::Sum => return Ok((Some(g.clone()), None)),
+                Combination::Scale => by_row(g_values, v, |g, v| g * v),
             };
             Ok((Some(Real::from_vec(dx, x.dims(), x.device())?), None))
         })

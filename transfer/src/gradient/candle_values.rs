@@ -3,7 +3,7 @@
 use candle_core::Tensor as Real;
 use mabert_graph::Tensor;
 
-use super::graph::Value;
+use super::value::Value;
 use crate::{Error, Result};
 
 /// Floats as candle has them, on the device of the gradients.

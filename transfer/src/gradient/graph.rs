@@ -8,21 +8,12 @@ use std::sync::Arc;
 use candle_core::{Tensor as Real, Var};
 use mabert_graph::proto::NodeProto;
 use mabert_graph::{Model, NodeExt as _, Tensor, attribute};
-use ndarray::ArrayD;
 
-use super::accumulating::{self, Gradient, Kind};
+use super::accumulating::{self, Combination, Gradient};
 use super::candle_values;
 use super::operators::{refused, run_node};
+use super::value::Value;
 use crate::{Error, Result};
-
-/// A value while a graph runs.
-#[derive(Clone, Debug)]
-pub(crate) enum Value {
-    /// Floats.
-    Real(Real),
-    /// Integers and truth values.
-    Whole(ArrayD<i64>),
-}
 
 /// A graph whose chosen initializers are variables.
 pub(crate) struct Graph {
@@ -40,7 +31,7 @@ struct Node {
     inputs: Vec<Option<usize>>,
     outputs: Vec<usize>,
     /// Where it combines an activation with a variable: how, the activation, and the variable's number.
-    accumulates: Option<(Kind, usize, usize)>,
+    accumulates: Option<(Combination, usize, usize)>,
 }
 
 /// Whether a node combines one of its inputs with a variable.
@@ -48,17 +39,17 @@ fn accumulates(
     proto: &NodeProto,
     inputs: &[Option<usize>],
     numbers: &HashMap<usize, usize>,
-) -> Option<(Kind, usize, usize)> {
-    let kind = match proto.op_type.as_str() {
-        "MatMul" => Kind::Product,
-        "Add" => Kind::Sum,
-        "Mul" => Kind::Scale,
+) -> Option<(Combination, usize, usize)> {
+    let combination = match proto.op_type.as_str() {
+        "MatMul" => Combination::Product,
+        "Add" => Combination::Sum,
+        "Mul" => Combination::Scale,
         _ => return None,
     };
     let &[Some(first), Some(second)] = inputs else { return None };
     match (numbers.get(&first), numbers.get(&second)) {
-        (None, Some(&variable)) => Some((kind, first, variable)),
-        (Some(&variable), None) if kind != Kind::Product => Some((kind, second, variable)),
+        (None, Some(&variable)) => Some((combination, first, variable)),
+        (Some(&variable), None) if combination != Combination::Product => Some((combination, second, variable)),
         _ => None,
     }
 }
@@ -127,12 +118,12 @@ impl Graph {
             values[*at] = Some(value.clone());
         }
         for node in &self.nodes {
-            if let Some((kind, x, number)) = node.accumulates
+            if let Some((combination, x, number)) = node.accumulates
                 && let Some(Value::Real(x)) = &values[x]
                 && let variable = self.variables[number].2.as_tensor()
-                && accumulating::fits(kind, x, variable)
+                && accumulating::fits(combination, x, variable)
             {
-                let made = accumulating::apply(kind, x, variable, gradient.map(|g| (g.clone(), number)))?;
+                let made = accumulating::apply(combination, x, variable, gradient.map(|g| (g.clone(), number)))?;
                 values[node.outputs[0]] = Some(Value::Real(made));
                 continue;
             }

@@ -9,6 +9,7 @@ mod candle_values;
 mod fused_operators;
 mod graph;
 mod operators;
+mod value;
 
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -19,7 +20,8 @@ pub(crate) use accumulating::Gradient;
 pub(crate) use adam::{Adam, Trained};
 pub(crate) use candle_values::{from_candle, to_candle, to_value};
 pub(crate) use fused_operators::{bounded, squared_distance};
-pub(crate) use graph::{Graph, Value};
+pub(crate) use graph::Graph;
+pub(crate) use value::Value;
 
 use crate::Result;
 

@@ -11,8 +11,10 @@ use mabert_passes::sites::{Activation, Encoder, LayerSite, SiteId, SiteKind};
 use mabert_runtime::MAX_SEQ_KEY;
 use serde::{Deserialize, Serialize};
 
+use super::finish::{Finished, non_linear};
+use super::measure::Measured;
 use super::sequences::Source;
-use super::{Job, Transfer};
+use super::{Job, TransferKind};
 use crate::compare::OutputDistance;
 use crate::evaluate::Metric;
 use crate::layerwise::{LayerwiseReport, SiteError};
@@ -25,6 +27,7 @@ const SITES_KEY: &str = "onnx_mabert.sites";
 /// A few random tokens, and one token over and over, see [`odd_sequences`](crate::data::odd_sequences): no norm bounds a student, and what text
 /// does not prepare it for may overflow.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[non_exhaustive]
 pub struct OddInputs {
     /// Sequences tried; none of them was calibrated on.
     pub sequences: usize,
@@ -34,6 +37,7 @@ pub struct OddInputs {
 
 /// One site and what became of it.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct SiteReport {
     /// The site.
     pub site: SiteId,
@@ -51,7 +55,8 @@ pub struct SiteReport {
 
 /// What one stage of transfer achieved.
 #[derive(Clone, Debug, Serialize)]
-pub struct Stage {
+#[non_exhaustive]
+pub struct StageReport {
     /// closed-form, blockwise (which includes it) or full; start, where parameters were given.
     pub stage: &'static str,
     /// Seconds it took.
@@ -62,7 +67,7 @@ pub struct Stage {
     pub dev: Option<f64>,
 }
 
-impl Stage {
+impl StageReport {
     /// One line for people.
     pub(super) fn summary(&self, dev: Option<&DevReport>) -> String {
         let mut line = format!("{}: {:.0} s", self.stage, self.seconds);
@@ -88,6 +93,7 @@ impl Stage {
 
 /// What the dev file says.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct DevReport {
     /// The file.
     pub file: PathBuf,
@@ -107,6 +113,7 @@ pub struct DevReport {
 
 /// What was done, and how far the student is from its teacher.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// The tool's version.
     pub version: &'static str,
@@ -114,8 +121,8 @@ pub struct Report {
     pub model: String,
     /// How the passes were told to work.
     pub options: PassOptions,
-    /// The stage of transfer.
-    pub transfer: Transfer,
+    /// How its parameters were found.
+    pub transfer: TransferKind,
     /// The seed.
     pub seed: u64,
     /// What each pass did.
@@ -133,7 +140,7 @@ pub struct Report {
     /// What the full stage did.
     pub full: Option<full::FullReport>,
     /// The distance from the teacher after each stage.
-    pub stages: Vec<Stage>,
+    pub stages: Vec<StageReport>,
     /// The student on the dev file.
     pub dev: Option<DevReport>,
     /// The student against its teacher on sequences that were kept apart.
@@ -171,33 +178,71 @@ fn six_digits(value: f64) -> f64 {
     format!("{value:.5e}").parse().unwrap_or(value)
 }
 
-/// Every site with what became of it.
-pub(super) fn sites(encoder: &Encoder, student: &Student, calibration: Option<&LayerwiseReport>) -> Vec<SiteReport> {
+impl Finished<'_> {
+    /// Tells what was done.
+    ///
+    /// # Errors
+    /// The student cannot be run.
+    pub(super) fn report(self) -> Result<(Model, Report)> {
+        let Self { context, record, student, measured, sites, misses, odd_inputs, non_linear_before, encoder, .. } =
+            self;
+        let Measured { runnable, outputs } = measured;
+        // The student is run once more for what is not matrix arithmetic: no other is held by then.
+        drop(runnable);
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION"),
+            model: context.origin,
+            options: student.options.clone(),
+            transfer: context.job.transfer.kind(),
+            seed: context.job.seed,
+            passes: student.outcomes.clone(),
+            sites,
+            misses,
+            fold: student.fold,
+            source: record.calibrates.then_some(context.texts.source),
+            closed_form: record.layerwise,
+            full: record.full,
+            stages: record.stages,
+            dev: record.dev,
+            outputs: context.reference.distances(&outputs)?,
+            odd_inputs,
+            exact_passes_differ_by: record.exact_change,
+            operators_before: context.operators_before,
+            operators_after: student.model.operators(),
+            non_linear_before,
+            non_linear_after: non_linear(&student.model, &encoder, &student.encoder)?,
+            parameters: parameter_count(&student.model),
+            seconds: context.begun.elapsed().as_secs_f64(),
+            peak_memory: peak_memory(),
+        };
+        Ok((student.model, report))
+    }
+}
+
+fn parameter_count(model: &Model) -> usize {
+    model.graph().initializer.iter().map(|t| t.dims.iter().product::<i64>() as usize).sum()
+}
+
+/// Every site with what became of it, in the order of the layers.
+pub(super) fn site_reports(
+    encoder: &Encoder,
+    student: &Student,
+    calibration: Option<&LayerwiseReport>,
+) -> Vec<SiteReport> {
     let error = |site: SiteId| {
         let sites = calibration.map_or(&[] as &[SiteError], |c| &c.sites);
         sites.iter().find(|s| s.site == site).map(|s| six_digits(s.relative_error))
     };
-    let norm_now = match (student.ran(Pass::Norm), student.ran(Pass::Fold)) {
-        (false, _) => "kept",
-        (true, false) => "affine",
-        (true, true) => "affine, folded",
-    };
-    let attention_now = match (student.ran(Pass::Softmax), student.ran(Pass::Reassociate)) {
-        (false, _) => "kept",
-        (true, false) => "approximator, paper's order",
-        (true, true) => "approximator, linear order",
-    };
-    let norm = |site: SiteId, node: &str, was: &str| SiteReport {
-        relative_error: error(site),
-        site,
-        kind: site.kind(),
-        node: node.to_owned(),
-        was: was.to_owned(),
-        now: norm_now,
-    };
-    let mut reports = Vec::new();
-    for (name, site) in encoder.norms() {
-        reports.push(norm(name, &site.node, &site.spelling));
+    let mut reports: Vec<SiteReport> = Vec::new();
+    for (site, norm) in encoder.norms() {
+        reports.push(SiteReport {
+            relative_error: error(site),
+            site,
+            kind: site.kind(),
+            node: norm.node.clone(),
+            was: norm.spelling.clone(),
+            now: norm_now(student),
+        });
     }
     for layer in &encoder.layers {
         let site = layer.site(LayerSite::Attention);
@@ -207,20 +252,14 @@ pub(super) fn sites(encoder: &Encoder, student: &Student, calibration: Option<&L
             kind: site.kind(),
             node: layer.attention.node.clone(),
             was: "Softmax".to_owned(),
-            now: attention_now,
+            now: attention_now(student),
         });
         let function = layer.activation.function;
         reports.push(SiteReport {
             site: layer.site(LayerSite::Activation),
             kind: SiteKind::Activation,
             node: layer.activation.node.clone(),
-            was: match function {
-                Activation::GeluErf => "GELU (erf)",
-                Activation::GeluTanh => "GELU (tanh)",
-                Activation::GeluSigmoid => "GELU (sigmoid)",
-                Activation::Relu => "ReLU",
-            }
-            .to_owned(),
+            was: function_name(function).to_owned(),
             now: if function == Activation::Relu || student.ran(Pass::Activation) { "ReLU" } else { "kept" },
             relative_error: None,
         });
@@ -229,17 +268,42 @@ pub(super) fn sites(encoder: &Encoder, student: &Student, calibration: Option<&L
     reports
 }
 
+fn norm_now(student: &Student) -> &'static str {
+    match (student.ran(Pass::Norm), student.ran(Pass::Fold)) {
+        (false, _) => "kept",
+        (true, false) => "affine",
+        (true, true) => "affine, folded",
+    }
+}
+
+fn attention_now(student: &Student) -> &'static str {
+    match (student.ran(Pass::Softmax), student.ran(Pass::Reassociate)) {
+        (false, _) => "kept",
+        (true, false) => "approximator, paper's order",
+        (true, true) => "approximator, linear order",
+    }
+}
+
+fn function_name(function: Activation) -> &'static str {
+    match function {
+        Activation::GeluErf => "GELU (erf)",
+        Activation::GeluTanh => "GELU (tanh)",
+        Activation::GeluSigmoid => "GELU (sigmoid)",
+        Activation::Relu => "ReLU",
+    }
+}
+
 /// How a student was made, as it says itself.
 #[derive(Serialize, Deserialize)]
 struct How<'a> {
     passes: std::borrow::Cow<'a, PassOptions>,
-    transfer: Transfer,
+    transfer: TransferKind,
     seed: u64,
 }
 
 /// Writes into the model how it was made.
 pub(super) fn describe(model: &mut Model, job: &Job, options: &PassOptions, sites: &[SiteReport]) {
-    let how = How { passes: std::borrow::Cow::Borrowed(options), transfer: job.transfer, seed: job.seed };
+    let how = How { passes: std::borrow::Cow::Borrowed(options), transfer: job.transfer.kind(), seed: job.seed };
     let json = |value: serde_json::Result<String>| value.expect("plain structures are valid JSON");
     model.set_metadata(VERSION_KEY, env!("CARGO_PKG_VERSION"));
     model.set_metadata(MAX_SEQ_KEY, &options.approximator.max_seq.to_string());
@@ -247,9 +311,12 @@ pub(super) fn describe(model: &mut Model, job: &Job, options: &PassOptions, site
     model.set_metadata(SITES_KEY, &json(serde_json::to_string(sites)));
 }
 
-/// How a student was made.
-pub(super) fn options_of(model: &Model) -> Result<PassOptions> {
-    let fault = |reason: &str| Error::Calibration { site: model.origin().to_owned(), reason: reason.to_owned() };
+/// How the passes were told to work when a student was made.
+///
+/// # Errors
+/// The model is no student, or another version's.
+pub(super) fn pass_options(model: &Model) -> Result<PassOptions> {
+    let fault = |reason: &str| Error::Student { model: model.origin().to_owned(), reason: reason.to_owned() };
     let text = model.metadata(OPTIONS_KEY).ok_or_else(|| fault("it is no student made by `rewrite --no-fold`"))?;
     let how: How<'_> = serde_json::from_str(text).map_err(|_| fault("another version of this program made it"))?;
     Ok(how.passes.into_owned())

@@ -6,9 +6,10 @@ use mabert_graph::Model;
 use mabert_passes::recording::token_rows;
 use serde::Serialize;
 
-use super::{Data, Job, Transfer};
+use super::{Data, Job};
 use crate::data::{
-    Columns, Reader, Sample, Sequence, TextEncoder, Vocabulary, Wanted, draw_sample, made_up_sequences, odd_sequences,
+    Columns, LoneTexts, Reader, Sample, Sequence, TextEncoder, Vocabulary, Wanted, draw_sample, made_up_sequences,
+    odd_sequences,
 };
 use crate::{Error, Result, evaluate};
 
@@ -26,6 +27,7 @@ const ODD: usize = 20;
 
 /// Where calibration came from.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Source {
     /// The data file; `None` for made-up tokens.
     pub file: Option<PathBuf>,
@@ -53,67 +55,106 @@ pub(super) struct Sequences {
     pub(super) held_out: Vec<Sequence>,
 }
 
+/// How many sequences the full stage draws, and the positions that they have at most; none without that stage.
+struct TrainingSize {
+    sequences: usize,
+    positions: usize,
+}
+
 impl Sequences {
     pub(super) fn new(job: &Job, encoder: &TextEncoder, vocabulary: &Vocabulary) -> Result<Self> {
-        let max_seq = encoder.longest();
-        let odd = odd_sequences(vocabulary, max_seq, job.seed);
-        let (sequences, positions) = if job.transfer == Transfer::Full { job.full.worth_drawing() } else { (0, 0) };
-        let Some(data) = &job.data else {
-            let made_up = |tokens, seed| made_up_sequences(vocabulary, max_seq, tokens, seed);
-            let mut calibration = made_up(job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.1), job.seed);
-            // Half of the longest length on average; each is seen again where there are fewer than wanted.
-            let mut judges =
-                made_up((sequences * max_seq / 2).min(positions).min(MOST_MADE_UP), job.seed ^ TRAINING_SEED);
-            let training = judges.split_off(judges.len() / 20);
-            calibration.extend(odd);
-            let held_out = made_up(32 * max_seq, job.seed ^ HELD_OUT_SEED);
-            let source = Source {
-                file: None,
-                examples: 0,
-                sequences: calibration.len(),
-                training: training.len(),
-                held_out: held_out.len(),
-                truncated: 0,
-            };
-            return Ok(Self { source, calibration, training, judges, held_out });
+        let (sequences, positions) = job.transfer.full().map_or((0, 0), |stage| stage.options.worth_drawing());
+        let size = TrainingSize { sequences, positions };
+        match &job.data {
+            None => Ok(Self::made_up(job, encoder.longest(), vocabulary, &size)),
+            Some(data) => Self::of_text(job, data, encoder, vocabulary, &size),
+        }
+    }
+
+    /// Random tokens, of every length.
+    fn made_up(job: &Job, max_seq: usize, vocabulary: &Vocabulary, size: &TrainingSize) -> Self {
+        let draw = |tokens, seed| made_up_sequences(vocabulary, max_seq, tokens, seed);
+        let mut calibration = draw(job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.1), job.seed);
+        // Half of the longest length on average; each is seen again where there are fewer than wanted.
+        let training_tokens = (size.sequences * max_seq / 2).min(size.positions).min(MOST_MADE_UP);
+        let mut judges = draw(training_tokens, job.seed ^ TRAINING_SEED);
+        let training = judges.split_off(judges.len() / 20);
+        calibration.extend(odd_sequences(vocabulary, max_seq, job.seed));
+        let held_out = draw(32 * max_seq, job.seed ^ HELD_OUT_SEED);
+        let source = Source {
+            file: None,
+            examples: 0,
+            sequences: calibration.len(),
+            training: training.len(),
+            held_out: held_out.len(),
+            truncated: 0,
         };
+        Self { source, calibration, training, judges, held_out }
+    }
+
+    /// Texts of the job's files, with some of what text has next to nothing of.
+    fn of_text(
+        job: &Job,
+        data: &Data,
+        encoder: &TextEncoder,
+        vocabulary: &Vocabulary,
+        size: &TrainingSize,
+    ) -> Result<Self> {
         let tokens = job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.0);
-        let wanted = Wanted { tokens, training: sequences, training_tokens: positions, held_out: HELD_OUT };
-        let mut sample = draw_sample(&data.path, &data.columns, encoder, &wanted, false, job.seed)?;
-        // What was joined and cut of several texts has no label.
-        let labelled: Vec<Sequence> =
-            sample.training.iter().chain(&sample.judges).filter(|s| s.label.is_some()).cloned().collect();
-        evaluate::labels(&data.path, &labelled)?;
-        drop(labelled);
+        let wanted = Wanted {
+            tokens,
+            training: size.sequences,
+            training_tokens: size.positions,
+            held_out: HELD_OUT,
+            lone_texts: LoneTexts::Whole,
+        };
+        let mut sample = draw_sample(&data.path, &data.columns, encoder, &wanted, job.seed)?;
+        check_labels(&data.path, &sample)?;
         check_ids(&data.path, vocabulary, [&sample.calibration, &sample.training, &sample.judges, &sample.held_out])?;
-        let own = sample.training.len();
+        let share = |count: usize| count.div_ceil(job.extra_data.len().max(1));
+        // As much again as there is of the task's own.
+        let wanted_more = Wanted {
+            tokens: share(tokens),
+            training: share(sample.training.len()),
+            training_tokens: share(size.positions),
+            held_out: 0,
+            lone_texts: if sample.pairs { LoneTexts::CutInTwo } else { LoneTexts::Whole },
+        };
         for (at, file) in job.extra_data.iter().enumerate() {
-            let share = |of: usize| of.div_ceil(job.extra_data.len());
-            // As much again as there is of the task's own.
-            let wanted =
-                Wanted { tokens: share(tokens), training: share(own), training_tokens: share(positions), held_out: 0 };
             let seed = job.seed ^ (at as u64 + 1);
-            let more = draw_sample(file, &extra_columns(file, data), encoder, &wanted, sample.pairs, seed)?;
+            let more = draw_sample(file, &extra_columns(file, data), encoder, &wanted_more, seed)?;
             check_ids(file, vocabulary, [&more.calibration, &more.training])?;
             sample.calibration.extend(more.calibration);
             sample.training.extend(more.training);
         }
+        let odd = odd_sequences(vocabulary, encoder.longest(), job.seed);
+        Ok(Self::with_odd(sample, odd, data))
+    }
+
+    fn with_odd(sample: Sample, odd: Vec<Sequence>, data: &Data) -> Self {
+        let Sample { mut calibration, mut training, judges, held_out, examples, truncated, .. } = sample;
         // A file of a few texts leaves none to keep apart: then it is measured on what it was calibrated on.
-        let held_out = if sample.held_out.is_empty() { sample.calibration.clone() } else { sample.held_out };
-        let few = sample.training.len().div_ceil(ODD);
-        sample.training.extend(odd.iter().cycle().take(few).cloned());
-        sample.calibration.extend(odd);
+        let held_out = if held_out.is_empty() { calibration.clone() } else { held_out };
+        let odd_count = training.len().div_ceil(ODD);
+        training.extend(odd.iter().cycle().take(odd_count).cloned());
+        calibration.extend(odd);
         let source = Source {
             file: Some(data.path.clone()),
-            examples: sample.examples,
-            sequences: sample.calibration.len(),
-            training: sample.training.len(),
+            examples,
+            sequences: calibration.len(),
+            training: training.len(),
             held_out: held_out.len(),
-            truncated: sample.truncated,
+            truncated,
         };
-        let Sample { calibration, training, judges, .. } = sample;
-        Ok(Self { source, calibration, training, judges, held_out })
+        Self { source, calibration, training, judges, held_out }
     }
+}
+
+/// Refuses labels that are no numbers. What was joined and cut of several texts has none.
+fn check_labels(file: &Path, sample: &Sample) -> Result<()> {
+    let trained = sample.training.iter().chain(&sample.judges);
+    let labelled: Vec<Sequence> = trained.filter(|s| s.label.is_some()).cloned().collect();
+    evaluate::labels(file, &labelled).map(drop)
 }
 
 /// The task's columns where a file of the same kind has them too; the usual ones elsewhere.

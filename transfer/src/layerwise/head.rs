@@ -26,11 +26,11 @@ pub(super) fn depends_on_first_token_alone(model: &Model, encoder: &Encoder, bat
     if states.is_empty() {
         return Ok(false);
     }
-    let given = batch.inputs(&inputs)?;
+    let inputs = batch.inputs(&inputs)?;
     let head = LoadOptions::default().prepare(&head)?;
     let run = |states: Vec<f32>| -> Result<Named> {
         let states = Tensor::new(&shape, states);
-        let mut values = borrowed(&given);
+        let mut values = borrowed(&inputs);
         values.push((hidden, &states));
         Ok(head.run(&values)?)
     };

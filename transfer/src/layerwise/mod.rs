@@ -1,13 +1,21 @@
-//! The closed-form stage: the student's parameters, layer by layer, through the student's own activations.
+//! The layerwise stages, closed-form and blockwise: the student's parameters, layer by layer, through the student's own
+//! activations.
 //!
-//! For each layer, in order: the approximator is fitted to the teacher's probabilities (`approximator`); the student
-//! is run up to there; what leads from the context to the norm is solved for (`regression`); the same for the
-//! feed-forward part. What an earlier layer could not match, a later one sees and makes up for.
+//! Teacher and student walk through the encoder side by side (`walk`). For each layer, in order: the approximator is
+//! fitted to the teacher's probabilities (`approximators`, `fit`); the student is run up to there; what leads from the
+//! context to the norm is solved for (`solve`, `regression`), with gradient steps on the block and once more where they
+//! are wanted; then the same for the feed-forward half. What an earlier layer could not match, a later one sees and makes
+//! up for.
 
+mod approximators;
 mod fit;
 mod head;
-mod layers;
+mod network;
 mod regression;
+mod rows;
+mod solve;
+mod token_weights;
+mod walk;
 
 use std::time::Instant;
 
@@ -22,6 +30,7 @@ use crate::progress::Progress;
 
 /// How the stage works.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[non_exhaustive]
 pub struct LayerwiseOptions {
     /// Seed of what is drawn at random.
     pub seed: u64,
@@ -41,6 +50,7 @@ impl Default for LayerwiseOptions {
 
 /// How far one site of the student is from the teacher's, on the calibration text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SiteError {
     /// The site.
     pub site: SiteId,
@@ -51,6 +61,7 @@ pub struct SiteError {
 
 /// What the stage did.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct LayerwiseReport {
     /// Real tokens that went through the student.
     pub tokens: usize,
@@ -80,17 +91,17 @@ pub fn calibrate(
     let start = Instant::now();
     let stage = if options.blockwise.is_some() { "blockwise" } else { "closed-form" };
     progress.begin(stage, rewriting.encoder.layers.len());
-    let mut work = layers::Work::new(rewriting, student, batches, options)?;
-    work.shared_approximator()?;
-    work.embeddings()?;
+    let mut walk = walk::Walk::new(rewriting, student, batches, options)?;
+    walk.fit_shared_approximator()?;
+    walk.embeddings()?;
     let tokens: usize = batches.iter().map(Batch::tokens).sum();
     for layer in 0..rewriting.encoder.layers.len() {
-        work.layer(layer)?;
-        let Some(site) = work.sites.last() else { continue };
+        walk.layer(layer)?;
+        let Some(site) = walk.sites.last() else { continue };
         let speed = (tokens * (layer + 1)) as f64 / start.elapsed().as_secs_f64();
         progress.step(&format!("{} off by {:.3}, {speed:.0} tokens/s a layer", site.site, site.relative_error));
     }
     progress.end();
-    let layers::Work { sites, blocks, fit_seconds, block_seconds, .. } = work;
+    let walk::Walk { sites, blocks, fit_seconds, block_seconds, .. } = walk;
     Ok(LayerwiseReport { tokens, sites, blocks, fit_seconds, block_seconds, seconds: start.elapsed().as_secs_f64() })
 }

@@ -123,19 +123,20 @@ impl Regression {
         let cov_zr = Mat::from_fn(features, channels, |i, c| self.zr[(i, c)] - self.z[i] * mr[c]);
         let cov_zy = Mat::from_fn(features, channels, |i, c| self.zy[(i, c)] - self.z[i] * my[c]);
         let factor = gram.llt(Side::Lower).ok()?;
-        let of_r = factor.solve(&cov_zr);
-        let of_y = factor.solve(&cov_zy);
+        let solved_r = factor.solve(&cov_zr);
+        let solved_y = factor.solve(&cov_zy);
         let dot = |a: &Mat<f64>, b: &Mat<f64>, c: usize| (0..features).map(|i| a[(i, c)] * b[(i, c)]).sum::<f64>();
         let scale = Array1::from_shape_fn(channels, |c| {
             if unknowns == Unknowns::WeightAndOffset {
                 return 1.0;
             }
-            let numerator = cov_ry[c] - dot(&cov_zr, &of_y, c);
-            let denominator = var_r[c] - dot(&cov_zr, &of_r, c);
+            let numerator = cov_ry[c] - dot(&cov_zr, &solved_y, c);
+            let denominator = var_r[c] - dot(&cov_zr, &solved_r, c);
             bounded(numerator / denominator, var_r[c], var_y[c])
         });
         // v = G^-1 (Z'y - a Z'r), and W = W0 + v / a.
-        let weight = Array2::from_shape_fn((features, channels), |(i, c)| of_y[(i, c)] / scale[c] - of_r[(i, c)]);
+        let weight =
+            Array2::from_shape_fn((features, channels), |(i, c)| solved_y[(i, c)] / scale[c] - solved_r[(i, c)]);
         let offset = Array1::from_shape_fn(channels, |c| my[c] - scale[c] * (mr[c] + weight.column(c).dot(&mz)));
         let solution = Solution { weight, scale, offset };
         solution.offset.iter().all(|v| v.is_finite()).then_some(solution)
@@ -178,14 +179,14 @@ mod tests {
             let cut = |m: &Array2<f32>| m.slice(ndarray::s![part.clone(), ..]).to_owned();
             sums.add(cut(&z).view(), cut(&r).view(), cut(&y).view(), None);
         }
-        let found = sums.solve(Unknowns::WeightAndAffine).unwrap();
+        let solution = sums.solve(Unknowns::WeightAndAffine).unwrap();
         for channel in 0..channels {
-            approx::assert_abs_diff_eq!(found.scale[channel], f64::from(a[channel]), epsilon = 5e-3);
-            approx::assert_abs_diff_eq!(found.offset[channel], f64::from(c[channel]), epsilon = 5e-3);
+            approx::assert_abs_diff_eq!(solution.scale[channel], f64::from(a[channel]), epsilon = 5e-3);
+            approx::assert_abs_diff_eq!(solution.offset[channel], f64::from(c[channel]), epsilon = 5e-3);
             for feature in 0..features {
                 // The ridge of one thousandth shrinks what is added by about as much.
                 let expected = f64::from(d[[feature, channel]]);
-                approx::assert_abs_diff_eq!(found.weight[[feature, channel]], expected, epsilon = 5e-3);
+                approx::assert_abs_diff_eq!(solution.weight[[feature, channel]], expected, epsilon = 5e-3);
             }
         }
         let affine = sums.solve(Unknowns::Affine).unwrap();
@@ -218,9 +219,9 @@ mod tests {
         let mut sums = Regression::new(2, 2);
         sums.add(z.view(), r.view(), y.view(), None);
         for unknowns in [Unknowns::Affine, Unknowns::WeightAndAffine] {
-            let found = sums.solve(unknowns).unwrap();
-            assert!(found.scale.iter().all(|s| s.is_finite() && *s != 0.0));
-            let at_mean = found.scale[0] * 0.5 + found.offset[0];
+            let solution = sums.solve(unknowns).unwrap();
+            assert!(solution.scale.iter().all(|s| s.is_finite() && *s != 0.0));
+            let at_mean = solution.scale[0] * 0.5 + solution.offset[0];
             approx::assert_abs_diff_eq!(at_mean, -2.0, epsilon = 1e-3);
         }
         assert!(Regression::new(2, 2).solve(Unknowns::Affine).is_none());

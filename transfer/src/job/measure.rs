@@ -1,0 +1,192 @@
+//! How far a student is from its teacher, or from itself, on sequences that it was not made from.
+
+use std::path::{Path, PathBuf};
+
+use mabert_graph::{ElementType, Model, Tensor};
+use mabert_runtime::{LoadOptions, Model as Runnable, Named, Taps, borrowed};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use rayon::prelude::*;
+
+use super::report::DevReport;
+use super::settings::Dev;
+use crate::compare::{self, Distances, OutputDistance, Tolerance};
+use crate::data::{Batch, Sequence, TextEncoder, read_sequences};
+use crate::evaluate::{self, Metric, Spread};
+use crate::{Error, Result};
+
+/// The teacher's outputs on sequences kept apart, by which students are measured.
+pub(super) struct Reference {
+    batches: Vec<Batch>,
+    teacher_outputs: Vec<Named>,
+    /// The labelled texts, where there are any.
+    pub(super) dev: Option<DevSet>,
+}
+
+/// A student ready to run, and its outputs on the [`Reference`]'s sequences.
+pub(super) struct Measured {
+    pub(super) runnable: Runnable,
+    pub(super) outputs: Vec<Named>,
+}
+
+impl Reference {
+    /// Measures the teacher, which `origin` names in messages.
+    ///
+    /// # Errors
+    /// The teacher's outputs are not finite.
+    pub(super) fn new(origin: &str, teacher: &Runnable, batches: Vec<Batch>) -> Result<Self> {
+        let teacher_outputs = outputs(teacher, &batches)?;
+        let reference = Self { batches, teacher_outputs, dev: None };
+        match reference.overflows(&reference.teacher_outputs) {
+            0 => Ok(reference),
+            bad => Err(Error::Teacher {
+                model: origin.to_owned(),
+                reason: format!("its outputs are not finite on {bad} of {} sequences", reference.count()),
+            }),
+        }
+    }
+
+    /// How many sequences there are.
+    pub(super) fn count(&self) -> usize {
+        sequence_count(&self.batches)
+    }
+
+    /// Runs a model on all sequences.
+    pub(super) fn run(&self, model: &Model) -> Result<Measured> {
+        let runnable = LoadOptions::default().prepare(model)?;
+        let outputs = outputs(&runnable, &self.batches)?;
+        Ok(Measured { runnable, outputs })
+    }
+
+    /// How far `outputs` are from the teacher's.
+    pub(super) fn distances(&self, outputs: &[Named]) -> Result<Vec<OutputDistance>> {
+        distances(&self.batches, &self.teacher_outputs, outputs)
+    }
+
+    /// How many sequences have an output that is not finite.
+    pub(super) fn overflows(&self, outputs: &[Named]) -> usize {
+        overflows(&self.batches, outputs)
+    }
+
+    /// How far a student's outputs are from its own before, the furthest of all, relative to outputs above 1.
+    pub(super) fn change(&self, before: &[Named], after: &[Named]) -> Result<f64> {
+        furthest(&self.batches, before, after)
+    }
+
+    /// How far another spelling of the teacher is from it, on the first few batches.
+    pub(super) fn teacher_change(&self, teacher: &Model, most_batches: usize) -> Result<f64> {
+        let count = self.batches.len().min(most_batches);
+        let batches = &self.batches[..count];
+        let respelled = outputs(&LoadOptions::default().prepare(teacher)?, batches)?;
+        furthest(batches, &self.teacher_outputs[..count], &respelled)
+    }
+
+    /// How far rounding alone moves the outputs of a student that is not calibrated, relative to outputs above 1, when
+    /// every weight moves by `by` of its own, up or down: nothing holds such a student's values, and what the exact
+    /// passes change must be told from what any other order of the same sums would.
+    pub(super) fn sensitivity(&self, student: &Model, by: f32, outputs_before: &[Named]) -> Result<f64> {
+        let mut moved = student.clone();
+        let mut rng = StdRng::seed_from_u64(71);
+        let weights = moved.graph().initializer.iter().filter(|t| t.data_type == ElementType::F32.onnx());
+        let names: Vec<String> = weights.map(|t| t.name.clone()).collect();
+        for name in names {
+            let mut values = moved.constant(&name)?.to_f32();
+            values.mapv_inplace(|v| if rng.random() { v * (1.0 + by) } else { v * (1.0 - by) });
+            moved.set_constant(&name, &Tensor::F32(values));
+        }
+        let outputs_after = outputs(&LoadOptions::default().prepare(&moved)?, &self.batches)?;
+        self.change(outputs_before, &outputs_after)
+    }
+
+    /// Refuses a student of which a value on these sequences does not fit half precision, in which it will be run.
+    pub(super) fn refuse_beyond_half(&self, student: &Model) -> Result<()> {
+        const LARGEST: f32 = 65_504.0;
+        let everything = LoadOptions::default().taps(Taps::Everything).prepare(student)?;
+        for batch in &self.batches {
+            let inputs = batch.inputs(everything.inputs())?;
+            for (name, value) in everything.run(&borrowed(&inputs))? {
+                let largest = value.as_f32().map_or(0.0, |v| v.iter().fold(0f32, |m, x| m.max(x.abs())));
+                if largest > LARGEST {
+                    return Err(Error::Check(format!(
+                        "`{name}` of the student reaches {largest:.1e}, beyond half precision's {LARGEST}: keep what \
+                         holds it (--keep norm), or rewrite the model in single precision"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The student on the labelled texts, where there are any.
+    pub(super) fn dev_report(&self, student: &Runnable) -> Result<Option<DevReport>> {
+        self.dev.as_ref().map(|dev| dev.measure(student)).transpose()
+    }
+}
+
+/// Labelled texts, and what the teacher makes of them.
+pub(super) struct DevSet {
+    file: PathBuf,
+    metric: Metric,
+    sequences: Vec<Sequence>,
+    labels: Vec<f64>,
+    teacher: Vec<f64>,
+}
+
+impl DevSet {
+    pub(super) fn new(dev: &Dev, encoder: &TextEncoder, teacher: &Runnable) -> Result<Self> {
+        let file: &Path = &dev.data.path;
+        let sequences = read_sequences(file, &dev.data.columns, encoder)?;
+        let labels = evaluate::labels(file, &sequences)?;
+        let logits = evaluate::logits(teacher, &sequences, Spread::Batches)?;
+        evaluate::check_labels(dev.metric, logits.ncols(), file, &sequences, &labels)?;
+        let teacher = evaluate::predictions(dev.metric, &logits)?;
+        Ok(Self { file: file.to_owned(), metric: dev.metric, sequences, labels, teacher })
+    }
+
+    fn measure(&self, student: &Runnable) -> Result<DevReport> {
+        let logits = evaluate::logits(student, &self.sequences, Spread::Batches)?;
+        // A text without an answer is answered wrongly; it does not stop the work.
+        let (predictions, overflow) = evaluate::predictions_with_overflow(self.metric, &logits)?;
+        Ok(DevReport {
+            overflow,
+            file: self.file.clone(),
+            examples: self.sequences.len(),
+            metric: self.metric,
+            teacher: self.metric.score(&self.teacher, &self.labels),
+            student: self.metric.score(&predictions, &self.labels),
+            agreement: self.metric.likeness().score(&predictions, &self.teacher),
+        })
+    }
+}
+
+/// The outputs for every batch.
+pub(super) fn outputs(model: &Runnable, batches: &[Batch]) -> Result<Vec<Named>> {
+    let run = |batch: &Batch| -> Result<Named> {
+        let inputs = batch.inputs(model.inputs())?;
+        Ok(model.run(&borrowed(&inputs))?)
+    };
+    batches.par_iter().map(run).collect()
+}
+
+/// How far the outputs of `second` are from those of `first`, in units of `1 + |first|` where `exceeds` is concerned.
+fn distances(batches: &[Batch], first: &[Named], second: &[Named]) -> Result<Vec<OutputDistance>> {
+    let mut distances = Distances::new(Tolerance { elements: Some((1.0, 1.0)), cosine: None });
+    for (batch, (a, b)) in batches.iter().zip(first.iter().zip(second)) {
+        distances.add(a, b, Some(&batch.lengths))?;
+    }
+    Ok(distances.outputs())
+}
+
+/// The furthest of all outputs, relative to outputs above 1.
+fn furthest(batches: &[Batch], first: &[Named], second: &[Named]) -> Result<f64> {
+    Ok(distances(batches, first, second)?.iter().map(|o| o.exceeds).fold(0.0, f64::max))
+}
+
+/// Sequences in batches.
+pub(super) fn sequence_count(batches: &[Batch]) -> usize {
+    batches.iter().map(|b| b.rows.len()).sum()
+}
+
+/// How many sequences have an output that is not finite.
+pub(super) fn overflows(batches: &[Batch], outputs: &[Named]) -> usize {
+    batches.iter().zip(outputs).map(|(batch, outputs)| compare::overflows(outputs, &batch.lengths)).sum()
+}

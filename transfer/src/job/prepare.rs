@@ -1,0 +1,167 @@
+//! What comes before the student: the teacher, recognised and measured, and the text.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use mabert_graph::Model;
+use mabert_passes::lower::ApproximatorOptions;
+use mabert_passes::pipeline::{Pass, PassOptions, Rewriting};
+use mabert_passes::recognise::PROBED;
+use mabert_passes::recording::{check_sizes, longest_sequence};
+use mabert_runtime::{LoadOptions, Model as Runnable};
+
+use super::measure::{DevSet, Reference};
+use super::origin::{StartStudent, checkpoint};
+use super::sequences::{HELD_OUT_SEED, Sequences, Source, vocabulary};
+use super::stages::{Record, Transferring};
+use super::{DEFAULT_HIDDEN, DEFAULT_MAX_SEQ, EXACT, Job, Transfer};
+use crate::data::{Batch, BatchShape, Overlong, Sequence, TextEncoder, batches, odd_sequences};
+use crate::full::{self, Checkpoint};
+use crate::progress::Progress;
+use crate::{Error, Result};
+
+/// Positions of one batch, and rows at most.
+const BATCH_TOKENS: usize = 1024;
+const BATCH_ROWS: usize = 64;
+/// Batches on which the model in canonical form is compared with itself.
+const CANONICAL_BATCHES: usize = 4;
+
+/// A job before there is a student.
+pub(super) struct Prepared<'j> {
+    pub(super) context: Context<'j>,
+    pub(super) rewriting: Rewriting,
+    pub(super) start: Option<StartStudent>,
+    pub(super) checkpoint: Option<Checkpoint>,
+}
+
+/// What a job holds from its beginning to its report.
+pub(super) struct Context<'j> {
+    pub(super) job: &'j Job,
+    pub(super) progress: &'j dyn Progress,
+    pub(super) begun: Instant,
+    /// The model's file, for messages.
+    pub(super) origin: String,
+    pub(super) operators_before: BTreeMap<String, usize>,
+    /// How far the model in canonical form is from itself, relative to outputs above 1.
+    pub(super) canonical_change: f64,
+    pub(super) texts: Texts,
+    pub(super) reference: Reference,
+}
+
+/// What the student is made from and tried on.
+pub(super) struct Texts {
+    pub(super) source: Source,
+    /// For the closed form and blockwise.
+    pub(super) calibration: Vec<Batch>,
+    /// For the full stage, and to judge it; empty where there is none.
+    training: Vec<Sequence>,
+    judges: Vec<Sequence>,
+    /// Unlike text, and not calibrated on.
+    pub(super) odd: Vec<Batch>,
+    /// What the model's inputs ask of batches.
+    shape: BatchShape,
+}
+
+impl Texts {
+    /// What the full stage works on.
+    pub(super) fn training_data(&self) -> full::Data<'_> {
+        full::Data { sequences: &self.training, judges: &self.judges, shape: self.shape }
+    }
+}
+
+impl<'j> Prepared<'j> {
+    /// Checks that the job can be done with the model, draws the text and measures the teacher.
+    pub(super) fn new(model: Model, job: &'j Job, progress: &'j dyn Progress) -> Result<Self> {
+        let begun = Instant::now();
+        progress.begin("prepare", 3);
+        let runnable = LoadOptions::default().prepare(&model)?;
+        check_sizes(&model, &runnable, PROBED)?;
+        let start = job.start().map(StartStudent::load).transpose()?;
+        let options = match &start {
+            Some(start) => start.options.clone(),
+            None => pass_options(job, max_seq(&model, &runnable, job.max_seq)?)?,
+        };
+        progress.step("loaded");
+        let encoder = TextEncoder::new(job.tokenizer.as_deref(), options.approximator.max_seq, Overlong::Truncate)?;
+        let vocabulary = vocabulary(&model, &encoder)?;
+        let checkpoint = checkpoint(&model, job)?;
+        let Sequences { source, calibration, training, judges, held_out } = Sequences::new(job, &encoder, &vocabulary)?;
+        let odd = odd_sequences(&vocabulary, encoder.longest(), job.seed ^ HELD_OUT_SEED);
+        let shape = BatchShape::from_inputs(runnable.inputs());
+        let [calibration, held_out, odd] =
+            [calibration, held_out, odd].map(|s| batches(&s, BATCH_TOKENS, BATCH_ROWS, shape));
+        let origin = model.origin().to_owned();
+        let mut reference = Reference::new(&origin, &runnable, held_out)?;
+        reference.dev = job.dev.as_ref().map(|dev| DevSet::new(dev, &encoder, &runnable)).transpose()?;
+        // Large models are held as few times as possible: nothing prepared is kept longer than it runs.
+        drop(runnable);
+        progress.step("teacher measured");
+        let operators_before = model.operators();
+        let rewriting = Rewriting::new(model, options)?;
+        let canonical_change = canonical_change(&reference, &rewriting)?;
+        let texts = Texts { source, calibration, training, judges, odd, shape };
+        let context = Context { job, progress, begun, origin, operators_before, canonical_change, texts, reference };
+        Ok(Self { context, rewriting, start, checkpoint })
+    }
+
+    /// Makes the student, its parameters not yet found.
+    pub(super) fn approximate(self) -> Result<Transferring<'j>> {
+        let Self { context, rewriting, start, checkpoint } = self;
+        let student = rewriting.approximate()?;
+        context.progress.step("recognised");
+        context.progress.end();
+        let calibrates = context.job.transfer != Transfer::None && student.ran(Pass::Canonical);
+        Ok(Transferring { context, rewriting, student, start, checkpoint, record: Record::new(calibrates) })
+    }
+}
+
+/// The passes that make the teacher canonical are exact: a few batches show where one is not.
+fn canonical_change(reference: &Reference, rewriting: &Rewriting) -> Result<f64> {
+    let change = reference.teacher_change(&rewriting.teacher, CANONICAL_BATCHES)?;
+    match change > EXACT {
+        false => Ok(change),
+        true => {
+            let reason = format!("the model in canonical form differs from itself by {change:.1e} of its size");
+            Err(Error::Check(reason))
+        }
+    }
+}
+
+/// How the passes are told to work.
+fn pass_options(job: &Job, max_seq: usize) -> Result<PassOptions> {
+    let hidden = job.hidden.unwrap_or(max_seq.min(DEFAULT_HIDDEN));
+    if hidden == 0 {
+        return Err(Error::option("--hidden must be at least 1"));
+    }
+    let approximator = ApproximatorOptions { max_seq, hidden, sharing: job.sharing, length_tables: job.length_tables };
+    Ok(PassOptions {
+        approximator,
+        order: job.order,
+        keep: job.keep,
+        fold: job.fold,
+        until: job.until,
+        partial: job.partial,
+    })
+}
+
+/// The longest sequence that the student will take: what was asked for, if the model can do it.
+fn max_seq(model: &Model, runnable: &Runnable, wanted: Option<usize>) -> Result<usize> {
+    // One position leaves no room for text between [CLS] and [SEP], and nothing to attend to.
+    if wanted.is_some_and(|n| n < 2) {
+        return Err(Error::option("--max-seq must be at least 2"));
+    }
+    if let Some(fixed) = BatchShape::from_inputs(runnable.inputs()).length {
+        return match wanted {
+            Some(n) if n != fixed => {
+                Err(Error::option(format!("--max-seq {n}: the model's inputs have a fixed length of {fixed}")))
+            }
+            _ => Ok(fixed),
+        };
+    }
+    match (longest_sequence(model, runnable, wanted.unwrap_or(DEFAULT_MAX_SEQ))?, wanted) {
+        ((limit, Some(limited_by)), Some(n)) => {
+            Err(Error::option(format!("--max-seq {n} is beyond the model's limit of {limit} ({limited_by})")))
+        }
+        ((longest, _), _) => Ok(longest),
+    }
+}

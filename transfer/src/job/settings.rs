@@ -1,0 +1,309 @@
+//! What a job is asked to do.
+
+use std::path::{Path, PathBuf};
+
+use mabert_passes::lower::Sharing;
+use mabert_passes::pipeline::{Keep, Order, Pass};
+use serde::{Deserialize, Serialize};
+
+use crate::data::Columns;
+use crate::evaluate::Metric;
+use crate::full::FullOptions;
+
+/// How the student's parameters are found, with what belongs to that way alone.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Transfer {
+    /// They are not: for looking at the structure.
+    None,
+    /// Layer by layer, by least squares.
+    ClosedForm,
+    /// The same, with gradient steps on each attention block.
+    Blockwise,
+    /// After that, gradient steps on everything at once.
+    Full(FullStage),
+}
+
+impl Transfer {
+    /// The way without its options.
+    pub fn kind(&self) -> TransferKind {
+        match self {
+            Self::None => TransferKind::None,
+            Self::ClosedForm => TransferKind::ClosedForm,
+            Self::Blockwise => TransferKind::Blockwise,
+            Self::Full(_) => TransferKind::Full,
+        }
+    }
+
+    /// The full stage, where there is one.
+    pub(super) fn full(&self) -> Option<&FullStage> {
+        match self {
+            Self::Full(stage) => Some(stage),
+            _ => None,
+        }
+    }
+}
+
+/// A way to find the student's parameters, as reports and students name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum TransferKind {
+    /// They are not found at all.
+    None,
+    /// Layer by layer, by least squares.
+    ClosedForm,
+    /// The same, with gradient steps on each attention block.
+    Blockwise,
+    /// After that, gradient steps on everything at once.
+    Full,
+}
+
+impl TransferKind {
+    /// The name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::ClosedForm => "closed-form",
+            Self::Blockwise => "blockwise",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// The end-to-end stage.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FullStage {
+    /// How it works; its seed is the job's.
+    pub options: FullOptions,
+    /// Where it leaves its state, and takes it up.
+    pub checkpoint: Option<CheckpointFolder>,
+    /// A student that was not folded: its parameters are gone on from in place of the closed form's, and the options of
+    /// the passes that made it are taken in place of the job's.
+    pub start: Option<PathBuf>,
+}
+
+impl From<FullOptions> for FullStage {
+    fn from(options: FullOptions) -> Self {
+        Self { options, ..Self::default() }
+    }
+}
+
+/// A folder for the state of the full stage, see [`full::Checkpoint`](crate::full::Checkpoint).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointFolder {
+    /// The folder.
+    pub path: PathBuf,
+    /// Whether an interrupted run is gone on with.
+    pub resume: bool,
+}
+
+/// A file of texts.
+#[derive(Clone, Debug)]
+pub struct Data {
+    /// The file.
+    pub path: PathBuf,
+    /// Its columns.
+    pub columns: Columns,
+}
+
+impl Data {
+    /// A file whose columns have [usual names](crate::data::USUAL_TEXTS).
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), columns: Columns::default() }
+    }
+}
+
+/// A labelled file on which teacher and student are compared.
+#[derive(Clone, Debug)]
+pub struct Dev {
+    /// The file, and its columns with the label's.
+    pub data: Data,
+    /// What is measured.
+    pub metric: Metric,
+}
+
+/// What is to be done. By default: everything, on made-up tokens, by the closed form.
+///
+/// ```
+/// use mabert_transfer::job::{Job, Transfer};
+///
+/// let job = Job::default().max_seq(64).transfer(Transfer::Blockwise).seed(7);
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Job {
+    pub(super) max_seq: Option<usize>,
+    pub(super) hidden: Option<usize>,
+    pub(super) sharing: Sharing,
+    pub(super) length_tables: bool,
+    pub(super) order: Order,
+    pub(super) keep: Keep,
+    pub(super) fold: bool,
+    pub(super) until: Option<Pass>,
+    pub(super) partial: bool,
+    pub(super) transfer: Transfer,
+    pub(super) data: Option<Data>,
+    pub(super) extra_data: Vec<PathBuf>,
+    pub(super) dev: Option<Dev>,
+    pub(super) tokenizer: Option<PathBuf>,
+    pub(super) calibration_tokens: Option<usize>,
+    pub(super) seed: u64,
+}
+
+impl Default for Job {
+    fn default() -> Self {
+        Self {
+            max_seq: None,
+            hidden: None,
+            sharing: Sharing::PerHead,
+            length_tables: true,
+            order: Order::Linear,
+            keep: Keep::default(),
+            fold: true,
+            until: None,
+            partial: false,
+            transfer: Transfer::ClosedForm,
+            data: None,
+            extra_data: Vec::new(),
+            dev: None,
+            tokenizer: None,
+            calibration_tokens: None,
+            seed: 0,
+        }
+    }
+}
+
+impl Job {
+    /// The longest sequence in tokens, `n`, at least 2; without it the model's own limit, up to
+    /// [`DEFAULT_MAX_SEQ`](super::DEFAULT_MAX_SEQ).
+    #[must_use]
+    pub fn max_seq(mut self, tokens: impl Into<Option<usize>>) -> Self {
+        self.max_seq = tokens.into();
+        self
+    }
+
+    /// The approximators' hidden size, `h`, at least 1; without it `n`, up to
+    /// [`DEFAULT_HIDDEN`](super::DEFAULT_HIDDEN).
+    #[must_use]
+    pub fn hidden(mut self, size: impl Into<Option<usize>>) -> Self {
+        self.hidden = size.into();
+        self
+    }
+
+    /// Which heads share an approximator; by default none do.
+    #[must_use]
+    pub fn sharing(mut self, sharing: Sharing) -> Self {
+        self.sharing = sharing;
+        self
+    }
+
+    /// Whether approximators depend on the number of real tokens; by default they do.
+    #[must_use]
+    pub fn length_tables(mut self, length_tables: bool) -> Self {
+        self.length_tables = length_tables;
+        self
+    }
+
+    /// The order of attention's products; by default linear.
+    #[must_use]
+    pub fn order(mut self, order: Order) -> Self {
+        self.order = order;
+        self
+    }
+
+    /// What is left as it is; by default nothing.
+    #[must_use]
+    pub fn keep(mut self, keep: Keep) -> Self {
+        self.keep = keep;
+        self
+    }
+
+    /// Whether norms are folded into the weights; by default they are. A student that is not folded can be the
+    /// [`start`](FullStage::start) of another job.
+    #[must_use]
+    pub fn fold(mut self, fold: bool) -> Self {
+        self.fold = fold;
+        self
+    }
+
+    /// The last pass to run.
+    #[must_use]
+    pub fn until(mut self, pass: impl Into<Option<Pass>>) -> Self {
+        self.until = pass.into();
+        self
+    }
+
+    /// Whether sites that are not recognised are accepted; by default they are not.
+    #[must_use]
+    pub fn partial(mut self, partial: bool) -> Self {
+        self.partial = partial;
+        self
+    }
+
+    /// How parameters are found; by default by the closed form.
+    #[must_use]
+    pub fn transfer(mut self, transfer: Transfer) -> Self {
+        self.transfer = transfer;
+        self
+    }
+
+    /// Text to calibrate, train and measure on; random tokens are made up without it. The label's column is read where
+    /// [`FullOptions::alpha`] is below 1.
+    #[must_use]
+    pub fn data(mut self, data: impl Into<Option<Data>>) -> Self {
+        self.data = data.into();
+        self
+    }
+
+    /// Files of more text, to calibrate and train on but not to measure on: half of all comes from them. Without
+    /// [`data`](Self::data) they are not read.
+    #[must_use]
+    pub fn extra_data(mut self, files: Vec<PathBuf>) -> Self {
+        self.extra_data = files;
+        self
+    }
+
+    /// Labelled data to measure on after each stage.
+    #[must_use]
+    pub fn dev(mut self, dev: impl Into<Option<Dev>>) -> Self {
+        self.dev = dev.into();
+        self
+    }
+
+    /// The model's `tokenizer.json`: for data that is text, and for the special tokens around random ones.
+    #[must_use]
+    pub fn tokenizer(mut self, file: impl Into<Option<PathBuf>>) -> Self {
+        self.tokenizer = file.into();
+        self
+    }
+
+    /// Tokens that go through the student to calibrate it; without a number [`DEFAULT_TOKENS`](super::DEFAULT_TOKENS).
+    #[must_use]
+    pub fn calibration_tokens(mut self, tokens: impl Into<Option<usize>>) -> Self {
+        self.calibration_tokens = tokens.into();
+        self
+    }
+
+    /// Seed of everything drawn at random; 0 by default.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// The student that is gone on from.
+    pub(super) fn start(&self) -> Option<&Path> {
+        self.transfer.full()?.start.as_deref()
+    }
+
+    /// Whether an interrupted run is gone on with.
+    pub(super) fn resumes(&self) -> bool {
+        self.transfer.full().and_then(|stage| stage.checkpoint.as_ref()).is_some_and(|folder| folder.resume)
+    }
+
+    /// The options of the full stage, with the job's seed.
+    pub(super) fn full_options(&self) -> Option<FullOptions> {
+        Some(FullOptions { seed: self.seed, ..self.transfer.full()?.options })
+    }
+}

@@ -1,0 +1,189 @@
+//! Fits the approximators: which rows of scores and probabilities they are fitted to, and where their parameters go.
+
+use std::time::Instant;
+
+use mabert_graph::Tensor;
+use mabert_passes::lower::{Approximator, Sharing};
+use mabert_passes::pipeline::Pass;
+use mabert_passes::sites::{Layer, LayerSite, SiteId};
+use ndarray::{Array4, Ix4};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use rayon::prelude::*;
+
+use super::fit;
+use super::rows::Rows;
+use super::walk::Walk;
+use crate::Result;
+use crate::data::Batch;
+use crate::part::Prefix;
+
+/// An approximator that serves several heads is fitted to this many times the rows.
+const POOLED: usize = 4;
+
+/// Every sentence is represented by this many rows, or by all that it has; by fewer where these would be more than
+/// twice the rows drawn evenly.
+const ROWS_A_SENTENCE: f64 = 4.0;
+
+/// Scores, and the probabilities that they should give, `[batch, heads, n, n]` each.
+struct Attention {
+    scores: Tensor,
+    probabilities: Tensor,
+}
+
+impl Walk<'_> {
+    /// One approximator for all layers is fitted to the teacher's own scores: the student has none yet.
+    pub(super) fn fit_shared_approximator(&mut self) -> Result<()> {
+        if !self.student.ran(Pass::Softmax) || self.student.options.approximator.sharing != Sharing::Shared {
+            return Ok(());
+        }
+        let mut all = Rows::default();
+        for layer in &self.encoder.layers {
+            let prefix = Prefix::new(self.teacher, &[&layer.input])?;
+            let values = [layer.attention.products.as_str(), &layer.attention.probabilities];
+            let part = self.attention_part(self.teacher, layer, &values)?;
+            let budget = POOLED * self.options.fit_rows / self.encoder.layers.len();
+            let groups = self.draw_rows(layer, &Draw::new(self, layer, 1, budget), |i| {
+                let mut values = part.run(&[&prefix.run_first(&self.batches[i])?, &self.masks[i]])?;
+                Ok(Attention { scores: values.remove(0), probabilities: values.remove(0) })
+            })?;
+            groups.into_iter().for_each(|rows| all.append(rows));
+        }
+        self.fit_approximator(SiteId::SharedNetwork, 0, &[all], 0);
+        Ok(())
+    }
+
+    /// Fits a layer's own approximator, where it has one: the student's scores in, the teacher's probabilities out.
+    pub(super) fn fit_layer_approximator(&mut self, index: usize) -> Result<()> {
+        if !self.has_own_approximator() {
+            return Ok(());
+        }
+        let layer = &self.encoder.layers[index];
+        let scores = self.attention_part(&self.student.model, layer, &[&layer.attention.products])?;
+        let probabilities = self.attention_part(self.teacher, layer, &[&layer.attention.probabilities])?;
+        let groups = self.student.approximators[index].groups;
+        let budget = self.options.fit_rows * if groups == 1 { POOLED } else { 1 };
+        let rows = self.draw_rows(layer, &Draw::new(self, layer, groups, budget), |i| {
+            let scores = scores.run(&[&self.student_stream.get(i)?, &self.masks[i]])?.remove(0);
+            let probabilities = probabilities.run(&[&self.teacher_stream.get(i)?, &self.masks[i]])?.remove(0);
+            Ok(Attention { scores, probabilities })
+        })?;
+        self.fit_approximator(layer.site(LayerSite::Attention), index, &rows, layer.index);
+        Ok(())
+    }
+
+    /// Whether each layer has an approximator that is not another's too.
+    fn has_own_approximator(&self) -> bool {
+        self.student.ran(Pass::Softmax) && self.student.options.approximator.sharing != Sharing::Shared
+    }
+
+    /// The initializers of a layer's approximator that may be trained with the layer: one that all layers share must not
+    /// be bent to one of them.
+    pub(super) fn approximator_parameters(&self, index: usize) -> Vec<String> {
+        if !self.has_own_approximator() {
+            return Vec::new();
+        }
+        let Approximator { w1, w2, b1, b2, scale, .. } = &self.student.approximators[index];
+        let tables = self.student.options.approximator.length_tables.then_some(scale);
+        [w1, w2, b1, b2].into_iter().chain(tables).cloned().collect()
+    }
+
+    /// Draws rows of a layer's attention, a group of heads at a time.
+    fn draw_rows(
+        &self,
+        layer: &Layer,
+        draw: &Draw,
+        attention: impl Fn(usize) -> Result<Attention> + Sync,
+    ) -> Result<Vec<Rows>> {
+        let masked = self.encoder.mask.is_some();
+        let batch_rows = self.each(|i| {
+            let seed = self.options.seed ^ ((layer.index as u64) << 32) ^ i as u64;
+            Ok(draw.rows(&self.batches[i], masked, attention(i)?, seed))
+        })?;
+        let mut all = vec![Rows::default(); draw.groups];
+        for groups in batch_rows {
+            all.iter_mut().zip(groups).for_each(|(all, rows)| all.append(rows));
+        }
+        Ok(all)
+    }
+
+    /// Fits the approximator with that number, group by group, and notes how far it is off.
+    fn fit_approximator(&mut self, site: SiteId, number: usize, groups: &[Rows], layer: usize) {
+        let start = Instant::now();
+        let options = self.student.options.approximator;
+        let seed = self.options.seed ^ ((layer as u64) << 16);
+        let fitted: Vec<_> = groups
+            .par_iter()
+            .enumerate()
+            .map(|(group, rows)| fit::fit(rows, &options, self.options.fit_steps, seed ^ group as u64))
+            .collect();
+        let square = fitted.iter().map(|(_, error)| error * error).sum::<f64>() / fitted.len() as f64;
+        let networks: Vec<_> = fitted.into_iter().map(|(network, _)| network).collect();
+        fit::store(&mut self.student.model, &self.student.approximators[number], &options, &networks);
+        self.fit_seconds += start.elapsed().as_secs_f64();
+        self.note(site, square.sqrt());
+    }
+}
+
+/// How likely a row is drawn: the scores of one head and query.
+struct Draw {
+    heads: usize,
+    /// Groups of heads, each of which has an approximator of its own.
+    groups: usize,
+    /// Of any row.
+    share: f64,
+    /// Of a text's first token, where the head reads it alone.
+    first_share: Option<f64>,
+    /// Rows of a sentence in a group, on average at least.
+    rows_a_sentence: f64,
+}
+
+impl Draw {
+    /// Draws about `budget` rows a group.
+    fn new(walk: &Walk<'_>, layer: &Layer, groups: usize, budget: usize) -> Self {
+        let heads = layer.attention.heads;
+        let queries: usize = walk.batches.iter().map(Batch::tokens).sum();
+        let sentences: usize = walk.batches.iter().map(|b| b.lengths.iter().filter(|l| **l > 0).count()).sum();
+        let share = |count: usize| budget as f64 / rows_in_group(count, heads, groups);
+        Self {
+            heads,
+            groups,
+            share: share(queries),
+            first_share: walk.first_token_weights(layer).map(|_| share(sentences)),
+            rows_a_sentence: ROWS_A_SENTENCE.min(2.0 * budget as f64 / sentences.max(1) as f64),
+        }
+    }
+
+    /// Rows of one batch, group by group. Without a mask all keys count, padding that a fixed length forces upon the
+    /// model too.
+    fn rows(&self, batch: &Batch, masked: bool, attention: Attention, seed: u64) -> Vec<Rows> {
+        let [scores, probabilities] = [attention.scores, attention.probabilities].map(array4);
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut rows = vec![Rows::default(); self.groups];
+        for (sentence, &length) in batch.lengths.iter().enumerate() {
+            let keys = if masked { length } else { batch.length };
+            // However few its tokens, a sentence has a say: its length may be a rare one.
+            let share = self.share.max(self.rows_a_sentence / rows_in_group(length, self.heads, self.groups));
+            for head in 0..self.heads {
+                for query in 0..length {
+                    let is_first = query == 0 && !batch.made_up[sentence];
+                    let share = self.first_share.filter(|_| is_first).unwrap_or(share);
+                    if rng.random_bool(share.min(1.0)) {
+                        let row =
+                            |values: &Array4<f32>| values.slice(ndarray::s![sentence, head, query, ..keys]).to_vec();
+                        rows[head % self.groups].push(&row(&scores), &row(&probabilities));
+                    }
+                }
+            }
+        }
+        rows
+    }
+}
+
+/// Rows of so many queries, in each group.
+fn rows_in_group(queries: usize, heads: usize, groups: usize) -> f64 {
+    (queries * heads / groups).max(1) as f64
+}
+
+fn array4(value: Tensor) -> Array4<f32> {
+    value.to_f32().into_dimensionality::<Ix4>().expect("[batch, heads, n, n]")
+}
