@@ -1,4 +1,4 @@
-//! The linear maps before and after a site: which region is one, [`linear`] tells.
+//! The linear maps before and after a site: which region is one, `linear` tells.
 
 use mabert_graph::proto::NodeProto;
 use mabert_graph::{Dependence, NodeExt as _, Tensor};

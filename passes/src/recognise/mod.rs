@@ -1,8 +1,8 @@
 //! From a graph to typed sites.
 //!
-//! Every node that may be the heart of a site is an anchor; [`recognise`] tries each ([`attention`], [`activation`],
-//! [`norm`]) by probing the [`region`]s around it. [`assemble`] then makes layers of what was found, with the linear maps
-//! that [`maps`] finds between the sites.
+//! Every node that may be the heart of a site is an anchor; [`recognise()`] tries each (`attention`, `activation`,
+//! `norm`) by probing the regions around it. `assemble` then makes layers of the sites, with the linear maps that `maps`
+//! finds between them.
 
 mod activation;
 mod assemble;

@@ -24,11 +24,11 @@ impl Walk<'_> {
         let affine = self.student.ran(Pass::Norm);
         let unknowns = if affine { Unknowns::WeightAndAffine } else { Unknowns::WeightAndOffset };
         let sums = self.half_statistics(layer, half, contexts, target)?;
-        let solution = sums.solve(unknowns).ok_or_else(|| not_finite(half.norm_site(layer)))?;
+        let solution = sums.solve(unknowns).ok_or_else(|| not_finite(half.norm_id(layer)))?;
         let map = half.map(layer);
         self.add_to(&map.weight, &solution.weight.mapv(|v| v as f32).into_dyn())?;
         if affine {
-            self.set_norm(half.norm_site(layer), &solution);
+            self.set_norm(half.norm_id(layer), &solution);
         } else {
             let bias = map.bias_name.as_deref().expect("canonical maps have a bias");
             self.add_to(bias, &solution.offset.mapv(|v| v as f32).into_dyn())?;

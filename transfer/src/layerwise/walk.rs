@@ -65,7 +65,8 @@ impl Half {
         }
     }
 
-    pub(super) fn norm_site(self, layer: &Layer) -> SiteId {
+    /// What the norm is called.
+    pub(super) fn norm_id(self, layer: &Layer) -> SiteId {
         layer.site(match self {
             Self::Attention => LayerSite::AttentionNorm,
             Self::FeedForward => LayerSite::OutputNorm,
@@ -119,7 +120,7 @@ impl<'w> Walk<'w> {
     /// The embedding norm: both models see the same input.
     pub(super) fn embeddings(&mut self) -> Result<()> {
         let site = &self.encoder.embedding_norm;
-        let name = SiteId::EmbeddingNorm;
+        let id = SiteId::EmbeddingNorm;
         let channels = site.gamma.len();
         let prefix = Prefix::new(self.teacher, &[&site.input])?;
         let inputs = self.store(|i| prefix.run_first(&self.batches[i]))?;
@@ -132,15 +133,15 @@ impl<'w> Walk<'w> {
                 let [x, y] = [real_rows(batch, &inputs.get(i)?), real_rows(batch, &targets.get(i)?)];
                 sums.add(Array2::zeros((x.nrows(), 0)).view(), x.view(), y.view(), None);
             }
-            let solution = sums.solve(Unknowns::Affine).ok_or_else(|| not_finite(name))?;
-            self.set_norm(name, &solution);
+            let solution = sums.solve(Unknowns::Affine).ok_or_else(|| not_finite(id))?;
+            self.set_norm(id, &solution);
         }
         let part = norm(&self.student.model)?;
         self.student_stream = self.store(|i| Ok(part.run(&[&inputs.get(i)?])?.remove(0)))?;
         self.teacher_stream = targets;
         self.position.clone_from(&site.output);
         let error = self.relative_error(&self.student_stream, &self.teacher_stream)?;
-        self.note(name, error);
+        self.note(id, error);
         Ok(())
     }
 
@@ -185,7 +186,7 @@ impl<'w> Walk<'w> {
         let student_outputs = Stored::each(self.batches.len(), halves.len(), run)?;
         for ((half, student), teacher) in halves.into_iter().zip(&student_outputs).zip(&teacher_outputs) {
             let error = self.relative_error(student, teacher)?;
-            self.note(half.norm_site(layer), error);
+            self.note(half.norm_id(layer), error);
         }
         let [_, teacher_stream] = teacher_outputs;
         self.teacher_stream = teacher_stream;
@@ -209,7 +210,7 @@ impl<'w> Walk<'w> {
         let mut others: Vec<String> =
             linear.into_iter().flat_map(|l| [Some(l.weight.clone()), l.bias_name.clone()]).flatten().collect();
         if self.student.ran(Pass::Norm) {
-            others.extend(norm_parameters(Half::Attention.norm_site(layer)));
+            others.extend(norm_parameters(Half::Attention.norm_id(layer)));
         }
         // With length tables one token alone is exact, and stays so.
         let shortest = if self.student.options.approximator.length_tables { 2 } else { 1 };
