@@ -7,12 +7,12 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::{Add, Div, Mul, Sub};
 
-use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
 use onnx_protobuf::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
-    TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
+    ValueInfoProto,
 };
 
+use crate::tensor_type::value_info;
 use crate::{ElementType, Model, Patch, Tensor, attribute};
 
 /// The key of a node's `metadata_props` entry that names the pass which made it.
@@ -166,22 +166,6 @@ impl Builder {
         };
         Model::from_proto(proto).expect("a built model has a graph, a version and no external data")
     }
-}
-
-/// The declaration of a graph input or output; dimensions are numbers, symbols, or `?`.
-pub(crate) fn value_info(name: &str, element: ElementType, dims: &[&str]) -> ValueInfoProto {
-    let dim = |text: &&str| {
-        let value = match text.parse::<i64>() {
-            Ok(n) => Some(dimension::Value::DimValue(n)),
-            Err(_) if *text == "?" => None,
-            Err(_) => Some(dimension::Value::DimParam((*text).to_owned())),
-        };
-        Dimension { value, ..Dimension::default() }
-    };
-    let shape = TensorShapeProto { dim: dims.iter().map(dim).collect(), ..Default::default() };
-    let tensor = type_proto::Tensor { elem_type: element.onnx(), shape: Some(shape).into(), ..Default::default() };
-    let type_ = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
-    ValueInfoProto { name: name.to_owned(), type_: Some(type_).into(), ..ValueInfoProto::default() }
 }
 
 impl<'b> Expr<'b> {

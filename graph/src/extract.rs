@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use onnx_protobuf::{GraphProto, ModelProto, ValueInfoProto};
 
-use crate::builder::value_info;
 use crate::index::used_values;
+use crate::tensor_type::value_info;
 use crate::{Dim, ElementType, Error, Model, Result};
 
 /// A value that becomes an input of an extracted model.

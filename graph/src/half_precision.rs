@@ -179,7 +179,7 @@ mod tests {
         let w = b.constant("w", &Tensor::from(ndarray::arr1(&[1.5, -2.0].map(f16::from_f32)).into_dyn()));
         let y = (x * w).named("y");
         let mut model = b.model(&[y]);
-        model.graph_mut().output[0] = crate::builder::value_info("y", ElementType::F16, &["n", "2"]);
+        model.graph_mut().output[0] = crate::tensor_type::value_info("y", ElementType::F16, &["n", "2"]);
         model
     }
 

@@ -25,6 +25,7 @@ mod model;
 mod node;
 mod patch;
 mod tensor;
+mod tensor_type;
 pub mod text;
 mod wire;
 
@@ -37,9 +38,10 @@ pub use files::{Buffered, check_writable, write_atomically};
 pub use functions::inline_functions;
 pub use half_precision::{is_half, narrow_to_half, widen_half};
 pub use index::{Dependence, Index};
-pub use model::{Dim, Model, TensorType};
+pub use model::Model;
 pub use node::{NodeExt, attribute, cast_node};
 pub use patch::Patch;
 pub use tensor::{ElementType, Tensor, largest_difference};
+pub use tensor_type::{Dim, TensorType};
 
 pub use onnx_protobuf as proto;

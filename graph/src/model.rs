@@ -4,60 +4,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::io::{BufReader, Cursor, Read as _};
 use std::path::{Path, PathBuf};
 
-use onnx_protobuf::tensor_shape_proto::dimension;
-use onnx_protobuf::{
-    GraphProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto, tensor_shape_proto, type_proto,
-};
+use onnx_protobuf::{GraphProto, ModelProto, StringStringEntryProto, TensorProto};
 
 use crate::external::{self, Storage};
 use crate::files::write_atomically;
 use crate::node::is_standard;
-use crate::{ElementType, Error, NodeExt, Result, Tensor, decode, encode};
-
-/// The size of one axis.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Dim {
-    /// Always the same.
-    Fixed(usize),
-    /// Chosen at run time; the exporter's name for it.
-    Symbol(String),
-    /// Chosen at run time, without a name.
-    Unknown,
-}
-
-impl std::fmt::Display for Dim {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Fixed(n) => write!(f, "{n}"),
-            Self::Symbol(name) => f.write_str(name),
-            Self::Unknown => f.write_str("?"),
-        }
-    }
-}
-
-/// What a graph input or output is declared to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorType {
-    /// Its name.
-    pub name: String,
-    /// Its element type; `None` for types that this project does not handle.
-    pub element: Option<ElementType>,
-    /// Its axes; `None` where the rank is not declared.
-    pub dims: Option<Vec<Dim>>,
-}
-
-impl std::fmt::Display for TensorType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let element = self.element.map_or("?", ElementType::name);
-        match &self.dims {
-            Some(dims) => {
-                let dims: Vec<String> = dims.iter().map(Dim::to_string).collect();
-                write!(f, "{} {element}[{}]", self.name, dims.join(","))
-            }
-            None => write!(f, "{} {element}[..]", self.name),
-        }
-    }
-}
+use crate::{Error, NodeExt, Result, Tensor, TensorType, decode, encode};
 
 /// An ONNX model, all of its constants in memory.
 #[derive(Clone, Debug)]
@@ -195,12 +147,12 @@ impl Model {
     pub fn inputs(&self) -> Vec<TensorType> {
         let graph = self.graph();
         let initialised = |name: &str| graph.initializer.iter().any(|t| t.name == name);
-        graph.input.iter().filter(|i| !initialised(&i.name)).map(tensor_type).collect()
+        graph.input.iter().filter(|i| !initialised(&i.name)).map(TensorType::declared).collect()
     }
 
     /// The outputs of the graph.
     pub fn outputs(&self) -> Vec<TensorType> {
-        self.graph().output.iter().map(tensor_type).collect()
+        self.graph().output.iter().map(TensorType::declared).collect()
     }
 
     /// Every name that a value of the main graph has: inputs, constants and what nodes compute.
@@ -259,22 +211,5 @@ impl Model {
         let mut counts = BTreeMap::new();
         count(self.graph(), &mut counts);
         counts
-    }
-}
-
-fn tensor_type(info: &ValueInfoProto) -> TensorType {
-    let name = info.name.clone();
-    let Some(type_proto::Value::TensorType(tensor)) = info.type_.as_ref().and_then(|t| t.value.as_ref()) else {
-        return TensorType { name, element: None, dims: None };
-    };
-    let dims = tensor.shape.as_ref().map(|shape| shape.dim.iter().map(dim).collect());
-    TensorType { name, element: ElementType::from_onnx(tensor.elem_type), dims }
-}
-
-fn dim(dim: &tensor_shape_proto::Dimension) -> Dim {
-    match &dim.value {
-        Some(dimension::Value::DimValue(n)) => usize::try_from(*n).map_or(Dim::Unknown, Dim::Fixed),
-        Some(dimension::Value::DimParam(name)) if !name.is_empty() => Dim::Symbol(name.clone()),
-        _ => Dim::Unknown,
     }
 }

@@ -208,7 +208,7 @@ mod tests {
         let kept = outcomes(PassOptions { keep: kept, fold: false, ..options(None) });
         let kept: Vec<&str> = kept[3..].iter().map(|(_, told)| told.as_str()).collect();
         let unfolded = "--no-fold";
-        assert_eq!(kept[..4], ["--keep softmax", "--keep activation", "--keep norm", "--keep softmax"]);
+        assert_eq!(kept[..4], ["softmax is kept", "activations are kept", "norms are kept", "softmax is kept"]);
         assert_eq!(kept[4..], [unfolded; 4]);
         let paper = outcomes(PassOptions { order: Order::Paper, ..options(Some(Pass::Reassociate)) });
         assert_eq!(passes(&paper), Pass::ALL[..11]);

@@ -7,7 +7,8 @@ use rayon::prelude::*;
 use tract_core::internal::*;
 use tract_linalg::multithread::{Executor, current_tract_executor, multithread_tract_scope};
 
-use super::kernel::{self, Epilogue, Kernel, Panels, PerLane};
+use super::kernel::{Epilogue, Kernel};
+use super::panels::{self, Panels, PerLane};
 
 /// Takes panels whose first `heads * d` rows are queries, and panels where rows `key_part * heads * d` and those after them
 /// are keys and then values: the same panels, where one product computed all three. Then `b1` and `b2`; then the mask
@@ -57,7 +58,8 @@ impl EvalOp for LinearAttention {
         let kernel = super::kernel()?;
         let size = |dim: &TDim| dim.eval_to_i64(context.symbols).map(|d| d as usize);
         let (batch, length, queries) = (size(&self.batch)?, size(&self.length)?, size(&self.queries)?);
-        let mut output = kernel.room(inputs[0].shape()[0], self.heads * self.channels)?;
+        // SAFETY: the heads write all rows of every panel that holds a query, and spare lanes are cleared here.
+        let mut output = unsafe { kernel.room(inputs[0].shape()[0], self.heads * self.channels) }?;
         let nothing = batch * length * queries == 0;
         if nothing || !(batch * queries).is_multiple_of(kernel.width()) {
             // Lanes of the last panel that are no token's.
@@ -77,17 +79,17 @@ impl EvalOp for LinearAttention {
             length,
             queries,
             all_queries: batch * queries,
-            query: Panels::new(kernel, &inputs[0])?,
-            keys_values: Panels::new(kernel, &inputs[1])?,
+            query: kernel.panels(&inputs[0])?,
+            keys_values: kernel.panels(&inputs[1])?,
             b1: padded(kernel, &inputs[2], batch, groups, self.hidden)?,
             b2: PerSequence::new(&inputs[3], batch, groups, length)?,
             b2_by_key: None,
-            mask: self.masked.then(|| kernel::values(&inputs[4])).transpose()?,
+            mask: self.masked.then(|| panels::values(&inputs[4])).transpose()?,
             scale: match inputs.last() {
                 Some(scale) if self.scaled => Some(padded(kernel, scale, batch, groups, self.hidden)?),
                 _ => None,
             },
-            contexts: Panels::new(kernel, &output)?,
+            contexts: kernel.panels(&output)?,
         };
         if work.in_papers_order() {
             work.b2_by_key = Some(padded(kernel, &inputs[3], batch, groups, length)?);
@@ -164,7 +166,7 @@ fn padded(kernel: &Kernel, values: &TValue, batch: usize, groups: usize, size: u
     if whole == size {
         return Ok(given);
     }
-    let rows = kernel::values(values)?;
+    let rows = panels::values(values)?;
     let mut padded = Tensor::zero::<f32>(&[values.len() / size, whole])?;
     let mut view = padded.try_as_plain_ram_mut()?;
     for (into, row) in view.as_slice_mut::<f32>()?.chunks_exact_mut(whole).zip(rows.chunks(size)) {
@@ -241,17 +243,19 @@ impl Work<'_> {
         let width = kernel.width();
         let (queries, keys) = (self.most_panels(self.queries), self.most_panels(self.length) * width);
         let paper = self.in_papers_order();
+        // SAFETY: in `head` every value is computed, or transposed, before the next product reads it.
+        let room = |panels, rows| unsafe { kernel.room(panels, rows) };
         let either = |linear: [usize; 2], paper_s: [usize; 2]| {
             let [panels, rows] = if paper { paper_s } else { linear };
-            kernel.room(panels, rows)
+            room(panels, rows)
         };
         Ok(Room {
             keys: either([d / width, self.length], [0, 0])?,
-            values: kernel.room(d / width, self.length)?,
+            values: room(d / width, self.length)?,
             first: either([h / width, d], [queries, keys])?,
-            activations: kernel.room(queries, h)?,
+            activations: room(queries, h)?,
             second: either([d / width, h], [queries, keys])?,
-            contexts: kernel.room(queries, d)?,
+            contexts: room(queries, d)?,
         })
     }
 
@@ -259,58 +263,26 @@ impl Work<'_> {
     fn head(&self, room: &mut Room, sequence: usize, head: usize) -> TractResult<()> {
         let Self { op, kernel, length, queries, .. } = *self;
         let (width, d) = (kernel.width(), op.channels);
-        let group = if op.w1.len() == 1 { 0 } else { head };
         let tokens = sequence * length..(sequence + 1) * length;
-        let mask = self.mask.map(|mask| &mask[tokens.clone()]);
         let [keys, values] =
             [op.key_part, op.key_part + 1].map(|part| self.keys_values.rows((part * op.heads + head) * d, d));
-        let values = values?.transposed(kernel, tokens.start, length, mask, &mut room.values)?;
-        let w1 = Panels::new(kernel, &op.w1[group])?.rows(0, length)?;
         let asking = sequence * queries..(sequence + 1) * queries;
         let first = asking.start / width;
         let count = asking.end.div_ceil(width) - first;
+        let mask = self.mask.map(|mask| &mask[tokens.clone()]);
+        let values = values?.transposed(tokens.start, length, mask, &mut room.values)?;
         let query = self.query.rows(head * d, d)?.panels(first, count)?;
-        let activations = Panels::new(kernel, &room.activations)?.panels(0, count)?;
-        let b1 = self.b1.at(sequence, group);
-        let scale = self.scale.as_ref().map(|scale| scale.at(sequence, group));
-        let product = |a: Panels<'_>, b: Panels<'_>, epilogue: Epilogue<'_>, into: Panels<'_>| {
-            // SAFETY: the room is this thread's own.
-            unsafe { kernel.product(a, b, &epilogue, into) }
-        };
+        let group = if op.w1.len() == 1 { 0 } else { head };
+        let one = Head { sequence, group, tokens, mask, query, keys: keys?, values };
+        let own = kernel.panels(&room.contexts)?.panels(0, count)?;
+        let rooms = [&room.first, &room.activations, &room.second];
         // What the last product takes, and adds.
-        let (probabilities, values, even) = if self.in_papers_order() {
-            // Panels of keys may hold other sequences' too: their scores are computed, and not looked at.
-            let panels = tokens.start / width..tokens.end.div_ceil(width);
-            let keys = keys?.panels(panels.start, panels.len())?;
-            let scores = Panels::new(kernel, &room.first)?.panels(0, count)?.rows(0, panels.len() * width)?;
-            product(query, keys, Epilogue::default(), scores)?;
-            let scores = scores.rows(tokens.start - panels.start * width, length)?;
-            if let Some(mask) = mask {
-                // SAFETY: the room is this thread's own.
-                unsafe { scores.scale_rows(mask)? };
+        let (probabilities, values, even) = match self.in_papers_order() {
+            true => (self.probabilities(&one, rooms)?, values, None),
+            false => {
+                let (activations, w2_values) = self.activations_and_values(&one, &mut room.keys, rooms)?;
+                (activations, w2_values, Some(values.weighted_sum(self.b2.at(sequence, group))?))
             }
-            product(
-                scores,
-                w1,
-                Epilogue { bias: Some(b1), relu: true, factor: scale, ..Epilogue::default() },
-                activations,
-            )?;
-            let keys = length.div_ceil(width);
-            let w2 = Panels::new(kernel, &op.w2_by_key[group])?.panels(0, keys)?;
-            let probabilities = Panels::new(kernel, &room.second)?.panels(0, count)?.rows(0, keys * width)?;
-            let b2 = self.b2_by_key.as_ref().context("b2 for whole panels")?.at(sequence, group);
-            // Values are masked, so that probabilities need not be.
-            product(activations, w2, Epilogue { bias: Some(b2), ..Epilogue::default() }, probabilities)?;
-            (probabilities.rows(0, length)?, values, None)
-        } else {
-            let keys = keys?.transposed(kernel, tokens.start, length, mask, &mut room.keys)?;
-            let w2 = Panels::new(kernel, &op.w2[group])?.rows(0, length)?;
-            let keys_w1 = Panels::new(kernel, &room.first)?;
-            product(w1, keys, Epilogue::default(), keys_w1)?;
-            product(query, keys_w1, Epilogue { bias: Some(b1), relu: true, ..Epilogue::default() }, activations)?;
-            let w2_values = Panels::new(kernel, &room.second)?;
-            product(values, w2, Epilogue { scale, ..Epilogue::default() }, w2_values)?;
-            (activations, w2_values, Some(values.weighted_sum(self.b2.at(sequence, group))?))
         };
         let bias = even.as_ref().map(|even| PerLane { tensor: even, offset: 0 });
         let last = Epilogue { bias, ..Epilogue::default() };
@@ -320,18 +292,95 @@ impl Work<'_> {
             // SAFETY: no other head has these rows, no other sequence these panels.
             unsafe { kernel.product(probabilities, values, &last, contexts) }
         } else {
-            let own = Panels::new(kernel, &room.contexts)?.panels(0, count)?;
-            product(probabilities, values, last, own)?;
+            self.product(probabilities, values, last, own)?;
             // SAFETY: no other head has these rows, no other sequence these lanes.
             unsafe { contexts.copy_lanes(own, asking.start - first * width, queries) }
         }
     }
+
+    /// `(scale relu((Q K^T m) W1 + b1)) W2 + b2`, the paper's order: a row a key.
+    fn probabilities<'r>(
+        &self,
+        head: &Head<'_>,
+        [scores, activations, probabilities]: [&'r Tensor; 3],
+    ) -> TractResult<Panels<'r>> {
+        let Self { op, kernel, length, .. } = *self;
+        let (width, count, tokens) = (kernel.width(), head.query.count, &head.tokens);
+        // Panels of keys may hold other sequences' too: their scores are computed, and not looked at.
+        let panels = tokens.start / width..tokens.end.div_ceil(width);
+        let keys = head.keys.panels(panels.start, panels.len())?;
+        let scores = kernel.panels(scores)?.panels(0, count)?.rows(0, panels.len() * width)?;
+        self.product(head.query, keys, Epilogue::default(), scores)?;
+        let scores = scores.rows(tokens.start - panels.start * width, length)?;
+        if let Some(mask) = head.mask {
+            // SAFETY: the room is this thread's own.
+            unsafe { scores.scale_rows(mask)? };
+        }
+        let w1 = kernel.panels(&op.w1[head.group])?.rows(0, length)?;
+        let activations = kernel.panels(activations)?.panels(0, count)?;
+        let (b1, factor) = (Some(self.b1.at(head.sequence, head.group)), self.scale_at(head));
+        self.product(scores, w1, Epilogue { bias: b1, relu: true, factor, ..Epilogue::default() }, activations)?;
+        let keys = length.div_ceil(width);
+        let w2 = kernel.panels(&op.w2_by_key[head.group])?.panels(0, keys)?;
+        let probabilities = kernel.panels(probabilities)?.panels(0, count)?.rows(0, keys * width)?;
+        let b2 = self.b2_by_key.as_ref().context("b2 for whole panels")?.at(head.sequence, head.group);
+        // Values are masked, so that probabilities need not be.
+        self.product(activations, w2, Epilogue { bias: Some(b2), ..Epilogue::default() }, probabilities)?;
+        probabilities.rows(0, length)
+    }
+
+    /// `relu(Q ((m K)^T W1) + b1)` and `scale (W2 (m V))`, the linear order: a row a hidden value.
+    fn activations_and_values<'r>(
+        &self,
+        head: &Head<'_>,
+        keys: &mut Tensor,
+        [keys_w1, activations, w2_values]: [&'r Tensor; 3],
+    ) -> TractResult<(Panels<'r>, Panels<'r>)> {
+        let Self { op, kernel, length, .. } = *self;
+        let keys = head.keys.transposed(head.tokens.start, length, head.mask, keys)?;
+        let [w1, w2] = [&op.w1, &op.w2].map(|weights| kernel.panels(&weights[head.group])?.rows(0, length));
+        let keys_w1 = kernel.panels(keys_w1)?;
+        self.product(w1?, keys, Epilogue::default(), keys_w1)?;
+        let activations = kernel.panels(activations)?.panels(0, head.query.count)?;
+        let b1 = Some(self.b1.at(head.sequence, head.group));
+        self.product(head.query, keys_w1, Epilogue { bias: b1, relu: true, ..Epilogue::default() }, activations)?;
+        let w2_values = kernel.panels(w2_values)?;
+        self.product(head.values, w2?, Epilogue { scale: self.scale_at(head), ..Epilogue::default() }, w2_values)?;
+        Ok((activations, w2_values))
+    }
+
+    fn scale_at(&self, head: &Head<'_>) -> Option<PerLane<'_>> {
+        self.scale.as_ref().map(|scale| scale.at(head.sequence, head.group))
+    }
+
+    /// A product into a room that is this thread's own.
+    fn product(&self, a: Panels<'_>, b: Panels<'_>, epilogue: Epilogue<'_>, into: Panels<'_>) -> TractResult<()> {
+        // SAFETY: nobody else has the room.
+        unsafe { self.kernel.product(a, b, &epilogue, into) }
+    }
+}
+
+/// What one head of one sequence works on.
+struct Head<'h> {
+    sequence: usize,
+    /// Of the approximator's weights.
+    group: usize,
+    /// Keys and values, among all tokens.
+    tokens: std::ops::Range<usize>,
+    /// `[length]`.
+    mask: Option<&'h [f32]>,
+    /// `[d, queries]`, in whole panels.
+    query: Panels<'h>,
+    /// `[d, all tokens]`.
+    keys: Panels<'h>,
+    /// `[length, d]`, masked.
+    values: Panels<'h>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuse::panels::{FromPanels, ToPanels, weights};
+    use crate::fuse::repack::{FromPanels, ToPanels, weights};
 
     /// `[batch, length, heads, d]` by the formula, a sentence, head and token at a time.
     #[allow(clippy::too_many_arguments)]
@@ -447,7 +496,7 @@ mod tests {
                 let shape = [batch, queries, heads, d].map(|d| d.to_dim());
                 let out = FromPanels { shape: shape.iter().collect(), channels: heads * d };
                 let found = out.eval(&context, found).unwrap();
-                let found = kernel::values(&found[0]).unwrap();
+                let found = panels::values(&found[0]).unwrap();
                 assert_eq!(found.len(), wanted.len());
                 for (found, wanted) in found.iter().zip(&wanted) {
                     assert!((found - wanted).abs() < 1e-4 * wanted.abs().max(1.0), "{found} for {wanted}");

@@ -3,7 +3,8 @@
 
 use tract_core::internal::*;
 
-use super::kernel::{Epilogue, Panels, PerLane};
+use super::kernel::Epilogue;
+use super::panels::PerLane;
 
 /// A linear layer on panels: `[panels, k + 1, width]` to `[panels, n + 1, width]`; a second input of that shape is added.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,17 +36,18 @@ impl EvalOp for Linear {
 
     fn eval(&self, _: &EvalContext<'_>, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let kernel = super::kernel()?;
-        let x = Panels::new(kernel, &inputs[0])?;
-        let output = kernel.room(inputs[0].shape()[0], self.n)?;
+        let x = kernel.panels(&inputs[0])?;
+        // SAFETY: the product writes whole tiles.
+        let output = unsafe { kernel.room(inputs[0].shape()[0], self.n) }?;
         let epilogue = Epilogue {
             bias: self.bias.as_ref().map(|bias| PerLane { tensor: bias, offset: 0 }),
             relu: self.relu,
-            residual: inputs.get(1).map(|residual| Panels::new(kernel, residual)).transpose()?,
+            residual: inputs.get(1).map(|residual| kernel.panels(residual)).transpose()?,
             ..Epilogue::default()
         };
-        let weights = Panels::new(kernel, &self.weights)?;
+        let weights = kernel.panels(&self.weights)?;
         // SAFETY: the output is this function's own.
-        unsafe { kernel.product(x, weights, &epilogue, Panels::new(kernel, &output)?)? };
+        unsafe { kernel.product(x, weights, &epilogue, kernel.panels(&output)?)? };
         Ok(tvec![output.into_tvalue()])
     }
 }

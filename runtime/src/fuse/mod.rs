@@ -1,7 +1,7 @@
 //! Fused operators: linear layers, and attention in its linear order, on tract-linalg's machinery.
 //!
 //! [`fuse`] finds them in a decluttered tract model, whose file stays plain ONNX. Between fused operators activations stay
-//! in the panels that the matrix kernel reads, from the first linear layer of an encoder to its last; [`panels`] has the
+//! in the panels that the matrix kernel reads, from the first linear layer of an encoder to its last; [`repack`] has the
 //! ways in and out.
 
 mod attention;
@@ -11,13 +11,16 @@ mod kernel;
 mod linear;
 mod panels;
 mod patterns;
+mod repack;
+#[cfg(test)]
+mod testing;
 
 use tract_core::internal::*;
 
 use attention::LinearAttention;
 use kernel::Kernel;
 use linear::Linear;
-use panels::{FromPanels, ToPanels};
+use repack::{FromPanels, ToPanels};
 
 /// The machine's kernel, in operators that were only made because there is one.
 fn kernel() -> TractResult<&'static Kernel> {
@@ -106,9 +109,9 @@ fn linear(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> TractResult<
     if let Some(residual) = found.residual {
         inputs.push(in_panels(&mut patch, model, &format!("{name}.residual"), residual, found.n)?);
     }
-    let weights = kernel::values(&found.weights)?;
+    let weights = panels::values(&found.weights)?;
     let op = Linear {
-        weights: panels::weights(kernel, found.k, found.n, |k, n| weights[k * found.n + n])?,
+        weights: repack::weights(kernel, found.k, found.n, |k, n| weights[k * found.n + n])?,
         bias: found.bias,
         relu: found.relu,
         n: found.n,
@@ -132,13 +135,13 @@ fn attention(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> TractResu
         inputs.push(patch.tap_model(model, outlet)?);
     }
     let (n, h) = (found.longest, found.hidden);
-    let w1 = kernel::values(&found.w1)?.chunks_exact(n * h);
-    let w2 = kernel::values(&found.w2)?.chunks_exact(h * n);
+    let w1 = panels::values(&found.w1)?.chunks_exact(n * h);
+    let w2 = panels::values(&found.w2)?.chunks_exact(h * n);
     let whole = h.next_multiple_of(kernel.width());
     // Whole panels of keys: one that is begun is complete.
     let columns = attention::most_keys(found.channels, h, n, found.queries == found.length);
     let columns = columns.next_multiple_of(kernel.width()).min(n);
-    let by_key = |w2: &[f32]| panels::weights(kernel, whole, columns, |j, t| if j < h { w2[j * n + t] } else { 0.0 });
+    let by_key = |w2: &[f32]| repack::weights(kernel, whole, columns, |j, t| if j < h { w2[j * n + t] } else { 0.0 });
     let op = LinearAttention {
         batch: found.batch,
         length: found.length,
@@ -147,8 +150,8 @@ fn attention(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> TractResu
         heads: found.heads,
         channels: found.channels,
         hidden: h,
-        w1: w1.map(|w1| panels::weights(kernel, n, h, |t, j| w1[t * h + j])).collect::<TractResult<_>>()?,
-        w2: w2.clone().map(|w2| panels::weights(kernel, n, h, |t, j| w2[j * n + t])).collect::<TractResult<_>>()?,
+        w1: w1.map(|w1| repack::weights(kernel, n, h, |t, j| w1[t * h + j])).collect::<TractResult<_>>()?,
+        w2: w2.clone().map(|w2| repack::weights(kernel, n, h, |t, j| w2[j * n + t])).collect::<TractResult<_>>()?,
         w2_by_key: w2.map(by_key).collect::<TractResult<_>>()?,
         masked: found.mask.is_some(),
         scaled: found.scale.is_some(),
