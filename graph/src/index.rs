@@ -109,6 +109,20 @@ impl<'g> Index<'g> {
         self.producer.get(value).copied()
     }
 
+    /// The value behind casts and identities.
+    pub fn behind_casts<'v>(&self, mut value: &'v str) -> &'v str
+    where
+        'g: 'v,
+    {
+        while let Some(node) = self.producer(value) {
+            if !(node.is("Cast") || node.is("Identity")) {
+                break;
+            }
+            value = &node.input[0];
+        }
+        value
+    }
+
     /// The node that computes `value`.
     pub fn producer(&self, value: &str) -> Option<&'g NodeProto> {
         self.producer_at(value).map(|i| &self.graph.node[i])

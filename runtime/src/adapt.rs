@@ -8,7 +8,6 @@ use mabert_graph::proto::NodeProto;
 use mabert_graph::{ElementType, Index, Model as Graph, NodeExt as _, Tensor, attribute};
 
 use crate::Result;
-use crate::check::as_given;
 
 /// Rewrites what needs it, exactly.
 ///
@@ -145,7 +144,7 @@ fn narrow_flat_indices(graph: &mut Graph) -> Result<()> {
     for node in graph.graph().node.iter().filter(|n| n.is("Gather") && n.int("axis", 0) == 0) {
         let [flat, place] = node.input.as_slice() else { continue };
         let Some(flatten) = index.producer(flat).filter(|n| n.is("Flatten")) else { continue };
-        let rank = ranks.get(as_given(&index, &flatten.input[0]));
+        let rank = ranks.get(index.behind_casts(&flatten.input[0]));
         let whole = rank.and_then(|&rank| i64::try_from(rank).ok()) == Some(flatten.int("axis", 1));
         if !whole || index.element_type(place) != Some(ElementType::I64) {
             continue;

@@ -23,8 +23,8 @@ impl Runtime for MabertRuntime {
     }
 
     fn prepare_with_options(&self, mut model: TypedModel, options: &RunOptions) -> TractResult<Box<dyn Runnable>> {
-        crate::model::declutter(&mut model)?;
-        crate::model::generate(&mut model, true)?;
+        crate::plan::declutter(&mut model)?;
+        crate::plan::generate(&mut model, true)?;
         Ok(Box::new(TypedSimplePlan::new_with_options(model, options)?))
     }
 }

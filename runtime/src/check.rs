@@ -4,19 +4,21 @@ use std::collections::HashMap;
 
 use mabert_graph::{Dependence, Dim, Index, Model as Graph, NodeExt as _, Tensor, TensorType};
 
-use crate::model::Model;
-use crate::{ElementType, Error, LoadOptions, Named, Result, borrowed};
+use crate::engine::{Engine, Named, borrowed};
+use crate::{ElementType, Error, Result};
 
 /// The `metadata_props` key under which a rewritten model records the longest sequence it takes.
 pub const MAX_SEQ_KEY: &str = "onnx_mabert.max_seq";
 
+/// Makes a part of a model ready to run.
+pub(crate) type Prepare<'p> = dyn Fn(&Graph) -> Result<Box<dyn Engine>> + 'p;
+
 /// The checks that one model needs.
-#[derive(Debug)]
 pub(crate) struct Checks {
     max_seq: Option<usize>,
     lookups: Vec<Lookup>,
     /// The part of the model that computes indices from the inputs: positions, for most models.
-    indices: Option<Box<Model>>,
+    indices: Option<Box<dyn Engine>>,
 }
 
 /// A `Gather` from a constant table.
@@ -30,7 +32,8 @@ struct Lookup {
 }
 
 impl Checks {
-    pub(crate) fn new(graph: &Graph) -> Result<Self> {
+    /// `prepare` makes the part ready to run that computes indices.
+    pub(crate) fn new(graph: &Graph, prepare: &Prepare<'_>) -> Result<Self> {
         let index = Index::new(graph)?;
         let mut lookups = Vec::new();
         for node in graph.graph().node.iter().filter(|n| n.is("Gather") && n.int("axis", 0) == 0) {
@@ -39,7 +42,7 @@ impl Checks {
             let Some(rows) = graph.initializer(table).filter(|t| t.dims.len() >= 2).map(|t| t.dims[0]) else {
                 continue;
             };
-            let indices = as_given(&index, indices);
+            let indices = index.behind_casts(indices);
             if index.dependence(indices) != Dependence::Constant {
                 let (table, indices) = (table.clone(), indices.to_owned());
                 let direct = index.is_input(&indices);
@@ -47,7 +50,7 @@ impl Checks {
             }
         }
         let max_seq = graph.metadata(MAX_SEQ_KEY).and_then(|v| v.parse().ok());
-        let indices = computed_indices(graph, &lookups)?;
+        let indices = computed_indices(graph, &lookups, prepare)?;
         Ok(Self { max_seq, lookups, indices })
     }
 
@@ -87,14 +90,14 @@ impl Checks {
         let Some(indices) = &self.indices else { return Ok(()) };
         let wanted = |name: &str| indices.inputs().iter().any(|i| i.name == name);
         let given: Vec<(&str, &Tensor)> = given.iter().copied().filter(|(n, _)| wanted(n)).collect();
-        self.check_computed(indices, &given, length).map_err(|error| match (error, length) {
+        self.check_computed(indices.as_ref(), &given, length).map_err(|error| match (error, length) {
             (error @ Error::TooLong { .. }, _) | (error, None) => error,
-            (error, Some(length)) => self.longest(indices, &given, length, &error).unwrap_or(error),
+            (error, Some(length)) => self.longest(indices.as_ref(), &given, length, &error).unwrap_or(error),
         })
     }
 
     /// Whether what `indices` computes lies in the tables that it indexes.
-    fn check_computed(&self, indices: &Model, given: &[(&str, &Tensor)], length: Option<usize>) -> Result<()> {
+    fn check_computed(&self, indices: &dyn Engine, given: &[(&str, &Tensor)], length: Option<usize>) -> Result<()> {
         for (name, value) in indices.run(given)? {
             for lookup in self.lookups.iter().filter(|l| l.indices == name) {
                 // Exporters cut positions out of a constant buffer; a text beyond its end gets too few of them.
@@ -114,7 +117,7 @@ impl Checks {
 
     /// What `error` says of `length` tokens is said of their number, where a shorter text has no such error: the longest one
     /// without it is found. Not every row of a table is a position: some families number from 2.
-    fn longest(&self, indices: &Model, given: &[(&str, &Tensor)], length: usize, error: &Error) -> Option<Error> {
+    fn longest(&self, indices: &dyn Engine, given: &[(&str, &Tensor)], length: usize, error: &Error) -> Option<Error> {
         let works = |length: usize| {
             let cut: Option<Named> =
                 given.iter().map(|(n, t)| Some(((*n).to_owned(), truncated(t, length)?))).collect();
@@ -162,18 +165,7 @@ impl Lookup {
     }
 }
 
-/// The value behind casts and identities.
-pub(crate) fn as_given<'g>(index: &Index<'g>, mut value: &'g str) -> &'g str {
-    while let Some(node) = index.producer(value) {
-        if !(node.is("Cast") || node.is("Identity")) {
-            break;
-        }
-        value = &node.input[0];
-    }
-    value
-}
-
-fn computed_indices(graph: &Graph, lookups: &[Lookup]) -> Result<Option<Box<Model>>> {
+fn computed_indices(graph: &Graph, lookups: &[Lookup], prepare: &Prepare<'_>) -> Result<Option<Box<dyn Engine>>> {
     let mut values: Vec<&str> = lookups.iter().filter(|l| !l.direct).map(|l| l.indices.as_str()).collect();
     values.sort_unstable();
     values.dedup();
@@ -181,7 +173,7 @@ fn computed_indices(graph: &Graph, lookups: &[Lookup]) -> Result<Option<Box<Mode
         return Ok(None);
     }
     let part = graph.extract_from_inputs(&[], &values)?;
-    Ok(Some(Box::new(LoadOptions::default().prepare(&part)?)))
+    prepare(&part).map(Some)
 }
 
 fn check_type(input: &TensorType, tensor: &Tensor) -> Result<()> {

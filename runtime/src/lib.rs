@@ -33,6 +33,7 @@
 mod adapt;
 mod backend;
 mod check;
+mod engine;
 mod error;
 mod fuse;
 mod limits;
@@ -41,12 +42,14 @@ mod model;
 pub mod npz;
 #[cfg(feature = "onnxruntime")]
 mod onnxruntime;
+mod plan;
 mod tract_values;
 
 pub use backend::{MabertRuntime, TRACT_RUNTIME};
 pub use check::MAX_SEQ_KEY;
+pub use engine::{Engine, Named, borrowed};
 pub use error::{Error, Result};
 pub use mabert_graph::{ElementType, Tensor, TensorType};
-pub use model::{Engine, LoadOptions, Model, Named, Taps, Timed, borrowed};
+pub use model::{LoadOptions, Model, Taps, Timed};
 #[cfg(feature = "onnxruntime")]
 pub use onnxruntime::{OrtModel, load_onnxruntime};

@@ -1,45 +1,22 @@
 //! A model on tract, ready to run at any batch size and length.
 
-use std::collections::{BTreeMap, HashMap};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use mabert_graph::proto::ValueInfoProto;
-use mabert_graph::{Dim, Model as Graph, Tensor, TensorType};
-use tract_core::optim::Optimizer;
+use mabert_graph::{Model as Graph, Tensor, TensorType};
 use tract_core::runtime::RunOptions;
 use tract_linalg::multithread::Executor;
 use tract_onnx::Onnx;
-use tract_onnx::prelude::{
-    DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoTValue, TDim, TVec, TractError,
-    TractResult, TypedModel, TypedRunnableModel, TypedSimpleState,
-};
+use tract_onnx::prelude::{Framework, InferenceModel, IntoTValue, TVec, TractResult, TypedSimpleState};
 
 use crate::check::Checks;
+use crate::engine::{Engine, Named};
 use crate::memory::Freed;
-use crate::{ElementType, Error, Result, adapt, limits, tract_values};
-
-/// Values by name, in the order of the model's outputs (and taps).
-pub type Named = Vec<(String, Tensor)>;
-
-/// Named values as [`Model::run`] takes them.
-pub fn borrowed<S: AsRef<str>>(values: &[(S, Tensor)]) -> Vec<(&str, &Tensor)> {
-    values.iter().map(|(name, value)| (name.as_ref(), value)).collect()
-}
-
-/// A model ready to run, on whichever engine.
-pub trait Engine: Send + Sync {
-    /// The inputs that a run needs.
-    fn inputs(&self) -> &[TensorType];
-
-    /// Runs the model once. Inputs may come in any order.
-    ///
-    /// # Errors
-    /// The inputs do not fit the model, or the engine fails.
-    fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Named>;
-}
+use crate::plan::{Planner, Plans, guarded, symbolic};
+use crate::{Error, Result, adapt, limits, tract_values};
 
 impl Engine for Model {
     fn inputs(&self) -> &[TensorType] {
@@ -114,7 +91,7 @@ impl LoadOptions {
         mabert_graph::decompose_fused(&mut graph)?;
         limits::check(&graph)?;
         // A part of the graph tells indices; it is adapted on its own.
-        let checks = Checks::new(&graph)?;
+        let checks = Checks::new(&graph, &|part| Ok(Box::new(Self::default().prepare(part)?)))?;
         adapt::adapt(&mut graph)?;
         let declared = graph.inputs();
         let weights = tract_values::take_weights(&mut graph);
@@ -136,27 +113,27 @@ impl LoadOptions {
             Some(n) if n > 1 => guarded(|| Ok::<_, Error>(Executor::multithread(n)))?,
             _ => Executor::SingleThread,
         };
-        let how = How {
+        let planner = Planner {
             run_options: RunOptions { executor: Some(executor), ..RunOptions::default() },
             optimise: self.taps != Taps::Everything,
             fuse: !self.plain,
         };
-        let typed = match how.optimise {
-            true => symbolic(&parsed, &declared).and_then(|m| how.typed(m)),
+        let typed = match planner.optimise {
+            true => symbolic(&parsed, &declared).and_then(|m| planner.typed(m)),
             false => Err(Error::tract("every value is wanted: nothing is planned ahead")),
         };
         let plans = match typed {
             Ok(typed) => {
                 // Weights are packed next, each in the place of the one that was read.
                 drop(parsed);
-                Plans::Symbolic(how.plan(typed)?)
+                Plans::Symbolic(planner.plan(typed)?)
             }
             Err(e) => {
                 tracing::debug!("planned for each shape apart, as symbols do not unify: {e}");
                 Plans::PerShape { parsed: Box::new(parsed), cache: Mutex::default() }
             }
         };
-        Ok(Model { inputs: declared, outputs, checks, plans, how })
+        Ok(Model { inputs: declared, outputs, checks, plans, planner })
     }
 }
 
@@ -166,24 +143,7 @@ pub struct Model {
     outputs: Vec<String>,
     checks: Checks,
     plans: Plans,
-    how: How,
-}
-
-/// How plans are made.
-struct How {
-    run_options: RunOptions,
-    optimise: bool,
-    fuse: bool,
-}
-
-type Plan = Arc<TypedRunnableModel>;
-type Shapes = Vec<Vec<usize>>;
-
-enum Plans {
-    /// One plan for every shape.
-    Symbolic(Plan),
-    /// tract cannot unify the model's symbolic dimensions: one plan for each combination of input shapes.
-    PerShape { parsed: Box<InferenceModel>, cache: Mutex<Vec<(Shapes, Plan)>> },
+    planner: Planner,
 }
 
 /// How long one operator took.
@@ -196,9 +156,6 @@ pub struct Timed {
     /// Seconds.
     pub seconds: f64,
 }
-
-/// Plans of one model share its constants but not their packed copies; beyond this many the oldest goes.
-const CACHED_PLANS: usize = 8;
 
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -237,13 +194,7 @@ impl Model {
     /// a plan of its own. Operators of this crate are `Linear` and `LinearAttention`, and `ToPanels` and `FromPanels` at
     /// the ends of a chain of them.
     pub fn operators(&self) -> BTreeMap<String, usize> {
-        let plan = match &self.plans {
-            Plans::Symbolic(plan) => Some(plan.clone()),
-            Plans::PerShape { cache, .. } => {
-                let cache = cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                cache.last().map(|(_, plan)| plan.clone())
-            }
-        };
+        let plan = self.plans.latest();
         let mut operators = BTreeMap::new();
         for node in plan.iter().flat_map(|plan| plan.model().nodes()) {
             *operators.entry(node.op.name().into_owned()).or_default() += 1;
@@ -266,7 +217,7 @@ impl Model {
     /// or a failure inside tract.
     pub fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Named> {
         let ordered = self.checks.check(&self.inputs, inputs)?;
-        let plan = self.plan_of(&ordered)?;
+        let plan = self.plans.for_inputs(&self.planner, &self.inputs, &ordered)?;
         let values: TVec<_> = ordered.iter().map(|t| tract_values::to_tract(t).into_tvalue()).collect();
         let results = guarded(|| plan.run(values))?;
         let named = self.outputs.iter().zip(results.iter());
@@ -279,7 +230,7 @@ impl Model {
     /// As those of [`run`](Self::run).
     pub fn profile(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Timed>> {
         let ordered = self.checks.check(&self.inputs, inputs)?;
-        let plan = self.plan_of(&ordered)?;
+        let plan = self.plans.for_inputs(&self.planner, &self.inputs, &ordered)?;
         let values: TVec<_> = ordered.iter().map(|t| tract_values::to_tract(t).into_tvalue()).collect();
         let mut timed = Vec::new();
         guarded(|| {
@@ -294,77 +245,6 @@ impl Model {
         })?;
         Ok(timed)
     }
-
-    fn plan_of(&self, inputs: &[&Tensor]) -> Result<Plan> {
-        match &self.plans {
-            Plans::Symbolic(plan) => Ok(plan.clone()),
-            Plans::PerShape { parsed, cache } => self.plan_for(parsed, cache, inputs),
-        }
-    }
-
-    fn plan_for(
-        &self,
-        parsed: &InferenceModel,
-        cache: &Mutex<Vec<(Shapes, Plan)>>,
-        inputs: &[&Tensor],
-    ) -> Result<Plan> {
-        let shapes: Shapes = inputs.iter().map(|t| t.shape().to_vec()).collect();
-        let mut cache = cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some((_, plan)) = cache.iter().find(|(s, _)| *s == shapes) {
-            return Ok(plan.clone());
-        }
-        let facts = shapes.iter().zip(&self.inputs).map(|(shape, input)| Ok(fact(datum_type(input)?, shape)));
-        let plan = self.how.plan(self.how.typed(with_facts(parsed, facts.collect::<Result<_>>()?)?)?)?;
-        if cache.len() >= CACHED_PLANS {
-            cache.remove(0);
-        }
-        cache.push((shapes, plan.clone()));
-        Ok(plan)
-    }
-}
-
-impl How {
-    /// The model with all types known and what is needless taken out.
-    fn typed(&self, model: InferenceModel) -> Result<TypedModel> {
-        guarded(|| {
-            let mut typed: TypedModel = model.into_typed()?;
-            if self.optimise {
-                declutter(&mut typed)?;
-            }
-            Ok::<_, TractError>(typed)
-        })
-    }
-
-    fn plan(&self, mut typed: TypedModel) -> Result<Plan> {
-        guarded(|| {
-            if self.optimise {
-                generate(&mut typed, self.fuse)?;
-            }
-            typed.into_runnable_with_options(&self.run_options)
-        })
-    }
-}
-
-/// tract's own optimisation, bounded: some of its passes never settle on axes of size 1 (as a sequence limit of 1 makes
-/// them). Stopped anywhere, the model is valid. Models settle within about one step a node.
-fn steps(model: &TypedModel) -> usize {
-    500 + 6 * model.nodes.len()
-}
-
-/// What is independent of the machine.
-pub(crate) fn declutter(model: &mut TypedModel) -> TractResult<()> {
-    Optimizer::declutter().stopping_at(steps(model)).optimize(model)
-}
-
-/// What is the machine's. With `fuse`, the operators of [`fuse`](crate::fuse) take the place of tract's where they are
-/// recognised.
-pub(crate) fn generate(model: &mut TypedModel, fuse: bool) -> TractResult<()> {
-    let steps = steps(model);
-    if fuse {
-        let fused = crate::fuse::fuse(model)?;
-        tracing::debug!("fused {} attentions and {} linear layers", fused.attentions, fused.linears);
-    }
-    Optimizer::codegen().stopping_at(steps).optimize(model)
 }
 
 /// Adds the taps to the outputs of tract's message; returns all names in order.
@@ -394,73 +274,4 @@ fn add_taps(graph: &Graph, message: &mut tract_onnx::pb::ModelProto, taps: &Taps
 
 fn parse(onnx: &Onnx, message: &tract_onnx::pb::ModelProto) -> TractResult<InferenceModel> {
     onnx.model_for_proto_model(message)
-}
-
-/// Runs tract code; a panic inside becomes an error.
-fn guarded<T, E: std::fmt::Debug>(work: impl FnOnce() -> std::result::Result<T, E>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(Error::tract),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            Err(Error::tract(format!("panicked: {}", text.unwrap_or("no message"))))
-        }
-    }
-}
-
-fn with_facts(parsed: &InferenceModel, facts: Vec<InferenceFact>) -> Result<InferenceModel> {
-    let mut model = parsed.clone();
-    for (at, fact) in facts.into_iter().enumerate() {
-        guarded(|| model.set_input_fact(at, fact))?;
-    }
-    Ok(model)
-}
-
-fn fact<D: Into<TDim> + Clone>(datum_type: DatumType, dims: &[D]) -> InferenceFact {
-    let dims: TVec<TDim> = dims.iter().cloned().map(Into::into).collect();
-    InferenceFact::dt_shape(datum_type, dims)
-}
-
-fn datum_type(input: &TensorType) -> Result<DatumType> {
-    Ok(match input.element {
-        Some(ElementType::F32) => DatumType::F32,
-        Some(ElementType::F64) => DatumType::F64,
-        Some(ElementType::F16) => DatumType::F16,
-        Some(ElementType::I64) => DatumType::I64,
-        Some(ElementType::I32) => DatumType::I32,
-        Some(ElementType::I8) => DatumType::I8,
-        Some(ElementType::U8) => DatumType::U8,
-        Some(ElementType::Bool) => DatumType::Bool,
-        None => return Err(Error::tract(format!("input `{}` is of a type that is not supported", input.name))),
-    })
-}
-
-/// Gives every input symbolic dimensions. Exporters name the same dimension differently on each input, or not at all;
-/// integer matrices are all `[batch, length]`, and the checks hold callers to it.
-fn symbolic(parsed: &InferenceModel, inputs: &[TensorType]) -> Result<InferenceModel> {
-    let mut model = parsed.clone();
-    let symbols = model.symbols.clone();
-    let mut known: HashMap<String, TDim> = HashMap::new();
-    let mut facts = Vec::new();
-    for input in inputs {
-        let Some(dims) = &input.dims else {
-            return Err(Error::tract(format!("input `{}` declares no rank", input.name)));
-        };
-        let tokens = dims.len() == 2 && !matches!(input.element, Some(ElementType::F32 | ElementType::F16));
-        let dims = dims.iter().enumerate().map(|(axis, dim)| {
-            let name = match dim {
-                Dim::Fixed(n) => return TDim::from(*n),
-                _ if tokens => ["batch", "length"][axis].to_owned(),
-                Dim::Symbol(name) => name.clone(),
-                Dim::Unknown => format!("{}_{axis}", input.name),
-            };
-            // tract parses symbol names as expressions elsewhere: keep to letters, digits and underscores.
-            let name: String = name.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect();
-            known.entry(name.clone()).or_insert_with(|| symbols.sym(&format!("mabert_{name}")).into()).clone()
-        });
-        facts.push(fact(datum_type(input)?, &dims.collect::<Vec<_>>()));
-    }
-    for (at, fact) in facts.into_iter().enumerate() {
-        guarded(|| model.set_input_fact(at, fact))?;
-    }
-    Ok(model)
 }

@@ -207,14 +207,14 @@ mod tests {
         let kept = Keep { softmax: true, activation: true, norm: true };
         let kept = outcomes(PassOptions { keep: kept, fold: false, ..options(None) });
         let kept: Vec<&str> = kept[3..].iter().map(|(_, told)| told.as_str()).collect();
-        let unfolded = "--no-fold";
+        let unfolded = "the student is not folded";
         assert_eq!(kept[..4], ["softmax is kept", "activations are kept", "norms are kept", "softmax is kept"]);
         assert_eq!(kept[4..], [unfolded; 4]);
         let paper = outcomes(PassOptions { order: Order::Paper, ..options(Some(Pass::Reassociate)) });
         assert_eq!(passes(&paper), Pass::ALL[..11]);
-        assert_eq!(paper[6].1, "--attention paper");
-        assert_eq!(paper[7].1, "--until reassociate");
+        assert_eq!(paper[6].1, "attention is in the paper's order");
+        assert_eq!(paper[7].1, "reassociate was to be the last");
         let early = outcomes(options(Some(Pass::FoldConstants)));
-        assert!(early[2..].iter().all(|(_, told)| told == "--until fold-constants"), "{early:?}");
+        assert!(early[2..].iter().all(|(_, told)| told == "fold-constants was to be the last"), "{early:?}");
     }
 }
