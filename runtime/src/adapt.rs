@@ -19,6 +19,7 @@ pub(crate) fn adapt(graph: &mut Graph) -> Result<()> {
     narrow_flat_indices(graph)?;
     compute_largest(graph);
     slice_to_the_end(graph);
+    keep_not_a_number(graph);
     tell_apart(graph);
     Ok(())
 }
@@ -257,6 +258,35 @@ fn compute_largest(graph: &mut Graph) {
     }
 }
 
+/// tract's Tanh and Sigmoid make a number of NaN, so that a model which overflowed would seem to answer: what is not equal to
+/// itself is passed by them, as onnxruntime does.
+fn keep_not_a_number(graph: &mut Graph) {
+    let mut names = Names::of(graph);
+    let node = |operator: &str, input: &[&str], output: &str| NodeProto {
+        op_type: operator.to_owned(),
+        name: output.to_owned(),
+        input: input.iter().map(|&name| name.to_owned()).collect(),
+        output: vec![output.to_owned()],
+        ..NodeProto::default()
+    };
+    let mut nodes = Vec::with_capacity(graph.graph().node.len());
+    for mut bounded in std::mem::take(&mut graph.graph_mut().node) {
+        let (true, [input], [output]) =
+            (bounded.is("Tanh") || bounded.is("Sigmoid"), bounded.input.as_slice(), bounded.output.as_slice())
+        else {
+            nodes.push(bounded);
+            continue;
+        };
+        let (input, output) = (input.clone(), output.clone());
+        let [number, value] = ["number", "bounded"].map(|part| names.fresh(&output, part));
+        bounded.output = vec![value.clone()];
+        nodes.push(bounded);
+        nodes.push(node("Equal", &[&input, &input], &number));
+        nodes.push(node("Where", &[&number, &value, &input], &output));
+    }
+    graph.graph_mut().node = nodes;
+}
+
 /// tf2onnx writes "to the end" as 10^9, in 32 bits; tract takes that for a size, unless it is the largest integer of 64.
 fn slice_to_the_end(graph: &mut Graph) {
     const END: i64 = 1_000_000_000;
@@ -407,6 +437,24 @@ mod tests {
             &[(&[1, 2], &[1, 2])],
         );
         assert_eq!(found, [vec![13.0, 14.0]]);
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_so() {
+        let b = Builder::new(17, "test");
+        let x = b.input("x", ElementType::F32, &["batch", "n"]);
+        let [tanh, sigmoid] = ["Tanh", "Sigmoid"].map(|operator| b.op(operator, &[x], vec![]));
+        let model =
+            crate::LoadOptions::default().prepare(&b.model(&[tanh.named("tanh"), sigmoid.named("sigmoid")])).unwrap();
+        let values = Tensor::new(&[1, 4], vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0]);
+        let outputs = model.run(&[("x", &values)]).unwrap();
+        for ((_, value), expected) in outputs.iter().zip([[1.0, -1.0, 0.0], [1.0, 0.0, 0.5]]) {
+            let value = value.to_f32();
+            assert!(value[[0, 0]].is_nan(), "{value}");
+            for (at, expected) in expected.into_iter().enumerate() {
+                assert!((value[[0, at + 1]] - expected).abs() < 1e-6, "{value}");
+            }
+        }
     }
 
     #[test]

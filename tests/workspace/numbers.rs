@@ -56,6 +56,23 @@ fn logits(engine: &dyn Engine, inputs: &Inputs) -> Tensor {
     engine.run(&borrowed(inputs)).unwrap().remove(0).1
 }
 
+/// Values of the encoder may overflow and the head's Tanh bound them: counted all the same, as onnxruntime shows them.
+#[test]
+fn what_overflows_before_a_bounded_head_is_counted() {
+    let weights = [0, 1, 2].map(|layer| format!("m.bert.encoder.layer.{layer}.intermediate.dense.bias"));
+    let grow = |_: usize, bias: f32| bias + 1e16;
+    let changes: Vec<Change<'_>> =
+        weights.iter().map(|name| (name.as_str(), &grow as &dyn Fn(usize, f32) -> f32)).collect();
+    let model = teacher(&changes);
+    let job = Job::default().transfer(mabert_transfer::job::Transfer::None).max_seq(16);
+    let (student, report) = rewrite(model, &job, &Silent).unwrap();
+    let [tract, ort] = engines(&student);
+    for engine in [tract, ort] {
+        assert!(!is_finite(&logits(&*engine, &inputs(1, 5, &[5]))));
+    }
+    assert_eq!(report.odd_inputs.overflow, report.odd_inputs.sequences);
+}
+
 fn is_finite(value: &Tensor) -> bool {
     value.to_f32().iter().all(|v| v.is_finite())
 }

@@ -1,5 +1,5 @@
 //! Attention of all heads in its linear order,
-//! `ctx = relu(Q ((m K)^T W1) + b1) (scale (W2 (m V))) + b2 (m V)` (design, section 4), or in the paper's,
+//! `ctx = relu(Q ((m K)^T W1) + b1) (scale (W2 (m V))) + b2 (m V)`, or in the paper's,
 //! `ctx = ((scale relu((Q K^T m) W1 + b1) W2 + b2) m) (m V)`, whichever is cheaper at the sequence's length.
 #![allow(unsafe_code)]
 

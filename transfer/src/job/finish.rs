@@ -8,7 +8,7 @@ use mabert_passes::sites::{Encoder, Precision};
 use mabert_runtime::Named;
 
 use super::EXACT;
-use super::measure::{Measured, outputs, overflows, sequence_count};
+use super::measure::{Measured, inner_overflows, sequence_count};
 use super::prepare::Context;
 use super::report::{OddInputs, SiteReport, describe, site_reports};
 use super::stages::{Record, Transferring};
@@ -52,8 +52,11 @@ impl<'j> Transferring<'j> {
         let non_linear_before = non_linear(&teacher, &encoder, &encoder)?.len();
         drop(teacher);
         let outputs_before = context.reference.run(&student.model)?.outputs;
-        let bad = context.reference.overflows(&outputs_before);
-        if record.calibrates && bad > 0 {
+        let bad = match record.calibrates {
+            true => context.reference.inner_overflows(&student.model, encoder_end(&student.encoder))?,
+            false => 0,
+        };
+        if bad > 0 {
             let reason = format!(
                 "the student's outputs overflow on {bad} of {} sequences that were kept apart: give it more text, or \
                  keep the norms, which hold it",
@@ -70,7 +73,7 @@ impl<'j> Transferring<'j> {
         context.progress.step("folded");
         let measured = context.reference.run(&student.model)?;
         let odd = &context.texts.odd;
-        let overflow = overflows(odd, &outputs(&measured.runnable, odd)?);
+        let overflow = inner_overflows(&student.model, encoder_end(&student.encoder), odd)?;
         let odd_inputs = OddInputs { sequences: sequence_count(odd), overflow };
         context.progress.end();
         let before = Before { outputs: outputs_before, uncalibrated, precision };
@@ -138,6 +141,10 @@ impl Finished<'_> {
 /// The nodes of a model that are not matrix arithmetic. Its mask is the teacher's; its head starts where `encoder` ends.
 pub(super) fn non_linear(model: &Model, teacher: &Encoder, encoder: &Encoder) -> Result<Vec<NonLinear>> {
     let mask = teacher.mask.as_ref().map(|m| m.input.as_str());
-    let encoder_end = encoder.layers.last().map(|l| l.output_norm.output.as_str());
-    Ok(non_linear_nodes(model, mask, encoder_end)?)
+    Ok(non_linear_nodes(model, mask, encoder_end(encoder))?)
+}
+
+/// The value that the head starts from.
+fn encoder_end(encoder: &Encoder) -> Option<&str> {
+    encoder.layers.last().map(|layer| layer.output_norm.output.as_str())
 }

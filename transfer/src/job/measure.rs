@@ -57,6 +57,11 @@ impl Reference {
         Ok(Measured { runnable, outputs })
     }
 
+    /// As [`inner_overflows`], on these sequences.
+    pub(super) fn inner_overflows(&self, model: &Model, encoder_end: Option<&str>) -> Result<usize> {
+        inner_overflows(model, encoder_end, &self.batches)
+    }
+
     /// How far `outputs` are from the teacher's.
     pub(super) fn distances(&self, outputs: &[Named]) -> Result<Vec<OutputDistance>> {
         distances(&self.batches, &self.teacher_outputs, outputs)
@@ -187,7 +192,17 @@ pub(super) fn sequence_count(batches: &[Batch]) -> usize {
     batches.iter().map(|b| b.rows.len()).sum()
 }
 
+/// How many sequences have an output, or a value where the encoder ends, that is not finite: a head may bound what has
+/// overflowed, and then answers all the same. The stream only ever has something added to it, so that what overflowed in any
+/// layer still shows at the end.
+pub(super) fn inner_overflows(model: &Model, encoder_end: Option<&str>, batches: &[Batch]) -> Result<usize> {
+    let known = model.value_names();
+    let taps = encoder_end.filter(|value| known.contains(*value)).map(str::to_owned);
+    let runnable = LoadOptions::default().taps(Taps::Values(taps.into_iter().collect())).prepare(model)?;
+    Ok(overflows(batches, &outputs(&runnable, batches)?))
+}
+
 /// How many sequences have an output that is not finite.
-pub(super) fn overflows(batches: &[Batch], outputs: &[Named]) -> usize {
+fn overflows(batches: &[Batch], outputs: &[Named]) -> usize {
     batches.iter().zip(outputs).map(|(batch, outputs)| compare::overflows(outputs, &batch.lengths)).sum()
 }
