@@ -15,7 +15,7 @@
 //! # let folder = tempfile::tempdir().expect("a temporary folder");
 //! # let student_path = folder.path().join("ma.onnx");
 //! # let (model_path, data_path) = (format!("{fixtures}/bert-mini-sst2/model.onnx"), format!("{fixtures}/reviews/reviews.tsv"));
-//! # let tokenizer_path = std::path::PathBuf::from(format!("{fixtures}/bert-mini-sst2/tokenizer.json"));
+//! # let tokenizer_path = format!("{fixtures}/bert-mini-sst2/tokenizer.json");
 //! let teacher = Model::load(&model_path)?;
 //! let job = Job::default().data(Data::new(data_path)).tokenizer(tokenizer_path).max_seq(32);
 //! # let job = job.calibration_tokens(2_000);
@@ -80,6 +80,11 @@ pub use model::Model;
 pub use outputs::Outputs;
 pub use runnable::{RunOptions, Runnable};
 pub use student::{Student, rewrite};
+
+/// The README's examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
 
 /// The name under which tract finds the backend with this project's operators:
 /// `tract_core::runtime::runtime_for_name(mabert::TRACT_RUNTIME)`. Naming this constant links it in.

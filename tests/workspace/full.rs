@@ -252,7 +252,7 @@ fn an_unfolded_student_is_trained_on_and_folded() {
     let folded = folder.path().join("folded.onnx");
     model.save(&folded).unwrap();
     let refused = |teacher: &Path, start: &Path| rewrite_file(teacher, &further(start, 1)).unwrap_err().to_string();
-    assert!(refused(&teacher(), &folded).contains("--no-fold"));
+    assert!(refused(&teacher(), &folded).contains("not folded"));
     assert!(refused(&teacher(), &teacher()).contains("no student"));
     let other = with_head(folder.path(), &[("value", &[128, 1])]);
     let mut another = Model::load(&other).unwrap();
@@ -316,7 +316,7 @@ fn an_interrupted_run_goes_on_as_if_it_were_not() {
     assert!(resumed.proto() == uninterrupted.proto(), "as little are metadata");
 
     let refused = |job: Job| rewrite_file(&teacher(), &job).unwrap_err().to_string();
-    assert!(refused(kept(false)).contains("--resume"));
+    assert!(refused(kept(false)).contains("go on with it"));
     let other = refused(kept(true).seed(9));
     assert!(other.contains("`seed` was 0, now 9"), "{other}");
     let file = folder.path().join("state/state.safetensors");

@@ -23,7 +23,11 @@ fn tokenizer() -> PathBuf {
 }
 
 fn job(data: Option<Data>) -> Job {
-    Job::default().tokenizer(data.is_some().then(tokenizer)).data(data).calibration_tokens(8_000)
+    let job = Job::default().calibration_tokens(8_000);
+    match data {
+        Some(data) => job.data(data).tokenizer(tokenizer()),
+        None => job,
+    }
 }
 
 fn teacher() -> Model {
@@ -217,8 +221,8 @@ fn options_that_do_not_fit_are_refused() {
     assert!(beyond.contains("65") && beyond.contains("64"), "{beyond}");
     assert!(refused(job(None).max_seq(0)).contains("at least 2"));
     assert!(refused(job(None).max_seq(1)).contains("at least 2"));
-    assert!(refused(job(None).hidden(0)).contains("--hidden"));
-    assert!(refused(job(Some(reviews())).tokenizer(None)).contains("--tokenizer"));
+    assert!(refused(job(None).hidden(0)).contains("hidden size"));
+    assert!(refused(Job::default().data(reviews())).contains("it holds text"));
 }
 
 #[test]

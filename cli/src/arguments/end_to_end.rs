@@ -133,10 +133,13 @@ impl EndToEndArguments {
         }
         let file = |path: &PathBuf, label| Data { path: path.clone(), columns: data.columns(label) };
         let training_label = label.filter(|_| trains_on_labels);
-        Ok(Job::default()
+        let job = Job::default()
             .data(data.data.as_ref().map(|path| file(path, training_label)))
             .dev(dev.dev.as_ref().map(|path| Dev { data: file(path, label), metric: dev.metric }))
-            .tokenizer(data.tokenizer.clone())
-            .seed(global.seed))
+            .seed(global.seed);
+        Ok(match &data.tokenizer {
+            Some(tokenizer) => job.tokenizer(tokenizer),
+            None => job,
+        })
     }
 }

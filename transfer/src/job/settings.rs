@@ -286,8 +286,8 @@ impl Job {
 
     /// The model's `tokenizer.json`: for data that is text, and for the special tokens around random ones.
     #[must_use]
-    pub fn tokenizer(mut self, file: impl Into<Option<PathBuf>>) -> Self {
-        self.tokenizer = file.into();
+    pub fn tokenizer(mut self, file: impl Into<PathBuf>) -> Self {
+        self.tokenizer = Some(file.into());
         self
     }
 
