@@ -40,7 +40,7 @@ fn rewrite_file(path: &Path, job: &Job) -> mabert_transfer::Result<(Model, Repor
 }
 
 fn some_steps(steps: usize) -> FullOptions {
-    FullOptions { steps, batch: Some(16), ..FullOptions::default() }
+    FullOptions::default().with_steps(steps, 16)
 }
 
 fn losses(report: &Report) -> (Losses, Losses) {
@@ -73,14 +73,15 @@ fn outputs_come_closer_than_blockwise_brings_them() {
 
 #[test]
 fn the_papers_recipe_takes_labels_and_attention_into_the_loss() {
-    let full = FullOptions { steps: 200, batch: Some(16), ..FullOptions::paper() };
+    let full = FullOptions::paper().with_steps(200, 16);
     assert_eq!((full.temperature, full.alpha, full.attention_weight), (15.0, 0.9, 100.0));
     let (_, report) = rewrite_file(&teacher(), &job(full)).unwrap();
     let (before, after) = losses(&report);
     assert!(before.labels > 0.0 && before.attention > 0.0, "{before:?}");
     assert!(after.attention < before.attention && after.outputs < before.outputs, "{before:?} {after:?}");
     // Attention alone.
-    let alone = FullOptions { steps: 100, alpha: 1.0, hidden_weight: 0.0, attention_weight: 1e6, ..full };
+    let mut alone = full.with_steps(100, 16);
+    (alone.alpha, alone.hidden_weight, alone.attention_weight) = (1.0, 0.0, 1e6);
     let (before, after) = losses(&rewrite_file(&teacher(), &job(alone)).unwrap().1);
     assert!(after.attention < 0.99 * before.attention, "{before:?} {after:?}");
 }
@@ -221,7 +222,8 @@ fn other_inputs_and_what_is_kept_or_shared_are_trained() {
 #[test]
 fn labels_that_do_not_fit_the_head_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let full = FullOptions { alpha: 0.5, ..some_steps(1) };
+    let mut full = some_steps(1);
+    full.alpha = 0.5;
     let refused = |path: &Path, job: Job| rewrite_file(path, &job).unwrap_err().to_string();
     let tags = with_head(folder.path(), &[("tags", &[128, 7])]);
     assert!(refused(&tags, job(full)).contains("labels cannot be used"));
@@ -330,7 +332,7 @@ fn a_checkpoint_is_refused_once_the_weights_beside_the_model_changed() {
     let path = mabert_tests::save_as_optimum(&Model::load(teacher()).unwrap(), folder.path());
     let state = |resume| {
         let checkpoint = Some(CheckpointFolder { path: folder.path().join("state"), resume });
-        let full = FullOptions { steps: 2, batch: Some(4), ..FullOptions::default() };
+        let full = FullOptions::default().with_steps(2, 4);
         stage_job(FullStage { checkpoint, ..full.into() }).calibration_tokens(500)
     };
     rewrite_file(&path, &state(false)).unwrap();

@@ -180,7 +180,7 @@ fn extra_text_is_calibrated_on_but_not_measured_on() {
     assert!((1.3..2.1).contains(&(tokens(&with) / tokens(&without))), "{} {}", tokens(&without), tokens(&with));
     let measured = |report: &Report| report.source.as_ref().map(|s| s.held_out);
     assert_eq!(measured(&with), measured(&without));
-    let full = full::FullOptions { steps: 2, batch: Some(50), ..Default::default() };
+    let full = full::FullOptions::default().with_steps(2, 50);
     let small = small.transfer(Transfer::Full(full.into()));
     let trained = |times| {
         let extra_data = vec![more.clone(); times];
@@ -228,7 +228,7 @@ fn options_that_do_not_fit_are_refused() {
 #[test]
 fn all_exports_are_calibrated_on_made_up_tokens() {
     for folder in mabert_tests::exports() {
-        let full = full::FullOptions { steps: 3, batch: Some(4), ..full::FullOptions::default() };
+        let full = full::FullOptions::default().with_steps(3, 4);
         let job = job(None).calibration_tokens(1_500).transfer(Transfer::Full(full.into()));
         let (student, report) = rewrite(Model::load(folder.join("model.onnx")).unwrap(), &job, &Silent).unwrap();
         assert!(report.exact_passes_differ_by < 1e-3, "{}: {}", folder.display(), report.exact_passes_differ_by);

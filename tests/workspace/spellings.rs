@@ -8,52 +8,39 @@ use mabert_runtime::borrowed;
 use mabert_tests::{distance, exports, fixture, options, padded_inputs};
 use proptest::prelude::*;
 
-/// A way to write the same.
-#[derive(Clone, Copy, Debug)]
-enum Equivalent {
-    /// `a + b` as `b + a`, `a * b` as `b * a`.
-    Swap,
-    /// `a - b` as `a + (-b)`.
-    SubAsAdd,
-    /// `a / constant` as `a * (1 / constant)`.
-    DivAsMul,
-    /// `x^2` as `x * x`.
-    SquareAsMul,
-    /// `sqrt x` as `x^0.5`.
-    SqrtAsPow,
-    /// `a / b` as `a * reciprocal b`.
-    DivAsReciprocal,
-    /// A value through `Identity`.
-    Identity,
-    /// Through a `Dropout` that does nothing.
-    Dropout,
-    /// Through a `Cast` to what it is.
-    Cast,
-    /// Through a transposition and back.
-    Transposed,
-    /// Through one more axis and back.
-    Unsqueezed,
-    /// An initializer as a `Constant` node.
-    ConstantNode,
-    /// A node by the name of another, or of none.
-    NodeName,
+/// A model under change, and what it computed before.
+struct Spelling<'r> {
+    model: Model,
+    recording: &'r Recording,
+    /// Which of the places that fit is taken, counted around.
+    at: usize,
+    /// Changes made, for names that are free.
+    count: usize,
 }
 
-use Equivalent::*;
-const EQUIVALENT: [Equivalent; 13] = [
-    Swap,
-    SubAsAdd,
-    DivAsMul,
-    SquareAsMul,
-    SqrtAsPow,
-    DivAsReciprocal,
-    Identity,
-    Dropout,
-    Cast,
-    Transposed,
-    Unsqueezed,
-    ConstantNode,
-    NodeName,
+/// A change, where there is a place for it.
+type Change = fn(&mut Spelling<'_>) -> Option<()>;
+
+/// Ways to write the same.
+const EQUIVALENT: [(&str, Change); 13] = [
+    ("a + b as b + a, a * b as b * a", swap),
+    ("a - b as a + (-b)", subtract_by_adding),
+    ("a / constant as a * (1 / constant)", divide_by_multiplying),
+    ("x^2 as x * x", square_by_multiplying),
+    ("sqrt x as x^0.5", root_by_power),
+    ("a / b as a * reciprocal b", divide_by_reciprocal),
+    ("a value through Identity", |s| s.detour(|_, from, to| vec![node("Identity", &[from], to, vec![])])),
+    ("a value through a Dropout that does nothing", |s| {
+        s.detour(|_, from, to| vec![node("Dropout", &[from], to, vec![])])
+    }),
+    ("a value through a Cast to what it is", |s| {
+        let to_float = attribute::int("to", i64::from(ElementType::F32.onnx()));
+        s.detour(|_, from, to| vec![node("Cast", &[from], to, vec![to_float])])
+    }),
+    ("a value through a transposition and back", |s| s.detour(Spelling::turned_twice)),
+    ("a value through one more axis and back", |s| s.detour(Spelling::through_one_more_axis)),
+    ("an initializer as a Constant node", constant_node),
+    ("a node by the name of another, or of none", name_node),
 ];
 
 fn node(op: &str, inputs: &[&str], output: &str, attributes: Vec<AttributeProto>) -> NodeProto {
@@ -67,120 +54,135 @@ fn node(op: &str, inputs: &[&str], output: &str, attributes: Vec<AttributeProto>
     }
 }
 
-/// Applies one change somewhere, where there is a place for it.
-fn apply(model: &mut Model, change: Equivalent, at: usize, count: usize, recording: &Recording) {
-    let name = |part: &str| format!("spelled/{count}/{part}");
-    let of = |model: &Model, fits: &dyn Fn(&NodeProto) -> bool| -> Option<usize> {
-        let places: Vec<usize> = (0..model.graph().node.len()).filter(|&i| fits(&model.graph().node[i])).collect();
-        places.get(at % places.len().max(1)).copied()
-    };
-    let is_constant = |model: &Model, value: &str| model.initializer(value).is_some();
-    let float = |value: &str| recording.value(value).is_some_and(|v| v.element_type() == ElementType::F32);
-    match change {
-        Swap => {
-            if let Some(i) = of(model, &|n| n.is("Add") || n.is("Mul")) {
-                model.graph_mut().node[i].input.reverse();
-            }
-        }
-        NodeName => {
-            let nodes = &mut model.graph_mut().node;
-            let name = nodes.first().filter(|_| !at.is_multiple_of(3)).map_or_else(String::new, |n| n.name.clone());
-            let i = at % nodes.len().max(1);
-            nodes[i].name = name;
-        }
-        SubAsAdd => {
-            let Some(i) = of(model, &|n| n.is("Sub") && float(&n.output[0])) else { return };
-            let negative = name("negative");
-            let negated = node("Neg", &[&model.graph().node[i].input[1].clone()], &negative, vec![]);
-            let sub = &mut model.graph_mut().node[i];
-            sub.op_type = "Add".to_owned();
-            sub.input[1] = negative;
-            model.graph_mut().node.insert(i, negated);
-        }
-        DivAsMul => {
-            let fits = |n: &NodeProto| n.is("Div") && float(&n.output[0]) && is_constant(model, &n.input[1]);
-            let Some(i) = of(model, &fits) else { return };
-            let divisor = model.constant(&model.graph().node[i].input[1]).unwrap().to_f32();
-            model.set_constant(&name("factor"), &Tensor::from(divisor.mapv(|v| 1.0 / v)));
-            let div = &mut model.graph_mut().node[i];
-            div.op_type = "Mul".to_owned();
-            div.input[1] = name("factor");
-        }
-        SquareAsMul => {
-            let two = |value: &str| model.constant(value).is_ok_and(|t| t.len() == 1 && t.to_f32().sum() == 2.0);
-            let Some(i) = of(model, &|n| n.is("Pow") && two(&n.input[1])) else { return };
-            let pow = &mut model.graph_mut().node[i];
-            pow.op_type = "Mul".to_owned();
-            pow.input[1] = pow.input[0].clone();
-        }
-        SqrtAsPow => {
-            let Some(i) = of(model, &|n| n.is("Sqrt") && float(&n.output[0])) else { return };
-            model.set_constant(&name("half"), &Tensor::scalar(0.5f32));
-            let sqrt = &mut model.graph_mut().node[i];
-            sqrt.op_type = "Pow".to_owned();
-            sqrt.input.push(name("half"));
-        }
-        DivAsReciprocal => {
-            let Some(i) = of(model, &|n| n.is("Div") && float(&n.output[0])) else { return };
-            let reciprocal = name("reciprocal");
-            let inverse = node("Reciprocal", &[&model.graph().node[i].input[1].clone()], &reciprocal, vec![]);
-            let div = &mut model.graph_mut().node[i];
-            div.op_type = "Mul".to_owned();
-            div.input[1] = reciprocal;
-            model.graph_mut().node.insert(i, inverse);
-        }
-        Identity | Dropout | Cast | Transposed | Unsqueezed => {
-            let outputs: Vec<String> = model.outputs().into_iter().map(|o| o.name).collect();
-            let fits = |n: &NodeProto| n.output.len() == 1 && float(&n.output[0]) && !outputs.contains(&n.output[0]);
-            let Some(i) = of(model, &fits) else { return };
-            let value = model.graph().node[i].output[0].clone();
-            let rank = recording.shape(&value).len() as i64;
-            let (through, end) = (name("through"), name("end"));
-            let nodes = match change {
-                Identity => vec![node("Identity", &[&value], &end, vec![])],
-                Dropout => vec![node("Dropout", &[&value], &end, vec![])],
-                Cast => {
-                    let to = attribute::int("to", i64::from(ElementType::F32.onnx()));
-                    vec![node("Cast", &[&value], &end, vec![to])]
-                }
-                Transposed => {
-                    let order: Vec<i64> = (0..rank).rev().collect();
-                    let turn =
-                        |from: &str, to: &str| node("Transpose", &[from], to, vec![attribute::ints("perm", &order)]);
-                    vec![turn(&value, &through), turn(&through, &end)]
-                }
-                _ if model.opset() < 13 => vec![
-                    node("Unsqueeze", &[&value], &through, vec![attribute::ints("axes", &[0])]),
-                    node("Squeeze", &[&through], &end, vec![attribute::ints("axes", &[0])]),
-                ],
-                _ => {
-                    model.set_constant(&name("axes"), &Tensor::ints(&[0]));
-                    let axes = name("axes");
-                    vec![
-                        node("Unsqueeze", &[&value, &axes], &through, vec![]),
-                        node("Squeeze", &[&through, &axes], &end, vec![]),
-                    ]
-                }
-            };
-            let graph = model.graph_mut();
-            for user in &mut graph.node[i + 1..] {
-                user.input.iter_mut().filter(|v| **v == value).for_each(|v| v.clone_from(&end));
-            }
-            for (offset, node) in nodes.into_iter().enumerate() {
-                graph.node.insert(i + 1 + offset, node);
-            }
-        }
-        ConstantNode => {
-            let initializers = &mut model.graph_mut().initializer;
-            if initializers.is_empty() {
-                return;
-            }
-            let tensor = initializers.remove(at % initializers.len());
-            let value = Tensor::from_proto(&tensor).unwrap();
-            let constant = node("Constant", &[], &tensor.name, vec![attribute::tensor("value", &value)]);
-            model.graph_mut().node.insert(0, constant);
-        }
+impl Spelling<'_> {
+    fn name(&self, part: &str) -> String {
+        format!("spelled/{}/{part}", self.count)
     }
+
+    /// One of the nodes that fit.
+    fn place(&self, fits: impl Fn(&NodeProto) -> bool) -> Option<usize> {
+        let nodes = &self.model.graph().node;
+        let places: Vec<usize> = (0..nodes.len()).filter(|&i| fits(&nodes[i])).collect();
+        places.get(self.at % places.len().max(1)).copied()
+    }
+
+    fn is_float(&self, value: &str) -> bool {
+        self.recording.value(value).is_some_and(|v| v.element_type() == ElementType::F32)
+    }
+
+    fn operator_of_floats(&self, operator: &str) -> Option<usize> {
+        self.place(|n| n.is(operator) && self.is_float(&n.output[0]))
+    }
+
+    /// Makes another operator of a node, and puts a new node before it that computes its second input.
+    fn with_second_input(&mut self, at: usize, operator: &str, computed_by: &str) {
+        let value = self.name(computed_by);
+        let computed = node(computed_by, &[&self.model.graph().node[at].input[1].clone()], &value, vec![]);
+        let changed = &mut self.model.graph_mut().node[at];
+        changed.op_type = operator.to_owned();
+        changed.input[1] = value;
+        self.model.graph_mut().node.insert(at, computed);
+    }
+
+    /// Leads all users of some value of floats over other nodes, which give the same.
+    fn detour(&mut self, nodes: impl FnOnce(&mut Self, &str, &str) -> Vec<NodeProto>) -> Option<()> {
+        let outputs: Vec<String> = self.model.outputs().into_iter().map(|o| o.name).collect();
+        let at =
+            self.place(|n| n.output.len() == 1 && self.is_float(&n.output[0]) && !outputs.contains(&n.output[0]))?;
+        let value = self.model.graph().node[at].output[0].clone();
+        let end = self.name("end");
+        let nodes = nodes(self, &value, &end);
+        let graph = self.model.graph_mut();
+        for user in &mut graph.node[at + 1..] {
+            user.input.iter_mut().filter(|v| **v == value).for_each(|v| v.clone_from(&end));
+        }
+        graph.node.splice(at + 1..at + 1, nodes);
+        Some(())
+    }
+
+    fn turned_twice(&mut self, from: &str, to: &str) -> Vec<NodeProto> {
+        let order: Vec<i64> = (0..self.recording.shape(from).len() as i64).rev().collect();
+        let turn = |from: &str, to: &str| node("Transpose", &[from], to, vec![attribute::ints("perm", &order)]);
+        let through = self.name("through");
+        vec![turn(from, &through), turn(&through, to)]
+    }
+
+    fn through_one_more_axis(&mut self, from: &str, to: &str) -> Vec<NodeProto> {
+        let (through, axes) = (self.name("through"), self.name("axes"));
+        if self.model.opset() < 13 {
+            let first = || vec![attribute::ints("axes", &[0])];
+            return vec![node("Unsqueeze", &[from], &through, first()), node("Squeeze", &[&through], to, first())];
+        }
+        self.model.set_constant(&axes, &Tensor::ints(&[0]));
+        vec![node("Unsqueeze", &[from, &axes], &through, vec![]), node("Squeeze", &[&through, &axes], to, vec![])]
+    }
+}
+
+fn swap(s: &mut Spelling<'_>) -> Option<()> {
+    let at = s.place(|n| n.is("Add") || n.is("Mul"))?;
+    s.model.graph_mut().node[at].input.reverse();
+    Some(())
+}
+
+fn subtract_by_adding(s: &mut Spelling<'_>) -> Option<()> {
+    let at = s.operator_of_floats("Sub")?;
+    s.with_second_input(at, "Add", "Neg");
+    Some(())
+}
+
+fn divide_by_reciprocal(s: &mut Spelling<'_>) -> Option<()> {
+    let at = s.operator_of_floats("Div")?;
+    s.with_second_input(at, "Mul", "Reciprocal");
+    Some(())
+}
+
+fn divide_by_multiplying(s: &mut Spelling<'_>) -> Option<()> {
+    let constant = |value: &str| s.model.initializer(value).is_some();
+    let at = s.place(|n| n.is("Div") && s.is_float(&n.output[0]) && constant(&n.input[1]))?;
+    let divisor = s.model.constant(&s.model.graph().node[at].input[1]).unwrap().to_f32();
+    let factor = s.name("factor");
+    s.model.set_constant(&factor, &Tensor::from(divisor.mapv(|v| 1.0 / v)));
+    let div = &mut s.model.graph_mut().node[at];
+    div.op_type = "Mul".to_owned();
+    div.input[1] = factor;
+    Some(())
+}
+
+fn square_by_multiplying(s: &mut Spelling<'_>) -> Option<()> {
+    let two = |value: &str| s.model.constant(value).is_ok_and(|t| t.len() == 1 && t.to_f32().sum() == 2.0);
+    let at = s.place(|n| n.is("Pow") && two(&n.input[1]))?;
+    let pow = &mut s.model.graph_mut().node[at];
+    pow.op_type = "Mul".to_owned();
+    pow.input[1] = pow.input[0].clone();
+    Some(())
+}
+
+fn root_by_power(s: &mut Spelling<'_>) -> Option<()> {
+    let at = s.operator_of_floats("Sqrt")?;
+    let half = s.name("half");
+    s.model.set_constant(&half, &Tensor::scalar(0.5f32));
+    let sqrt = &mut s.model.graph_mut().node[at];
+    sqrt.op_type = "Pow".to_owned();
+    sqrt.input.push(half);
+    Some(())
+}
+
+fn constant_node(s: &mut Spelling<'_>) -> Option<()> {
+    let initializers = &mut s.model.graph_mut().initializer;
+    let at = s.at.checked_rem(initializers.len())?;
+    let tensor = initializers.remove(at);
+    let value = attribute::tensor("value", &Tensor::from_proto(&tensor).unwrap());
+    s.model.graph_mut().node.insert(0, node("Constant", &[], &tensor.name, vec![value]));
+    Some(())
+}
+
+fn name_node(s: &mut Spelling<'_>) -> Option<()> {
+    let at = s.at;
+    let nodes = &mut s.model.graph_mut().node;
+    let name = nodes.first().filter(|_| !at.is_multiple_of(3)).map_or_else(String::new, |n| n.name.clone());
+    let place = at.checked_rem(nodes.len())?;
+    nodes[place].name = name;
+    Some(())
 }
 
 /// A way to write something else.
@@ -273,9 +275,12 @@ proptest! {
         let original = Model::load(folder.join("model.onnx")).unwrap();
         let mut model = original.clone();
         mabert_passes::pipeline::simplify(&mut model).unwrap();
-        for (count, (change, at)) in changes.iter().enumerate() {
+        for (count, ((_, change), at)) in changes.iter().enumerate() {
             let recording = Recording::new(&model, 2, 7).unwrap();
-            apply(&mut model, *change, *at, count, &recording);
+            let mut spelling = Spelling { model, recording: &recording, at: *at, count };
+            // Where there is no place for it, nothing changes.
+            _ = change(&mut spelling);
+            model = spelling.model;
         }
         let rewriting = Rewriting::new(model, options());
         let rewriting = match rewriting {

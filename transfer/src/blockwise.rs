@@ -24,6 +24,7 @@ use crate::{Result, Setting};
 
 /// How the stage works.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[non_exhaustive]
 pub struct BlockwiseOptions {
     /// Steps a block, at most; fewer where there is so little data that it would be learnt by heart.
     pub steps: usize,
@@ -43,6 +44,7 @@ impl Default for BlockwiseOptions {
 
 /// What became of one block.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Fitted {
     /// Mean squared error before, on sequences kept apart.
     pub before: f64,

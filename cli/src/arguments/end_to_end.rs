@@ -105,18 +105,16 @@ impl EndToEndArguments {
     }
 
     fn options(&self, global: &Global) -> FullOptions {
-        let recipe = self.recipe.options();
-        FullOptions {
-            steps: self.steps.map_or(recipe.steps, |n| n as usize),
-            batch: self.batch.map(usize::from).or(recipe.batch),
-            rate: self.lr.map(|rate| rate as f32).or(recipe.rate),
-            temperature: self.temperature.unwrap_or(recipe.temperature),
-            alpha: self.alpha.unwrap_or(recipe.alpha),
-            hidden_weight: self.hidden_weight.unwrap_or(recipe.hidden_weight),
-            attention_weight: self.attention_weight.unwrap_or(recipe.attention_weight),
-            seed: global.seed,
-            ..recipe
-        }
+        let mut options = self.recipe.options();
+        options.steps = self.steps.map_or(options.steps, |n| n as usize);
+        options.batch = self.batch.map(usize::from).or(options.batch);
+        options.rate = self.lr.map(|rate| rate as f32).or(options.rate);
+        options.temperature = self.temperature.unwrap_or(options.temperature);
+        options.alpha = self.alpha.unwrap_or(options.alpha);
+        options.hidden_weight = self.hidden_weight.unwrap_or(options.hidden_weight);
+        options.attention_weight = self.attention_weight.unwrap_or(options.attention_weight);
+        options.seed = global.seed;
+        options
     }
 
     /// A job on this data, with everything else as it is by default. Labels are read where something asks for them.

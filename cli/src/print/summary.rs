@@ -225,7 +225,7 @@ mod tests {
             let ids: Vec<i64> = (0..4 + line % 9).map(|at| 5 + (7 * line + 3 * at) % 50).collect();
             writeln!(data, "{}", serde_json::json!({ "input_ids": ids })).unwrap();
         }
-        let options = FullOptions { steps: 3, batch: Some(8), ..FullOptions::default() };
+        let options = FullOptions::default().with_steps(3, 8);
         let job = Job::default()
             .max_seq(16)
             .transfer(Transfer::Full(options.into()))

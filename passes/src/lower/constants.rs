@@ -77,7 +77,7 @@ fn inline_constant_nodes(model: &mut Model) -> Result<()> {
 ///
 /// # Errors
 /// The first weight that is not finite.
-pub(crate) fn refuse_unusable_weights(model: &Model) -> Result<()> {
+pub fn refuse_unusable_weights(model: &Model) -> Result<()> {
     for proto in model.graph().initializer.iter().filter(|t| t.dims.iter().product::<i64>() > 1) {
         let Ok(Tensor::F32(values)) = Tensor::from_proto(proto) else { continue };
         if values.iter().all(|&v| v == 0.0 || v == f32::NEG_INFINITY) {

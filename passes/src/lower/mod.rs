@@ -23,6 +23,7 @@ pub use approximator::{Approximator, ApproximatorOptions, LengthFeatures, Sharin
 pub(crate) use canonical::canonicalise;
 pub(crate) use cleanup::share_equal_constants;
 pub(crate) use constants::fold_constants;
+pub use constants::refuse_unusable_weights;
 pub(crate) use first_token::keep_first_token;
 pub use fold::FoldReport;
 pub(crate) use fold::fold_norms;

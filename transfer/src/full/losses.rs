@@ -9,6 +9,7 @@ use crate::heads::RowUnit;
 /// The parts of the loss, each a mean over the step; those that do not apply are 0. Rows that are far off count by the
 /// logarithm of their distance.
 #[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
 pub struct Losses {
     /// Outputs against the teacher's: squared temperature times Kullback-Leibler divergence of logits, or the squared
     /// error of values relative to the teacher's variance; a mean over outputs.

@@ -5,8 +5,14 @@ use serde::Serialize;
 /// Tokens of a short text.
 const SHORT: usize = 12;
 
-/// How the stage works.
+/// How the stage works: [`default`](Self::default) or the [paper's](Self::paper), with fields set as wished.
+///
+/// ```
+/// let mut options = mabert_transfer::full::FullOptions::paper();
+/// options.steps = 2_000;
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct FullOptions {
     /// Gradient steps.
     pub steps: usize,
@@ -63,6 +69,13 @@ impl FullOptions {
     /// Learning rate once warm, where every sequence is seen `times` on average.
     pub(super) fn rate_for(&self, times: f32) -> f32 {
         self.rate.unwrap_or_else(|| DEFAULT_RATE / times.max(1.0))
+    }
+
+    /// This many steps of so many sequences.
+    #[must_use]
+    pub fn with_steps(mut self, steps: usize, batch: usize) -> Self {
+        (self.steps, self.batch) = (steps, Some(batch));
+        self
     }
 
     /// The paper's distillation (Neo et al. 2023): temperature 15, 0.9 of the loss of the outputs from the

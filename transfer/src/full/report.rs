@@ -7,6 +7,7 @@ use super::{FullOptions, Losses};
 
 /// What the stage did.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct FullReport {
     /// How.
     pub options: FullOptions,
@@ -43,6 +44,7 @@ pub struct FullReport {
 /// What the stage did to one norm. Errors are roots of the mean squared difference over the teacher's variance on the texts
 /// that are trained on; tokens that are far off count by the logarithm of their distance.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct SiteChange {
     /// The norm.
     pub site: SiteId,

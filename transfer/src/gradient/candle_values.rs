@@ -11,7 +11,7 @@ pub(crate) fn to_candle(value: &Tensor) -> Result<Real> {
     let array = value.to_f32();
     let shape = array.shape().to_vec();
     let elements: Vec<f32> = array.iter().copied().collect();
-    Ok(Real::from_vec(elements, shape, super::device())?)
+    Ok(Real::from_vec(elements, shape, super::device::device())?)
 }
 
 /// Floats or integers.

@@ -105,7 +105,7 @@ impl Graph {
     }
 
     /// Runs the graph; every output must be of floats. Where a gradient is given, going back from the outputs adds to it
-    /// what concerns large variables; [`gradients`](super::gradients) adds the others.
+    /// what concerns large variables; [`Buffers::gradients`](super::Buffers::gradients) adds the others.
     pub(crate) fn run(&self, inputs: &[Value], gradient: Option<&Arc<Gradient>>) -> Result<Vec<Real>> {
         let mut values: Vec<Option<Value>> = vec![None; self.slots];
         for (at, value) in &self.constants {

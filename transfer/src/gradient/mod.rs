@@ -6,40 +6,26 @@
 mod accumulating;
 mod adam;
 mod candle_values;
+mod device;
 mod fused_operators;
 mod graph;
 mod operators;
 mod value;
 
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{Device, Tensor as Real};
+use candle_core::Tensor as Real;
 use rayon::prelude::*;
 
 pub(crate) use accumulating::Gradient;
 pub(crate) use adam::{AdamW, Trained};
 pub(crate) use candle_values::{from_candle, to_candle, to_value};
+pub(crate) use device::{device, device_name};
 pub(crate) use fused_operators::{bounded, squared_distance};
 pub(crate) use graph::Graph;
 pub(crate) use value::Value;
 
 use crate::Result;
-
-/// Where gradients are computed: in builds with the feature `cuda` on the first GPU, if there is one; else on the CPU.
-pub(crate) fn device() -> &'static Device {
-    static DEVICE: LazyLock<Device> = LazyLock::new(|| {
-        Device::cuda_if_available(0).unwrap_or_else(|error| {
-            tracing::warn!("the GPU cannot be used: {error}");
-            Device::Cpu
-        })
-    });
-    &DEVICE
-}
-
-/// Its name, for reports.
-pub(crate) fn device_name() -> &'static str {
-    if device().is_cuda() { "GPU" } else { "CPU" }
-}
 
 /// Memory for gradients, kept from step to step.
 #[derive(Default)]

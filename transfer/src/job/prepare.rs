@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use mabert_graph::Model;
 use mabert_passes::lower::ApproximatorOptions;
+use mabert_passes::lower::refuse_unusable_weights;
 use mabert_passes::pipeline::{Pass, PassOptions, Rewriting};
 use mabert_passes::recognise::PROBED;
 use mabert_passes::recording::{check_sizes, longest_sequence};
@@ -91,7 +92,9 @@ impl<'j> Prepared<'j> {
         let [calibration, held_out, odd] =
             [calibration, held_out, odd].map(|s| batches(&s, BATCH_TOKENS, BATCH_ROWS, shape));
         let origin = model.origin().to_owned();
-        let mut reference = Reference::new(&origin, &runnable, held_out)?;
+        // Where the outputs are not finite, a weight that is not says why.
+        let named = |fault: Error| refuse_unusable_weights(&model).map_or_else(Error::from, |()| fault);
+        let mut reference = Reference::new(&origin, &runnable, held_out).map_err(named)?;
         reference.dev = job.dev.as_ref().map(|dev| DevSet::new(dev, &encoder, &runnable)).transpose()?;
         // Large models are held as few times as possible: nothing prepared is kept longer than it runs.
         drop(runnable);

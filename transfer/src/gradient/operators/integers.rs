@@ -14,8 +14,8 @@ pub(super) fn run(o: &Operands<'_>, x: &ArrayD<i64>) -> Result<ArrayD<i64>> {
         "Sub" => binary(o, x, |a, b| a - b),
         "Mul" => binary(o, x, |a, b| a * b),
         "Div" => binary(o, x, |a, b| if b == 0 { 0 } else { a / b }),
-        "Max" => binary(o, x, i64::max),
-        "Min" => binary(o, x, i64::min),
+        "Max" => fold(o, x, i64::max),
+        "Min" => fold(o, x, i64::min),
         "Equal" => binary(o, x, |a, b| i64::from(a == b)),
         "Greater" => binary(o, x, |a, b| i64::from(a > b)),
         "GreaterOrEqual" => binary(o, x, |a, b| i64::from(a >= b)),
@@ -48,12 +48,20 @@ fn together(arrays: &[&ArrayD<i64>]) -> Result<IxDyn> {
 }
 
 fn binary(o: &Operands<'_>, x: &ArrayD<i64>, f: fn(i64, i64) -> i64) -> Result<ArrayD<i64>> {
-    let y = o.whole(1)?;
+    combine(o, x, o.whole(1)?, f)
+}
+
+fn combine(o: &Operands<'_>, x: &ArrayD<i64>, y: &ArrayD<i64>, f: fn(i64, i64) -> i64) -> Result<ArrayD<i64>> {
     let shape = together(&[x, y])?;
     match (x.broadcast(shape.clone()), y.broadcast(shape)) {
         (Some(x), Some(y)) => Ok(Zip::from(x).and(y).map_collect(|&a, &b| f(a, b))),
         _ => Err(o.refused("its shapes do not fit")),
     }
+}
+
+/// `Max` or `Min` of any number of inputs.
+fn fold(o: &Operands<'_>, x: &ArrayD<i64>, f: fn(i64, i64) -> i64) -> Result<ArrayD<i64>> {
+    (1..o.values.len()).try_fold(x.clone(), |x, at| combine(o, &x, o.whole(at)?, f))
 }
 
 fn choose(o: &Operands<'_>, condition: &ArrayD<i64>) -> Result<ArrayD<i64>> {
@@ -96,4 +104,24 @@ fn gather(o: &Operands<'_>, x: &ArrayD<i64>) -> Result<ArrayD<i64>> {
 fn concat(o: &Operands<'_>, x: &ArrayD<i64>) -> Result<ArrayD<i64>> {
     let parts: Vec<_> = (0..o.values.len()).map(|at| Ok(o.whole(at)?.view())).collect::<Result<_>>()?;
     ndarray::concatenate(Axis(o.axis(0, x.ndim())), &parts).map_err(|e| o.refused(&e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use mabert_graph::proto::NodeProto;
+
+    use super::super::super::value::Value;
+    use super::*;
+
+    #[test]
+    fn the_largest_and_the_smallest_are_of_all_inputs() {
+        let values = [[1i64, 9], [4, 2], [3, 7]].map(|row| Value::Whole(ndarray::arr1(&row).into_dyn()));
+        let values: Vec<Option<&Value>> = values.iter().map(Some).collect();
+        for (operator, expected) in [("Max", [4, 9]), ("Min", [1, 2])] {
+            let node = NodeProto { op_type: operator.to_owned(), ..NodeProto::default() };
+            let operands = Operands { node: &node, values: &values };
+            let found = run(&operands, operands.whole(0).unwrap()).unwrap();
+            assert_eq!(found.as_slice().unwrap(), expected);
+        }
+    }
 }

@@ -93,7 +93,7 @@ pub(super) fn constant_of_shape(o: &Operands<'_>) -> Result<Value> {
         Some(whole) => Value::Whole(ArrayD::from_elem(IxDyn(&shape), whole.first().copied().unwrap_or(0))),
         None => {
             let fill = value.and_then(|value| value.to_f32().first().copied()).unwrap_or(0.0);
-            Value::Real(Real::full(fill, shape, super::super::device())?)
+            Value::Real(Real::full(fill, shape, super::super::device::device())?)
         }
     })
 }
@@ -123,7 +123,7 @@ pub(super) fn cast(o: &Operands<'_>) -> Result<Value> {
         }
         (Value::Whole(x), true) => {
             let floats: Vec<f32> = x.iter().map(|&v| v as f32).collect();
-            Value::Real(Real::from_vec(floats, x.shape(), super::super::device())?)
+            Value::Real(Real::from_vec(floats, x.shape(), super::super::device::device())?)
         }
     })
 }
