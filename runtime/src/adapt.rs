@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 
 use mabert_graph::proto::NodeProto;
-use mabert_graph::{ElementType, Index, Model as Graph, NodeExt as _, Tensor, attribute};
+use mabert_graph::{ElementType, Index, Model as Graph, NodeExt as _, Tensor, attribute, cast_node};
 
 use crate::Result;
 
@@ -28,10 +28,8 @@ pub(crate) fn adapt(graph: &mut Graph) -> Result<()> {
 struct Names(HashSet<String>);
 
 impl Names {
-    fn of(graph: &Graph) -> Self {
-        let graph = graph.graph();
-        let given = graph.input.iter().map(|i| &i.name).chain(graph.initializer.iter().map(|t| &t.name));
-        Self(given.chain(graph.node.iter().flat_map(|n| &n.output)).cloned().collect())
+    fn taken(graph: &Graph) -> Self {
+        Self(graph.value_names())
     }
 
     /// `value/part`, or that with a number where something is called so already.
@@ -46,17 +44,6 @@ impl Names {
     }
 }
 
-fn cast(input: &str, output: &str, to: ElementType) -> NodeProto {
-    NodeProto {
-        op_type: "Cast".to_owned(),
-        name: output.to_owned(),
-        input: vec![input.to_owned()],
-        output: vec![output.to_owned()],
-        attribute: vec![attribute::int("to", i64::from(to.onnx()))],
-        ..NodeProto::default()
-    }
-}
-
 fn casts_to(node: &NodeProto, to: ElementType) -> bool {
     node.is("Cast") && node.int("to", 0) == i64::from(to.onnx())
 }
@@ -64,7 +51,7 @@ fn casts_to(node: &NodeProto, to: ElementType) -> bool {
 /// tract knows sizes while it plans as long as they stay in 64 bits; exporters of TensorFlow's models compute with them in 32
 /// and widen the result. What is widened is computed in 64 bits, beside what is not.
 fn widen_sizes(graph: &mut Graph) {
-    let mut names = Names::of(graph);
+    let mut names = Names::taken(graph);
     let mut sizes: HashSet<String> = HashSet::new();
     // The same values in 64 bits.
     let mut wide: HashMap<String, String> = HashMap::new();
@@ -108,7 +95,7 @@ fn widen_sizes(graph: &mut Graph) {
             graph.graph_mut().node.push(copy);
             if node.is("Range") {
                 // As long as a symbol says only where its end is one.
-                node = cast(&twin, &output, ElementType::I32);
+                node = cast_node(&twin, &output, ElementType::I32);
             }
             wide.insert(output, twin);
         }
@@ -162,7 +149,7 @@ fn narrow_flat_indices(graph: &mut Graph) -> Result<()> {
     if flattened.is_empty() {
         return Ok(());
     }
-    let mut names = Names::of(graph);
+    let mut names = Names::taken(graph);
     for mut node in std::mem::take(&mut graph.graph_mut().node) {
         let output = node.output.first().cloned().unwrap_or_default();
         if flattened.contains(&output) {
@@ -187,20 +174,20 @@ fn in_32_bits(nodes: &mut Vec<NodeProto>, names: &mut Names, mut node: NodeProto
     let output = node.output[0].clone();
     for input in node.input.iter_mut().take(operands) {
         let narrow = names.fresh(&output, "operand_i32");
-        nodes.push(cast(input, &narrow, ElementType::I32));
+        nodes.push(cast_node(input, &narrow, ElementType::I32));
         *input = narrow;
     }
     let narrow = names.fresh(&output, "i32");
     node.name.clone_from(&narrow);
     node.output[0].clone_from(&narrow);
     nodes.push(node);
-    nodes.push(cast(&narrow, &output, ElementType::I64));
+    nodes.push(cast_node(&narrow, &output, ElementType::I64));
 }
 
 /// `CumSum` cannot sum symbols up: where positions are counted in 64 bits, as exporters of RoBERTa's family do, they are
 /// counted in 32.
 fn narrow_counts(graph: &mut Graph) {
-    let mut names = Names::of(graph);
+    let mut names = Names::taken(graph);
     let nodes = &mut graph.graph_mut().node;
     let widened: HashSet<String> =
         nodes.iter().filter(|n| casts_to(n, ElementType::I64)).flat_map(|n| n.output.iter().cloned()).collect();
@@ -261,7 +248,7 @@ fn compute_largest(graph: &mut Graph) {
 /// tract's Tanh and Sigmoid make a number of NaN, so that a model which overflowed would seem to answer: what is not equal to
 /// itself is passed by them, as onnxruntime does.
 fn keep_not_a_number(graph: &mut Graph) {
-    let mut names = Names::of(graph);
+    let mut names = Names::taken(graph);
     let node = |operator: &str, input: &[&str], output: &str| NodeProto {
         op_type: operator.to_owned(),
         name: output.to_owned(),
@@ -290,7 +277,7 @@ fn keep_not_a_number(graph: &mut Graph) {
 /// tf2onnx writes "to the end" as 10^9, in 32 bits; tract takes that for a size, unless it is the largest integer of 64.
 fn slice_to_the_end(graph: &mut Graph) {
     const END: i64 = 1_000_000_000;
-    let mut names = Names::of(graph);
+    let mut names = Names::taken(graph);
     let none = HashMap::new();
     let bounds = |node: &NodeProto| {
         let [starts, ends] = [1, 2].map(|at| node.input.get(at).and_then(|name| integers(graph, &none, name)));

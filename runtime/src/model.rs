@@ -137,7 +137,8 @@ impl LoadOptions {
     }
 }
 
-/// A model on tract.
+/// A model on tract. A run takes `&self` and keeps nothing of its inputs: threads may share one model, each with its own
+/// runs.
 pub struct Model {
     inputs: Vec<TensorType>,
     outputs: Vec<String>,
@@ -210,7 +211,7 @@ impl Model {
         self.checks.check(&self.inputs, inputs).map(drop)
     }
 
-    /// Runs the model once. Inputs may come in any order.
+    /// Runs the model once. Inputs may come in any order. Safe from many threads at once.
     ///
     /// # Errors
     /// Inputs of a wrong name, element type, rank or size; indices outside their tables; sequences that are too long;

@@ -144,3 +144,25 @@ fn einsums_are_products() {
         assert_eq!(decompose_fused(&mut model).unwrap(), 0, "{equation}");
     }
 }
+
+/// A model is shared by reference, and what a thread gets does not depend on the others.
+#[test]
+fn threads_share_a_model() {
+    fn shared<T: Send + Sync>(value: &T) -> &T {
+        value
+    }
+    let model = Model::load(fixture("exports/bert-eager-torchscript-17/model.onnx")).unwrap();
+    let model = shared(&model);
+    let inputs = |seed: u64| mabert_tests::padded_inputs(model.inputs(), 1 + seed as usize % 3, 5, 64, seed);
+    let alone: Vec<Tensor> = (0..12).map(|seed| model.run(&borrowed(&inputs(seed))).unwrap().remove(0).1).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for (seed, expected) in alone.iter().enumerate() {
+                    let value = model.run(&borrowed(&inputs(seed as u64))).unwrap().remove(0).1;
+                    assert_eq!(value, *expected);
+                }
+            });
+        }
+    });
+}
