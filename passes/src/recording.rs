@@ -7,7 +7,7 @@ use mabert_graph::{Dependence, Dim, ElementType, Index, Model, NodeExt as _, Ten
 use mabert_runtime::{LoadOptions, Named, Taps, borrowed};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-use crate::{Error, Result};
+use crate::{Error, Result, fixed_sizes};
 
 /// Every value of one run.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl Recording {
                 origin: model.origin().to_owned(),
                 batch,
                 length,
-                but: FIXED.to_owned(),
+                but: fixed_sizes::in_words(model, &runnable),
                 source: Box::new(source),
             },
             other => other,
@@ -123,31 +123,32 @@ pub fn made_up_inputs(model: &Model, batch: usize, length: usize, seed: u64) -> 
     Ok(inputs)
 }
 
-const FIXED: &str = ", as its inputs declare that it takes; if its exporter fixed a size, export it with dynamic axes";
-
 /// Runs a model on `batch` sentences of `length` tokens, on one more, and on longer ones, as far as its inputs declare
 /// that it takes them.
 ///
 /// # Errors
 /// It takes one batch size or length only: that was fixed inside it.
 pub fn check_sizes(model: &Model, runnable: &mabert_runtime::Model, (batch, length): (usize, usize)) -> Result<()> {
-    let run = |batch: usize, length: usize, but: String| -> Result<()> {
+    let run = |batch: usize, length: usize, but: &dyn Fn() -> String| -> Result<()> {
         let inputs = made_up_inputs(model, batch, length, 1)?;
         match runnable.run(&borrowed(&inputs)) {
             Err(source @ mabert_runtime::Error::Engine { .. }) => {
-                Err(Error::Fails { origin: model.origin().to_owned(), batch, length, but, source: Box::new(source) })
+                let (origin, but) = (model.origin().to_owned(), but());
+                Err(Error::Fails { origin, batch, length, but, source: Box::new(source) })
             }
             // Too long, say: that is no matter of sizes alone.
             _ => Ok(()),
         }
     };
-    run(batch, length, FIXED.to_owned())?;
+    run(batch, length, &|| fixed_sizes::in_words(model, runnable))?;
     for (axis, more, longer) in [("batch size", 1, 0), ("length", 0, 1)] {
-        let but = format!(
-            ", though it runs on {batch} of {length}, and its inputs declare any {axis}: that size was fixed inside it when \
+        let but = || {
+            format!(
+                ", though it runs on {batch} of {length}, and its inputs declare any {axis}: that size was fixed inside it when \
              it was exported; export it with that axis dynamic, or declare its inputs at the size that it takes"
-        );
-        run(batch + more, length + longer, but)?;
+            )
+        };
+        run(batch + more, length + longer, &but)?;
     }
     Ok(())
 }
