@@ -4,8 +4,10 @@ use std::path::Path;
 
 use anyhow::Result;
 use mabert_graph::Model;
+use mabert_passes::inputs::{EncoderInputs, GivenRoles};
 use mabert_passes::recording::longest_sequence;
 use mabert_runtime::{Engine, LoadOptions, Model as TractModel, Named, OrtModel, Tensor, borrowed, load_onnxruntime};
+use mabert_transfer::data::BatchShape;
 
 use crate::arguments::{Choice, Global};
 
@@ -63,10 +65,29 @@ pub(crate) fn load_tract(path: &Path, global: &Global) -> Result<TractModel> {
     Ok(tract_options(global).load(path)?)
 }
 
-/// The longest sequence that a model takes, at most `limit`.
-pub(crate) fn max_seq(model: &Model, limit: usize) -> Result<usize> {
-    let runnable = LoadOptions::default().prepare(model)?;
-    Ok(longest_sequence(model, &runnable, limit)?.0)
+/// What a model reads.
+pub(crate) struct Reads {
+    pub(crate) inputs: EncoderInputs,
+    /// The longest sequence that it takes, or what was asked for.
+    pub(crate) max_seq: usize,
+}
+
+impl Reads {
+    /// What `model` reads, of at most `limit` tokens; names that say something else than the graph are told of.
+    pub(crate) fn new(model: &Model, limit: usize, given: &GivenRoles) -> Result<Self> {
+        let inputs = EncoderInputs::new(model, given)?;
+        if let Some(disagreement) = inputs.disagreement() {
+            tracing::warn!("{}: {disagreement}", model.origin());
+        }
+        let runnable = LoadOptions::default().prepare(model)?;
+        let max_seq = longest_sequence(&inputs, &runnable, limit)?.0;
+        Ok(Self { inputs, max_seq })
+    }
+
+    /// What its batches are like.
+    pub(crate) fn shape(&self) -> BatchShape {
+        BatchShape::new(&self.inputs)
+    }
 }
 
 /// Runs a model on those of the named values that it has inputs for.

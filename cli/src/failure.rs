@@ -88,6 +88,7 @@ fn option(setting: Setting) -> Option<&'static str> {
         Setting::Classes => "--classes",
         Setting::Truncate => "--truncate",
         Setting::Arrays => "--npz",
+        Setting::InputRole => "--input",
         Setting::Tokenizer => "--tokenizer",
         Setting::CalibrationTokens => "--calibration-tokens",
         Setting::NoLabels => "--alpha 1",

@@ -46,6 +46,16 @@ pub enum Error {
         /// The first thing that is missing.
         reason: String,
     },
+    /// A role was given to an input that the model does not have.
+    #[error("{origin}: no input `{name}`; its inputs are {inputs}")]
+    NoInput {
+        /// The model's file.
+        origin: String,
+        /// What the input was called.
+        name: String,
+        /// Those that there are.
+        inputs: String,
+    },
     /// Some sites of the encoder were not recognised.
     #[error("{origin}: {} of the expected sites cannot be rewritten (see `explain`):{}", misses.len(), list(misses))]
     Incomplete {

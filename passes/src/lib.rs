@@ -7,6 +7,7 @@
 
 pub mod contract;
 mod error;
+pub mod inputs;
 pub mod lower;
 pub mod pipeline;
 pub mod recognise;

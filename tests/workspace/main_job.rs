@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mabert_graph::Model;
+use mabert_passes::inputs::EncoderInputs;
 use mabert_passes::lower::Sharing;
 use mabert_passes::pipeline::{Keep, VERSION_KEY};
 use mabert_passes::sites::SiteKind;
@@ -38,13 +39,18 @@ fn fixture_report(job: &Job) -> Report {
     rewrite(teacher(), job, &Silent).unwrap().1
 }
 
+/// What the teacher's batches are like.
+fn shape() -> BatchShape {
+    BatchShape::new(&EncoderInputs::new(&teacher(), &[]).unwrap())
+}
+
 /// The largest difference of the outputs over padded batches of real sentences.
 fn furthest(a: &dyn Engine, b: &dyn Engine, (data, tokenizer): (&Data, &Path), longest: usize, count: usize) -> f32 {
     let encoder = TextEncoder::new(Some(tokenizer), longest, Overlong::Truncate).unwrap();
     let mut sequences = read_sequences(&data.path, &data.columns, &encoder).unwrap();
     sequences.truncate(count);
     let mut worst = 0f32;
-    for batch in batches(&sequences, 512, 8, BatchShape::default()) {
+    for batch in batches(&sequences, 512, 8, &shape()) {
         let inputs = batch.inputs(a.inputs()).unwrap();
         let (x, y) = (a.run(&borrowed(&inputs)).unwrap(), b.run(&borrowed(&inputs)).unwrap());
         worst = worst.max(distance(&x[0].1, &y[0].1));

@@ -41,7 +41,10 @@ pub enum Error {
         reason: String,
     },
     /// An input of the model is none of those that texts can fill.
-    #[error("input `{0}` is neither token ids, mask, token types nor positions by its name; give ready arrays")]
+    #[error(
+        "what input `{0}` holds (token ids, mask, token types or positions) is clear neither from what the model does \
+         with it nor from its name: say so, or give ready arrays"
+    )]
     Role(String),
     /// Statistics came out that no student can be made of.
     #[error("{site}: {reason}")]
@@ -155,7 +158,7 @@ impl Error {
             | Self::Setting { settings, .. }
             | Self::Diverged { settings, .. }
             | Self::Check { settings, .. } => settings,
-            Self::Role(_) => &[Setting::Arrays],
+            Self::Role(_) => &[Setting::InputRole, Setting::Arrays],
             Self::Passes(mabert_passes::Error::PositionBias(_)) => &[Setting::PaperOrder, Setting::KeepSoftmax],
             _ => &[],
         }

@@ -177,8 +177,8 @@ fn check_columns(metric: Metric, columns: usize) -> Result<()> {
 ///
 /// # Errors
 /// The engine fails, or no output has one row a sequence.
-pub fn logits(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> Result<Array2<f32>> {
-    let parts = run_batches(engine, sequences, spread)?;
+pub fn logits(engine: &dyn Engine, shape: &BatchShape, sequences: &[Sequence], spread: Spread) -> Result<Array2<f32>> {
+    let parts = run_batches(engine, shape, sequences, spread)?;
     let Some((_, first)) = parts.first() else { return Err(Error::Compare("there are no sequences".to_owned())) };
     let has_row_a_text = |at: &usize| {
         let (name, value) = &first[*at];
@@ -232,15 +232,19 @@ pub fn predictions_with_overflow(metric: Metric, logits: &Array2<f32>) -> Result
 ///
 /// # Errors
 /// The engine fails.
-pub fn run_sequences(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> Result<Named> {
-    let parts = run_batches(engine, sequences, spread)?;
+pub fn run_sequences(engine: &dyn Engine, shape: &BatchShape, sequences: &[Sequence], spread: Spread) -> Result<Named> {
+    let parts = run_batches(engine, shape, sequences, spread)?;
     let Some((_, first)) = parts.first() else { return Ok(Named::new()) };
     let joined = (0..first.len()).map(|at| (first[at].0.clone(), join(&parts, at, sequences.len())));
     Ok(joined.collect())
 }
 
-fn run_batches(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> Result<Vec<(Batch, Named)>> {
-    let shape = BatchShape::from_inputs(engine.inputs());
+fn run_batches(
+    engine: &dyn Engine,
+    shape: &BatchShape,
+    sequences: &[Sequence],
+    spread: Spread,
+) -> Result<Vec<(Batch, Named)>> {
     let run = |batch: Batch| -> Result<(Batch, Named)> {
         let inputs = batch.inputs(engine.inputs())?;
         let outputs = engine.run(&borrowed(&inputs))?;

@@ -29,6 +29,8 @@ pub enum Setting {
     Truncate,
     /// Ready arrays in place of texts.
     Arrays,
+    /// What an input of the model holds.
+    InputRole,
     /// The model's tokenizer.
     Tokenizer,
     /// Tokens that go through the student.
@@ -47,7 +49,7 @@ pub enum Setting {
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::MaxSeq,
         Self::Hidden,
         Self::PaperOrder,
@@ -60,6 +62,7 @@ impl Setting {
         Self::Classes,
         Self::Truncate,
         Self::Arrays,
+        Self::InputRole,
         Self::Tokenizer,
         Self::CalibrationTokens,
         Self::NoLabels,

@@ -132,6 +132,7 @@ impl EndToEndArguments {
         let file = |path: &PathBuf, label| Data { path: path.clone(), columns: data.columns(label) };
         let training_label = label.filter(|_| trains_on_labels);
         let job = Job::default()
+            .input_roles(data.input_roles.clone())
             .data(data.data.as_ref().map(|path| file(path, training_label)))
             .dev(dev.dev.as_ref().map(|path| Dev { data: file(path, label), metric: dev.metric }))
             .seed(global.seed);

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use mabert_passes::inputs::Role;
 use mabert_transfer::data::{Columns, Overlong, Sequence, TextEncoder, read_sequences};
 
 use crate::failure::Usage;
@@ -23,9 +24,19 @@ pub(crate) struct DataArguments {
     /// The column of the second text of a pair [default: sentence2 beside sentence1, hypothesis beside premise...]
     #[arg(long, value_name = "NAME", requires = "data")]
     pair_column: Option<String>,
+    /// What an input holds (ids, mask, types, positions), where neither the model nor the name tells: ids=input.1
+    #[arg(long = "input", value_name = "ROLE=NAME", value_parser = input_role)]
+    pub(crate) input_roles: Vec<(Role, String)>,
     /// Labels that are words, in the order of the model's classes, as in `entailment,not_entailment`
     #[arg(long, value_name = "WORDS", value_delimiter = ',', requires = "data")]
     classes: Vec<String>,
+}
+
+fn input_role(text: &str) -> Result<(Role, String), String> {
+    let names = || Role::ALL.map(Role::name).join(", ");
+    let (role, input) = text.split_once('=').ok_or("it is a role and the name of an input, as in ids=input.1")?;
+    let role = Role::ALL.into_iter().find(|r| r.name() == role).ok_or_else(|| format!("the roles are {}", names()))?;
+    Ok((role, input.to_owned()))
 }
 
 /// What a data file holds, for models that take so many tokens.

@@ -7,14 +7,14 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 use mabert_graph::Model;
-use mabert_passes::recording::made_up_inputs;
+use mabert_passes::inputs::EncoderInputs;
 use mabert_runtime::{Engine, Named};
-use mabert_transfer::data::{BatchShape, Overlong, batches};
+use mabert_transfer::data::{Overlong, batches};
 use serde::Serialize;
 
 use super::profile::Profile;
 use crate::arguments::{Choice, DataArguments, Global, one_of};
-use crate::engines::{EngineName, load_tract, max_seq, run_on};
+use crate::engines::{EngineName, Reads, load_tract, run_on};
 use crate::failure::Usage;
 use crate::print;
 
@@ -146,7 +146,7 @@ impl Inputs {
         for (seq, batch) in arguments.sizes() {
             let inputs = match arguments.data.data {
                 Some(_) => text_batches(&model, &arguments.data, seq, batch)?,
-                None => vec![made_up_batch(&model, batch, seq, global.seed)?],
+                None => vec![made_up_batch(&model, &arguments.data, batch, seq, global.seed)?],
             };
             runs.insert((seq, batch), inputs);
         }
@@ -156,15 +156,15 @@ impl Inputs {
 
 /// The data's texts, cut to `seq` tokens.
 fn text_batches(model: &Model, data: &DataArguments, seq: usize, batch: usize) -> Result<Vec<Named>> {
-    let mut sequences = data.texts(max_seq(model, seq)?, Overlong::Truncate, None)?.sequences;
+    let reads = Reads::new(model, seq, &data.input_roles)?;
+    let mut sequences = data.texts(reads.max_seq, Overlong::Truncate, None)?.sequences;
     sequences.truncate(MOST_TEXTS);
-    let declared = model.inputs();
-    let batches = batches(&sequences, usize::MAX, batch, BatchShape::from_inputs(&declared));
-    batches.iter().map(|batch| Ok(batch.inputs(&declared)?)).collect()
+    let batches = batches(&sequences, usize::MAX, batch, &reads.shape());
+    batches.iter().map(|batch| Ok(batch.inputs(&model.inputs())?)).collect()
 }
 
-fn made_up_batch(model: &Model, batch: usize, seq: usize, seed: u64) -> Result<Named> {
-    let inputs = made_up_inputs(model, batch, seq, seed)?;
+fn made_up_batch(model: &Model, data: &DataArguments, batch: usize, seq: usize, seed: u64) -> Result<Named> {
+    let inputs = EncoderInputs::new(model, &data.input_roles)?.made_up(batch, seq, seed)?;
     // A model may fix its sizes: then nothing else can be timed on it.
     match inputs.iter().find(|(_, value)| value.shape() != [batch, seq]) {
         None => Ok(inputs),

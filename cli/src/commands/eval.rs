@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use mabert_graph::Model;
-use mabert_transfer::data::Overlong;
+use mabert_transfer::data::{BatchShape, Overlong};
 use mabert_transfer::evaluate::{Metric, Spread, check_labels, labels, logits, predictions};
 use serde::Serialize;
 
 use crate::arguments::{Choice as _, DataArguments, Global, Texts, one_of};
-use crate::engines::{EngineName, LONGEST, max_seq};
+use crate::engines::{EngineName, LONGEST, Reads};
 use crate::failure::CheckFailed;
 use crate::print;
 
@@ -58,7 +58,13 @@ struct Evaluated {
 
 pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
     arguments.data.file()?;
-    let longest = arguments.models.iter().try_fold(LONGEST, |limit, path| max_seq(&Model::load(path)?, limit))?;
+    let mut longest = LONGEST;
+    let mut shapes = Vec::new();
+    for path in &arguments.models {
+        let reads = Reads::new(&Model::load(path)?, longest, &arguments.data.input_roles)?;
+        longest = reads.max_seq;
+        shapes.push(reads.shape());
+    }
     let texts = arguments.data.texts(longest, Overlong::Truncate, Some(&arguments.label_column))?;
     let evaluation = Evaluation {
         data: texts.file.display().to_string(),
@@ -68,7 +74,7 @@ pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
         engine: arguments.engine.name(),
         metric: arguments.metric,
         min: arguments.min,
-        models: evaluate_models(arguments, &texts, global)?,
+        models: evaluate_models(arguments, &shapes, &texts, global)?,
     };
     if global.json {
         print::json(&evaluation)?;
@@ -78,14 +84,19 @@ pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
     check_minimum(&evaluation)
 }
 
-fn evaluate_models(arguments: &EvalArguments, texts: &Texts<'_>, global: &Global) -> Result<Vec<Evaluated>> {
+fn evaluate_models(
+    arguments: &EvalArguments,
+    shapes: &[BatchShape],
+    texts: &Texts<'_>,
+    global: &Global,
+) -> Result<Vec<Evaluated>> {
     let metric = arguments.metric;
     let labels = labels(texts.file, &texts.sequences)?;
     let mut evaluated = Vec::new();
     let mut reference: Option<Vec<f64>> = None;
-    for path in &arguments.models {
+    for (path, shape) in arguments.models.iter().zip(shapes) {
         let engine = arguments.engine.load(path, global)?;
-        let predicted = logits(engine.as_ref(), &texts.sequences, Spread::Inside).and_then(|logits| {
+        let predicted = logits(engine.as_ref(), shape, &texts.sequences, Spread::Inside).and_then(|logits| {
             check_labels(metric, logits.ncols(), texts.file, &texts.sequences, &labels)?;
             predictions(metric, &logits)
         });

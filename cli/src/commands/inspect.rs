@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use mabert_graph::{Model, text};
 use mabert_passes::contract::{NonLinear, non_linear_nodes};
+use mabert_passes::inputs::{EncoderInputs, Role};
 use mabert_passes::pipeline::{VERSION_KEY, simplify};
 use mabert_passes::recognise::{Miss, recognise};
 use mabert_passes::recording::symbolic_shapes;
@@ -75,6 +76,9 @@ impl Inspection {
         let recognised = recognise(&simplified)?;
         let encoder = recognised.encoder.as_ref();
         let encoder_end = encoder.and_then(|e| e.layers.last()).map(|l| l.output_norm.output.as_str());
+        let inputs = EncoderInputs::new(&simplified, &[])?;
+        // A rewritten model has no attention that tells its mask.
+        let mask_input = inputs.iter().find(|i| i.role == Some(Role::Mask)).map(|i| i.declared.name.clone());
         let mask = encoder.and_then(|e| e.mask.as_ref()).map(|m| m.input.clone());
         let rewritten = model.metadata(VERSION_KEY).map(|version| Rewritten {
             version: version.to_owned(),
@@ -98,16 +102,11 @@ impl Inspection {
             norms: recognised.norms.len(),
             // A rewritten model has no attention to recognise: that is no miss.
             misses: if rewritten.is_some() { Vec::new() } else { recognised.misses.clone() },
-            non_linear: non_linear_nodes(&simplified, mask.as_deref().or(mask_by_name(model).as_deref()), encoder_end)?,
+            non_linear: non_linear_nodes(&simplified, mask.as_deref().or(mask_input.as_deref()), encoder_end)?,
             mask,
             rewritten,
         })
     }
-}
-
-/// A rewritten model's mask can only be told by its name.
-fn mask_by_name(model: &Model) -> Option<String> {
-    model.inputs().into_iter().map(|i| i.name).find(|n| n.to_lowercase().contains("mask"))
 }
 
 fn print_inspection(i: &Inspection) {

@@ -12,7 +12,7 @@ use ndarray::ArrayD;
 use serde_json::{Value, json};
 
 use crate::arguments::{Choice as _, DataArguments, Global, one_of};
-use crate::engines::{EngineName, LONGEST, max_seq};
+use crate::engines::{EngineName, LONGEST, Reads};
 use crate::failure::Usage;
 use crate::print;
 
@@ -50,7 +50,11 @@ pub(super) fn run(arguments: &RunArguments, global: &Global) -> Result<()> {
     let engine = arguments.engine.load(&arguments.model, global)?;
     let outputs = match &arguments.npz {
         Some(path) => engine.run(&borrowed(&npz::read(path)?))?,
-        None => run_sequences(engine.as_ref(), &sequences(arguments)?, Spread::Inside)?,
+        None => {
+            let reads = Reads::new(&Model::load(&arguments.model)?, LONGEST, &arguments.data.input_roles)?;
+            let sequences = sequences(arguments, reads.max_seq)?;
+            run_sequences(engine.as_ref(), &reads.shape(), &sequences, Spread::Inside)?
+        }
     };
     if let Some(path) = &arguments.output {
         npz::write(path, &outputs)?;
@@ -86,9 +90,8 @@ impl RunArguments {
     }
 }
 
-fn sequences(arguments: &RunArguments) -> Result<Vec<Sequence>> {
+fn sequences(arguments: &RunArguments, longest: usize) -> Result<Vec<Sequence>> {
     let overlong = if arguments.truncate { Overlong::Truncate } else { Overlong::Refuse };
-    let longest = max_seq(&Model::load(&arguments.model)?, LONGEST)?;
     let Some(text) = &arguments.text else { return Ok(arguments.data.texts(longest, overlong, None)?.sequences) };
     if text.trim().is_empty() {
         return Err(Usage("--text is empty".to_owned()).into());

@@ -8,14 +8,14 @@ use clap::Args;
 use mabert_graph::Model;
 use mabert_passes::pipeline::simplify;
 use mabert_passes::recognise::recognise;
-use mabert_passes::recording::token_rows;
 use mabert_runtime::{Engine, Taps, borrowed, npz};
+use mabert_transfer::Setting;
 use mabert_transfer::compare::{Distances, OutputDistance, Tolerance};
 use mabert_transfer::data::{BatchShape, Overlong, Sequence, Vocabulary, batches, made_up_sequences};
 use serde::Serialize;
 
 use crate::arguments::{Choice as _, DataArguments, Global, one_of};
-use crate::engines::{EngineName, max_seq, run_on, tract_options};
+use crate::engines::{EngineName, Reads, run_on, tract_options};
 use crate::failure::{CheckFailed, Usage};
 use crate::print;
 
@@ -140,10 +140,12 @@ impl Pair<'_> {
             distances.add(&run_on(first, &arrays)?, &run_on(second, &arrays)?, None)?;
             return Ok((distances, path.display().to_string()));
         }
-        let (sequences, described) = sequences(arguments, self.paths, global)?;
-        for batch in batches(&sequences, BATCH_TOKENS, BATCH_ROWS, BatchShape::from_inputs(first.inputs())) {
-            let run = |model: &dyn Engine| -> Result<_> { Ok(model.run(&borrowed(&batch.inputs(model.inputs())?))?) };
-            distances.add(&run(first)?, &run(second)?, Some(&batch.lengths))?;
+        let (sequences, shapes, described) = sequences(arguments, self.paths, global)?;
+        for batch in batches(&sequences, BATCH_TOKENS, BATCH_ROWS, &shapes[0]) {
+            let run = |model: &dyn Engine, shape: &BatchShape| -> Result<_> {
+                Ok(model.run(&borrowed(&batch.inputs_as(&shape.roles, model.inputs())?))?)
+            };
+            distances.add(&run(first, &shapes[0])?, &run(second, &shapes[1])?, Some(&batch.lengths))?;
         }
         Ok((distances, described))
     }
@@ -171,32 +173,38 @@ fn tolerance(arguments: &VerifyArguments) -> Tolerance {
     Tolerance { elements, cosine: arguments.cosine }
 }
 
-/// Texts, or made-up sequences, that both models take; and what they are.
-fn sequences(arguments: &VerifyArguments, paths: [&Path; 2], global: &Global) -> Result<(Vec<Sequence>, String)> {
-    let models = [Model::load(paths[0])?, Model::load(paths[1])?];
-    let longest = models.iter().try_fold(LONGEST, |limit, model| max_seq(model, limit))?;
+/// Texts, or made-up sequences, that both models take; what the models' batches are like; and what the sequences are.
+fn sequences(
+    arguments: &VerifyArguments,
+    paths: [&Path; 2],
+    global: &Global,
+) -> Result<(Vec<Sequence>, [BatchShape; 2], String)> {
+    let given = &arguments.data.input_roles;
+    let first = Reads::new(&Model::load(paths[0])?, LONGEST, given)?;
+    let second = Reads::new(&Model::load(paths[1])?, first.max_seq, given)?;
+    let longest = second.max_seq;
+    let shapes = [first.shape(), second.shape()];
     let wanted = arguments.sequences.max(1);
     if arguments.data.data.is_some() {
         let mut texts = arguments.data.texts(longest, Overlong::Truncate, None)?;
         texts.sequences.truncate(wanted);
         let (count, file, cut) = (texts.sequences.len(), texts.file.display(), texts.truncated());
         let described = format!("{count} sequences of {file}, {cut} of them cut to {longest} tokens");
-        return Ok((texts.sequences, described));
+        return Ok((texts.sequences, shapes, described));
     }
-    let frame = arguments.data.encoder(longest, Overlong::Truncate)?.frame()?;
-    let vocabulary = Vocabulary { size: vocabulary_size(&models[0])?.min(vocabulary_size(&models[1])?), frame };
+    let Some(size) = first.inputs.vocabulary().zip(second.inputs.vocabulary()).map(|(a, b)| a.min(b)) else {
+        let reason = "no table that token ids index was found in both models, so that none can be made up: give data";
+        return Err(mabert_transfer::Error::Setting {
+            reason: reason.to_owned(),
+            settings: &[Setting::Data, Setting::Arrays],
+        }
+        .into());
+    };
+    let vocabulary = Vocabulary { size, frame: arguments.data.encoder(longest, Overlong::Truncate)?.frame()? };
     let mut sequences = made_up_sequences(&vocabulary, longest, wanted * longest, global.seed);
     sequences.truncate(wanted);
     let described = format!("{} sequences of random tokens, up to {longest} each", sequences.len());
-    Ok((sequences, described))
-}
-
-/// As many token ids as a table of embeddings has rows; the smallest vocabulary where there is none. Tables of two rows
-/// are of token types.
-fn vocabulary_size(model: &Model) -> Result<usize> {
-    let index = mabert_graph::Index::new(model)?;
-    let rows = model.inputs().iter().find_map(|i| token_rows(&index, model, &i.name).filter(|&rows| rows > 2));
-    Ok(rows.unwrap_or(2))
+    Ok((sequences, shapes, described))
 }
 
 /// The sites' values that both models have under the same name.

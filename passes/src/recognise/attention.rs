@@ -105,7 +105,7 @@ fn with_mask(cx: &Context<'_>, products: &str, probabilities: &str) -> Result<(R
     for input in &inputs {
         let region = Region::spanning(&cx.index, &[products, &input.name], probabilities);
         if let Some(region) = region {
-            if crate::recording::token_rows(&cx.index, cx.model, &input.name).is_some() {
+            if cx.recording.inputs.get(&input.name).is_some_and(|input| input.rows.is_some()) {
                 return Err(format!("its mask is computed from `{}`; a model with a mask input is needed", input.name));
             }
             if cx.recording.shape(&input.name).len() != 2 {

@@ -13,7 +13,7 @@ mod sample;
 mod table;
 mod tokens;
 
-pub use batch::{Batch, BatchShape, Role, batches, input_roles};
+pub use batch::{Batch, BatchShape, Roles, batches};
 pub use columns::{Columns, USUAL_PAIRS, USUAL_TEXTS};
 pub use made_up::{Vocabulary, made_up_sequences, odd_sequences};
 pub use reader::{Content, Example, Reader};

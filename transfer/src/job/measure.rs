@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::report::DevReport;
 use super::settings::Dev;
 use crate::compare::{self, Distances, OutputDistance, Tolerance};
-use crate::data::{Batch, Sequence, TextEncoder, read_sequences};
+use crate::data::{Batch, BatchShape, Sequence, TextEncoder, read_sequences};
 use crate::evaluate::{self, Metric, Spread};
 use crate::{Error, Result, Setting};
 
@@ -133,23 +133,24 @@ pub(super) struct DevSet {
     file: PathBuf,
     metric: Metric,
     sequences: Vec<Sequence>,
+    shape: BatchShape,
     labels: Vec<f64>,
     teacher: Vec<f64>,
 }
 
 impl DevSet {
-    pub(super) fn new(dev: &Dev, encoder: &TextEncoder, teacher: &Runnable) -> Result<Self> {
+    pub(super) fn new(dev: &Dev, encoder: &TextEncoder, teacher: &Runnable, shape: &BatchShape) -> Result<Self> {
         let file: &Path = &dev.data.path;
         let sequences = read_sequences(file, &dev.data.columns, encoder)?;
         let labels = evaluate::labels(file, &sequences)?;
-        let logits = evaluate::logits(teacher, &sequences, Spread::Batches)?;
+        let logits = evaluate::logits(teacher, shape, &sequences, Spread::Batches)?;
         evaluate::check_labels(dev.metric, logits.ncols(), file, &sequences, &labels)?;
         let teacher = evaluate::predictions(dev.metric, &logits)?;
-        Ok(Self { file: file.to_owned(), metric: dev.metric, sequences, labels, teacher })
+        Ok(Self { file: file.to_owned(), metric: dev.metric, sequences, shape: shape.clone(), labels, teacher })
     }
 
     fn measure(&self, student: &Runnable) -> Result<DevReport> {
-        let logits = evaluate::logits(student, &self.sequences, Spread::Batches)?;
+        let logits = evaluate::logits(student, &self.shape, &self.sequences, Spread::Batches)?;
         // A text without an answer is answered wrongly; it does not stop the work.
         let (predictions, overflow) = evaluate::predictions_with_overflow(self.metric, &logits)?;
         Ok(DevReport {

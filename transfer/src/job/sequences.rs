@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use mabert_graph::Model;
-use mabert_passes::recording::token_rows;
 use serde::Serialize;
 
 use super::{Data, Job};
@@ -177,15 +175,8 @@ fn check_ids<'s>(file: &Path, vocabulary: &Vocabulary, all: impl IntoIterator<It
     Ok(())
 }
 
-/// As many token ids as the table of word embeddings has rows, the largest that an input indexes; and the tokenizer's
-/// special tokens.
-pub(super) fn vocabulary(model: &Model, encoder: &TextEncoder) -> Result<Vocabulary> {
-    let index = mabert_graph::Index::new(model)?;
-    let rows = model.inputs().iter().filter_map(|i| token_rows(&index, model, &i.name)).max();
-    let size = rows.ok_or_else(|| {
-        let reason = "no input indexes a table of embeddings".to_owned();
-        mabert_passes::Error::NotBert { origin: model.origin().to_owned(), reason }
-    })?;
+/// As many token ids as the table of word embeddings has rows; and the tokenizer's special tokens.
+pub(super) fn vocabulary(size: usize, encoder: &TextEncoder) -> Result<Vocabulary> {
     let vocabulary = Vocabulary { size, frame: encoder.frame()? };
     let (before, after) = &vocabulary.frame;
     match before.iter().chain(after).find(|id| !vocabulary.holds(**id)) {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use mabert_passes::inputs::Role;
 use mabert_passes::lower::Sharing;
 use mabert_passes::pipeline::{Keep, Order, Pass};
 use serde::{Deserialize, Serialize};
@@ -160,6 +161,7 @@ pub struct Job {
     pub(super) extra_data: Vec<PathBuf>,
     pub(super) dev: Option<Dev>,
     pub(super) tokenizer: Option<PathBuf>,
+    pub(super) input_roles: Vec<(Role, String)>,
     pub(super) calibration_tokens: Option<usize>,
     pub(super) seed: u64,
 }
@@ -181,6 +183,7 @@ impl Default for Job {
             extra_data: Vec::new(),
             dev: None,
             tokenizer: None,
+            input_roles: Vec::new(),
             calibration_tokens: None,
             seed: 0,
         }
@@ -288,6 +291,13 @@ impl Job {
     #[must_use]
     pub fn tokenizer(mut self, file: impl Into<PathBuf>) -> Self {
         self.tokenizer = Some(file.into());
+        self
+    }
+
+    /// What inputs of the model hold, by their names, where neither the graph nor the name tells.
+    #[must_use]
+    pub fn input_roles(mut self, roles: Vec<(Role, String)>) -> Self {
+        self.input_roles = roles;
         self
     }
 
