@@ -145,7 +145,7 @@ impl Pair<'_> {
             let run = |model: &dyn Engine, shape: &BatchShape| -> Result<_> {
                 Ok(model.run(&borrowed(&batch.inputs_as(&shape.roles, model.inputs())?))?)
             };
-            distances.add(&run(first, &shapes[0])?, &run(second, &shapes[1])?, Some(&batch.lengths))?;
+            distances.add(&run(first, &shapes[0])?, &run(second, &shapes[1])?, Some(&batch))?;
         }
         Ok((distances, described))
     }

@@ -69,7 +69,7 @@ impl Reference {
 
     /// How many sequences have an output that is not finite.
     pub(super) fn overflows(&self, outputs: &[Named]) -> usize {
-        overflows(&self.batches, outputs)
+        compare::overflows(&self.batches, outputs)
     }
 
     /// How far a student's outputs are from its own before, the furthest of all, relative to outputs above 1.
@@ -178,7 +178,7 @@ pub(super) fn outputs(model: &Runnable, batches: &[Batch]) -> Result<Vec<Named>>
 fn distances(batches: &[Batch], first: &[Named], second: &[Named]) -> Result<Vec<OutputDistance>> {
     let mut distances = Distances::new(Tolerance { elements: Some((1.0, 1.0)), cosine: None });
     for (batch, (a, b)) in batches.iter().zip(first.iter().zip(second)) {
-        distances.add(a, b, Some(&batch.lengths))?;
+        distances.add(a, b, Some(batch))?;
     }
     Ok(distances.outputs())
 }
@@ -200,10 +200,6 @@ pub(super) fn inner_overflows(model: &Model, encoder_end: Option<&str>, batches:
     let known = model.value_names();
     let taps = encoder_end.filter(|value| known.contains(*value)).map(str::to_owned);
     let runnable = LoadOptions::default().taps(Taps::Values(taps.into_iter().collect())).prepare(model)?;
-    Ok(overflows(batches, &outputs(&runnable, batches)?))
+    Ok(compare::overflows(batches, &outputs(&runnable, batches)?))
 }
 
-/// How many sequences have an output that is not finite.
-fn overflows(batches: &[Batch], outputs: &[Named]) -> usize {
-    batches.iter().zip(outputs).map(|(batch, outputs)| compare::overflows(outputs, &batch.lengths)).sum()
-}
