@@ -39,6 +39,7 @@ mod fuse;
 mod limits;
 mod memory;
 mod model;
+mod not_a_number;
 pub mod npz;
 #[cfg(feature = "onnxruntime")]
 mod onnxruntime;

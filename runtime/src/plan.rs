@@ -106,6 +106,7 @@ pub(crate) fn generate(model: &mut TypedModel, fuse: bool) -> TractResult<()> {
     let steps = steps(model);
     if fuse {
         let fused = crate::fuse::fuse(model)?;
+        crate::not_a_number::keep_not_a_number(model)?;
         tracing::debug!("fused {} attentions and {} linear layers", fused.attentions, fused.linears);
     }
     Optimizer::codegen().stopping_at(steps).optimize(model)

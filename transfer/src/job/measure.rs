@@ -202,4 +202,3 @@ pub(super) fn inner_overflows(model: &Model, encoder_end: Option<&str>, batches:
     let runnable = LoadOptions::default().taps(Taps::Values(taps.into_iter().collect())).prepare(model)?;
     Ok(compare::overflows(batches, &outputs(&runnable, batches)?))
 }
-
