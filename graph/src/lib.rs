@@ -34,7 +34,7 @@ pub use decompose::decompose_fused;
 pub use error::{Error, Result};
 pub use external::data_files;
 pub use extract::Boundary;
-pub use files::{Buffered, check_writable, write_atomically};
+pub use files::{Buffered, check_writable, is_same_file, write_atomically};
 pub use functions::inline_functions;
 pub use half_precision::{is_half, narrow_to_half, widen_half};
 pub use index::{Dependence, Index};
