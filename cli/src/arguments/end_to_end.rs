@@ -11,6 +11,7 @@ use mabert_transfer::job::{CheckpointFolder, Data, Dev, FullStage, Job};
 use super::values::{not_negative, one_of, positive, share};
 use super::{DataArguments, Global};
 use crate::failure::Usage;
+use crate::files::Files;
 
 /// The end-to-end stage.
 #[derive(Debug, Args)]
@@ -96,6 +97,15 @@ impl EndToEndArguments {
             ("checkpoint", self.checkpoint.is_some()),
         ];
         options.into_iter().find_map(|(name, is_given)| is_given.then_some(name))
+    }
+
+    /// What a job on this data reads, and the state that it keeps.
+    pub(crate) fn files(&self, data: &DataArguments, dev: &DevArguments, global: &Global) -> Files {
+        Files::default()
+            .reads(data.files())
+            .reads(&dev.dev)
+            .reads(&global.ort_lib)
+            .keeps_state_in(self.checkpoint.as_ref())
     }
 
     /// The stage itself.

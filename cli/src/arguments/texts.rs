@@ -64,6 +64,11 @@ impl DataArguments {
         }
     }
 
+    /// The files that are read.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.data.iter().chain(&self.tokenizer)
+    }
+
     /// The data file, which must be given.
     pub(crate) fn file(&self) -> Result<&Path> {
         self.data.as_deref().ok_or_else(|| Usage("--data is needed".to_owned()).into())

@@ -16,7 +16,7 @@ use super::profile::Profile;
 use crate::arguments::{Choice, DataArguments, Global, one_of};
 use crate::engines::{EngineName, Reads, load_tract, run_on};
 use crate::failure::Usage;
-use crate::print;
+use crate::print::{self, Page};
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchArguments {
@@ -228,9 +228,10 @@ pub(super) fn bench(arguments: &BenchArguments, global: &Global) -> Result<()> {
     if global.json {
         return print::json(&benchmark);
     }
-    print_benchmark(&benchmark);
-    benchmark.profiles.iter().for_each(Profile::print);
-    Ok(())
+    let mut page = Page::default();
+    page.lines(timings_table(&benchmark));
+    benchmark.profiles.iter().for_each(|profile| profile.add_to(&mut page));
+    page.print()
 }
 
 /// A batch size and a length, and how often each is run.
@@ -316,7 +317,7 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
     low + (high - low) * at.fract()
 }
 
-fn print_benchmark(benchmark: &Benchmark) {
+fn timings_table(benchmark: &Benchmark) -> comfy_table::Table {
     let ratio = |t: &Timing| {
         let is_same = |r: &&Ratio| r.model == t.model && r.engine == t.engine && (r.batch, r.seq) == (t.batch, t.seq);
         match benchmark.ratios.iter().find(is_same) {
@@ -350,7 +351,7 @@ fn print_benchmark(benchmark: &Benchmark) {
         "Texts/s",
         "To the first (quartiles)",
     ];
-    println!("{}", print::table(&header, 2, rows));
+    print::table(&header, 2, rows)
 }
 
 #[cfg(test)]

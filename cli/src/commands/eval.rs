@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::arguments::{Choice as _, DataArguments, Global, Texts, one_of};
 use crate::engines::{EngineName, LONGEST, Reads};
 use crate::failure::CheckFailed;
-use crate::print;
+use crate::print::{self, Page};
 
 #[derive(Debug, Args)]
 pub(crate) struct EvalArguments {
@@ -79,7 +79,7 @@ pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
     if global.json {
         print::json(&evaluation)?;
     } else {
-        print_evaluation(&evaluation);
+        print_evaluation(&evaluation)?;
     }
     check_minimum(&evaluation)
 }
@@ -122,12 +122,14 @@ fn check_minimum(evaluation: &Evaluation) -> Result<()> {
     }
 }
 
-fn print_evaluation(e: &Evaluation) {
-    println!(
+fn print_evaluation(e: &Evaluation) -> Result<()> {
+    let mut page = Page::default();
+    page.line(format!(
         "{} examples of {} on {}, {} of them cut to {} tokens",
         e.examples, e.data, e.engine, e.truncated, e.max_seq
-    );
+    ));
     let rows = e.models.iter().map(|m| vec![m.model.clone(), format!("{:.4}", m.value), format!("{:.4}", m.agreement)]);
     let metric = format!("{:?}", e.metric);
-    println!("{}", print::table(&["Model", &metric, "Agrees with the first"], 1, rows));
+    page.lines(print::table(&["Model", &metric, "Agrees with the first"], 1, rows));
+    page.print()
 }

@@ -74,12 +74,18 @@ fn approximating_passes() -> impl Iterator<Item = Pass> {
 }
 
 pub(super) fn rewrite(arguments: &RewriteArguments, global: &Global) -> Result<()> {
+    let files = arguments.end_to_end.files(&arguments.data, &arguments.dev, global);
+    files
+        .models([&arguments.model])
+        .reads(&arguments.extra_data)
+        .writes_model(&arguments.output)
+        .writes(arguments.report.as_ref())
+        .check()?;
     let destination = Destination {
         model: &arguments.output,
         external_data: arguments.external_data,
         report: arguments.report.as_deref(),
     };
-    destination.refuse_overwriting([arguments.model.as_path()])?;
     make_student(&arguments.model, &job(arguments, global)?, &destination, global)
 }
 

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use crate::arguments::{Choice as _, DataArguments, Global, one_of};
 use crate::engines::{EngineName, LONGEST, Reads};
 use crate::failure::Usage;
-use crate::print;
+use crate::files::Files;
+use crate::print::{self, Page};
 
 /// Values of an output that are printed.
 const SHOWN: usize = 16;
@@ -44,9 +45,11 @@ pub(crate) struct RunArguments {
 }
 
 pub(super) fn run(arguments: &RunArguments, global: &Global) -> Result<()> {
-    if let Some(output) = &arguments.output {
-        mabert_graph::check_writable(output)?;
-    }
+    Files::default()
+        .models([&arguments.model])
+        .reads(arguments.data.files().chain(&arguments.npz).chain(&global.ort_lib))
+        .writes(arguments.output.as_ref())
+        .check()?;
     let engine = arguments.engine.load(&arguments.model, global)?;
     let outputs = match &arguments.npz {
         Some(path) => engine.run(&borrowed(&npz::read(path)?))?,
@@ -62,8 +65,7 @@ pub(super) fn run(arguments: &RunArguments, global: &Global) -> Result<()> {
     if global.json {
         return print::json(&json!({ "outputs": arguments.described(&outputs) }));
     }
-    arguments.print_outputs(&outputs);
-    Ok(())
+    arguments.print_outputs(&outputs)
 }
 
 impl RunArguments {
@@ -80,13 +82,15 @@ impl RunArguments {
         described.collect()
     }
 
-    fn print_outputs(&self, outputs: &Named) {
+    fn print_outputs(&self, outputs: &Named) -> Result<()> {
+        let mut page = Page::default();
         for (name, value) in outputs {
-            println!("{name} {}{:?}", value.element_type(), value.shape());
+            page.line(format!("{name} {}{:?}", value.element_type(), value.shape()));
             if self.shows_values() {
-                print_rows(&value.to_f32());
+                add_rows(&mut page, &value.to_f32());
             }
         }
+        page.print()
     }
 }
 
@@ -101,15 +105,15 @@ fn sequences(arguments: &RunArguments, longest: usize) -> Result<Vec<Sequence>> 
     Ok(vec![arguments.data.encoder(longest, overlong)?.encode(std::path::Path::new("--text"), example)?])
 }
 
-fn print_rows(value: &ArrayD<f32>) {
+fn add_rows(page: &mut Page, value: &ArrayD<f32>) {
     let width = value.shape().last().copied().unwrap_or(1).max(1);
     let flat: Vec<f32> = value.iter().copied().collect();
     for row in flat.chunks(width).take(SHOWN) {
         let values: Vec<String> = row.iter().take(SHOWN).map(|v| format!("{v:.4}")).collect();
         let more = if row.len() > SHOWN { format!(" ... ({} values)", row.len()) } else { String::new() };
-        println!("  {}{more}", values.join("  "));
+        page.line(format!("  {}{more}", values.join("  ")));
     }
     if flat.len() / width > SHOWN {
-        println!("  ... ({} rows; -o writes them all)", flat.len() / width);
+        page.line(format!("  ... ({} rows; -o writes them all)", flat.len() / width));
     }
 }

@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::arguments::{Choice as _, DataArguments, Global, one_of};
 use crate::engines::{EngineName, Reads, run_on, tract_options};
 use crate::failure::{CheckFailed, Usage};
-use crate::print;
+use crate::print::{self, Page};
 
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArguments {
@@ -103,7 +103,7 @@ pub(super) fn verify(arguments: &VerifyArguments, global: &Global) -> Result<()>
     if global.json {
         print::json(&verified)?;
     } else {
-        print_verified(&verified);
+        print_verified(&verified)?;
     }
     match verified.holds {
         true => Ok(()),
@@ -230,9 +230,10 @@ fn shared_sites(paths: [&Path; 2], engines: [EngineName; 2]) -> Result<Vec<Strin
     Ok(shared)
 }
 
-fn print_verified(v: &Verified) {
-    println!("{} on {} against {} on {}", v.first, v.engines[0], v.second, v.engines[1]);
-    println!("on {}", v.inputs);
+fn print_verified(v: &Verified) -> Result<()> {
+    let mut page = Page::default();
+    page.line(format!("{} on {} against {} on {}", v.first, v.engines[0], v.second, v.engines[1]));
+    page.line(format!("on {}", v.inputs));
     let row = |o: &OutputDistance| {
         vec![
             o.output.clone(),
@@ -245,8 +246,9 @@ fn print_verified(v: &Verified) {
         ]
     };
     let header = ["Value", "Largest difference", "Mean", "Least cosine", "Mean cosine", "Same argmax", "Tolerance"];
-    println!("{}", print::table(&header, 1, v.outputs.iter().chain(&v.sites).map(row)));
+    page.lines(print::table(&header, 1, v.outputs.iter().chain(&v.sites).map(row)));
     let elements = v.tolerance.elements.map(|(atol, rtol)| format!("|a - b| <= {atol} + {rtol} |a|"));
     let cosine = v.tolerance.cosine.map(|c| format!("cosine >= {c}"));
-    println!("tolerance: {}", elements.into_iter().chain(cosine).collect::<Vec<_>>().join(", "));
+    page.line(format!("tolerance: {}", elements.into_iter().chain(cosine).collect::<Vec<_>>().join(", ")));
+    page.print()
 }

@@ -9,7 +9,7 @@ use mabert_transfer::full::{FullReport, Losses};
 use mabert_transfer::job::{Report, SiteReport, Source};
 use serde::Serialize;
 
-use super::{megabytes, number, optional, percentage, table};
+use super::{megabytes, number, one_line, optional, percentage, table};
 
 /// The library's report, with what only the files tell.
 #[derive(Serialize)]
@@ -33,7 +33,7 @@ impl Display for StudentReport<'_> {
             end_to_end(f, full)?;
         }
         for miss in &report.misses {
-            writeln!(f, "left alone: {miss}")?;
+            writeln!(f, "left alone: {}", one_line(miss))?;
         }
         writeln!(f)?;
         source(f, report)?;
@@ -133,7 +133,8 @@ fn source(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
     let others = source.held_out;
     match &source.file {
         Some(file) => {
-            writeln!(f, "Of {}: {uses}; {} texts cut; measured on {others} others:", file.display(), source.truncated)
+            let file = one_line(file.display());
+            writeln!(f, "Of {file}: {uses}; {} texts cut; measured on {others} others:", source.truncated)
         }
         None => writeln!(
             f,
@@ -187,7 +188,7 @@ fn contract(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
 }
 
 fn listed(nodes: &[&NonLinear]) -> String {
-    let listed: Vec<String> = nodes.iter().map(|n| format!("{} `{}`", n.operator, n.node)).collect();
+    let listed: Vec<String> = nodes.iter().map(|n| one_line(format!("{} `{}`", n.operator, n.node))).collect();
     if listed.is_empty() { "none".to_owned() } else { listed.join(", ") }
 }
 
@@ -197,8 +198,8 @@ fn files(f: &mut Formatter<'_>, student: &StudentReport<'_>) -> fmt::Result {
     writeln!(
         f,
         "{} -> {}: {} -> {}, up to {} tokens, in {:.1} s{memory}",
-        report.model,
-        student.output,
+        one_line(&report.model),
+        one_line(&student.output),
         megabytes(student.bytes_before),
         megabytes(student.bytes_after),
         report.options.approximator.max_seq,
