@@ -201,16 +201,7 @@ fn row_width(shape: &[usize]) -> usize {
 
 impl Default for Sums {
     fn default() -> Self {
-        Self {
-            elements: 0,
-            max_abs: 0.0,
-            total: 0.0,
-            exceeds: 0.0,
-            least: 1.0,
-            cosines: 0.0,
-            wide_rows: 0,
-            same: 0,
-        }
+        Self { elements: 0, max_abs: 0.0, total: 0.0, exceeds: 0.0, least: 1.0, cosines: 0.0, wide_rows: 0, same: 0 }
     }
 }
 

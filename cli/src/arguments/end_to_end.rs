@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use mabert_transfer::evaluate::Metric;
 use mabert_transfer::full::FullOptions;
-use mabert_transfer::job::{CheckpointFolder, Data, Dev, FullStage, Job};
+use mabert_transfer::job::{CheckpointFolder, Dev, FullStage, Job};
 
 use super::values::{not_negative, one_of, positive, share};
 use super::{DataArguments, Global};
@@ -139,7 +139,7 @@ impl EndToEndArguments {
             let reason = "--label-column: nothing reads labels; give --dev, or an --alpha below 1";
             return Err(Usage(reason.to_owned()).into());
         }
-        let file = |path: &PathBuf, label| Data { path: path.clone(), columns: data.columns(label) };
+        let file = |path: &PathBuf, label| data.file_at(path, label);
         let training_label = label.filter(|_| trains_on_labels);
         let job = Job::default()
             .input_roles(data.input_roles.clone())

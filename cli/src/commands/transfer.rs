@@ -41,6 +41,7 @@ pub(super) fn transfer(arguments: &TransferArguments, global: &Global) -> Result
     if arguments.data.data.is_none() {
         return Err(Usage("--data is needed: text like the model's own".to_owned()).into());
     }
+    arguments.data.check("")?;
     let files = arguments.end_to_end.files(&arguments.data, &arguments.dev, global);
     files
         .models([&arguments.teacher, &arguments.student])

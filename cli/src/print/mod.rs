@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use mabert_graph::{is_printable, printable};
 
+use crate::arguments::Global;
+
 /// What a command prints on standard output.
 #[derive(Default)]
 pub(crate) struct Page(String);
@@ -40,6 +42,13 @@ pub(crate) fn one_line(text: impl Display) -> String {
 /// A line on standard error; where that cannot be written to, there is nobody to tell.
 pub(crate) fn on_standard_error(line: impl Display) {
     _ = writeln!(std::io::stderr(), "{}", one_line(line));
+}
+
+/// What a user should know of the data, for people.
+pub(crate) fn notes(notes: &[String], global: &Global) {
+    if !global.quiet {
+        notes.iter().for_each(|note| on_standard_error(format!("note: {note}")));
+    }
 }
 
 fn on_standard_output(text: &str) -> Result<()> {

@@ -35,6 +35,9 @@ impl Display for StudentReport<'_> {
         for miss in &report.misses {
             writeln!(f, "left alone: {}", one_line(miss))?;
         }
+        for note in &report.notes {
+            writeln!(f, "note: {}", one_line(note))?;
+        }
         writeln!(f)?;
         source(f, report)?;
         outputs(f, report)?;
@@ -130,16 +133,16 @@ fn source(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         return writeln!(f, "Not calibrated: only the structure is MA-BERT's; the outputs mean nothing yet. Measured:");
     };
     let uses = uses(report, source).join(", ");
-    let others = source.held_out;
+    let measured = match (source.kept_apart, source.held_out) {
+        (true, others) => format!("measured on {others} others"),
+        (false, same) => format!("measured on the same {same}, as none were kept apart"),
+    };
     match &source.file {
         Some(file) => {
             let file = one_line(file.display());
-            writeln!(f, "Of {file}: {uses}; {} texts cut; measured on {others} others:", source.truncated)
+            writeln!(f, "Of {file}: {uses}; {} texts cut; {measured}:", source.truncated)
         }
-        None => writeln!(
-            f,
-            "Without data: {uses}; measured on {others} others. For accuracy on text give --data and --tokenizer."
-        ),
+        None => writeln!(f, "Without data: {uses}; {measured}. For accuracy on text give --data and --tokenizer."),
     }
 }
 
@@ -230,7 +233,7 @@ mod tests {
         let job = Job::default()
             .max_seq(16)
             .transfer(Transfer::Full(options.into()))
-            .data(Data { path: data.path().to_owned(), columns: Default::default() })
+            .data(Data::new(data.path()))
             .calibration_tokens(400);
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
         let teacher = Model::load(fixtures.join("coverage/bert-classification-torchscript-17.onnx")).unwrap();
