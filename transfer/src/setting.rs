@@ -51,7 +51,7 @@ pub enum Setting {
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::MaxSeq,
         Self::Hidden,
         Self::PaperOrder,

@@ -135,7 +135,7 @@ mod tests {
         let mut page = Page::default();
         page.line(format!("{name} f32[1]"));
         page.lines(table(&["Output", "Mean"], 1, [vec![name.to_owned(), "1".to_owned()]]));
-        assert_eq!(page.0.lines().count(), 4, "{}", page.0);
+        assert_eq!(page.0.lines().count(), 3, "{}", page.0);
         assert!(page.0.chars().all(|c| c == '\n' || is_printable(c)), "{}", page.0);
     }
 
