@@ -84,6 +84,7 @@ fn option(setting: Setting) -> Option<&'static str> {
         Setting::Unfolded => "--no-fold",
         Setting::ClosedForm => "--transfer closed-form",
         Setting::Data => "--data",
+        Setting::DataFormat => "--data-format",
         Setting::TextColumn => "--text-column",
         Setting::Classes => "--classes",
         Setting::Truncate => "--truncate",

@@ -133,23 +133,30 @@ pub fn data_files(path: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Whether a file has a name as this program gives to the data of the model at `model`.
+pub fn is_own_data_name(file: &Path, model: &Path) -> bool {
+    let [name, model] = [file, model].map(|p| p.file_name().unwrap_or_default().to_string_lossy());
+    let number = name.strip_prefix(&*model).and_then(|rest| rest.strip_suffix(".data"));
+    number
+        .is_some_and(|number| number.is_empty() || number.strip_prefix('.').is_some_and(|n| n.parse::<usize>().is_ok()))
+}
+
+/// Data files of the model that is at a path now which have [names of this program's](is_own_data_name): they go when the
+/// model is overwritten.
+pub fn own_data_files(model: &Path) -> Vec<PathBuf> {
+    // Most models have none: then they need not be read. Whatever else lies there is about to be overwritten.
+    let any = (1..4).any(|number| data_path(model, number).exists());
+    let files = if any { data_files(model).unwrap_or_default() } else { Vec::new() };
+    files.into_iter().filter(|file| is_own_data_name(file, model)).collect()
+}
+
 /// Data files of the model that is at a path before it is overwritten.
 pub(crate) struct OldData(Vec<PathBuf>);
 
 impl OldData {
     /// Those that this program would have named so.
     pub(crate) fn beside(model: &Path) -> Self {
-        let own = |file: &PathBuf| {
-            let [name, model] = [file.as_path(), model].map(|p| p.file_name().unwrap_or_default().to_string_lossy());
-            let number = name.strip_prefix(&*model).and_then(|rest| rest.strip_suffix(".data"));
-            number.is_some_and(|number| {
-                number.is_empty() || number.strip_prefix('.').is_some_and(|n| n.parse::<usize>().is_ok())
-            })
-        };
-        // Most models have none: then they need not be read. Whatever else lies there is about to be overwritten.
-        let any = (1..4).any(|number| data_path(model, number).exists());
-        let files = if any { data_files(model).unwrap_or_default() } else { Vec::new() };
-        Self(files.into_iter().filter(own).collect())
+        Self(own_data_files(model))
     }
 
     /// Removes them, but for what the new model refers to. One that cannot be removed is only in the way.

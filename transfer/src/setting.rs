@@ -21,6 +21,8 @@ pub enum Setting {
     ClosedForm,
     /// The file of texts.
     Data,
+    /// How the file of texts holds them.
+    DataFormat,
     /// The column that holds the text.
     TextColumn,
     /// The words that name the classes of labels.
@@ -49,7 +51,7 @@ pub enum Setting {
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::MaxSeq,
         Self::Hidden,
         Self::PaperOrder,
@@ -58,6 +60,7 @@ impl Setting {
         Self::Unfolded,
         Self::ClosedForm,
         Self::Data,
+        Self::DataFormat,
         Self::TextColumn,
         Self::Classes,
         Self::Truncate,

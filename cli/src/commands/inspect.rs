@@ -16,7 +16,7 @@ use mabert_runtime::MAX_SEQ_KEY;
 use serde::Serialize;
 
 use crate::arguments::Global;
-use crate::print;
+use crate::print::{self, Page};
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArguments {
@@ -62,11 +62,13 @@ pub(super) fn inspect(arguments: &InspectArguments, global: &Global) -> Result<(
     if global.json {
         return print::json(&inspection);
     }
-    print_inspection(&inspection);
+    let mut page = Page::default();
+    inspection.add_to(&mut page);
     if arguments.graph {
-        println!("\n{}", text::render(&model, &symbolic_shapes(&model)?));
+        page.line("");
+        page.lines(text::render(&model, &symbolic_shapes(&model)?));
     }
-    Ok(())
+    page.print()
 }
 
 impl Inspection {
@@ -107,30 +109,29 @@ impl Inspection {
             rewritten,
         })
     }
-}
 
-fn print_inspection(i: &Inspection) {
-    println!("{}: {}, opset {}, IR version {}", i.model, i.exporter, i.opset, i.ir_version);
-    if let Some(r) = &i.rewritten {
-        let n = r.max_seq.map_or_else(String::new, |n| format!(", for up to {n} tokens"));
-        println!("rewritten by onnx-mabert {}{n}", r.version);
+    fn add_to(&self, page: &mut Page) {
+        page.line(format!("{}: {}, opset {}, IR version {}", self.model, self.exporter, self.opset, self.ir_version));
+        if let Some(r) = &self.rewritten {
+            let n = r.max_seq.map_or_else(String::new, |n| format!(", for up to {n} tokens"));
+            page.line(format!("rewritten by onnx-mabert {}{n}", r.version));
+        }
+        self.inputs.iter().for_each(|v| page.line(format!("input  {v}")));
+        self.outputs.iter().for_each(|v| page.line(format!("output {v}")));
+        page.line(format!("{} parameters", self.parameters));
+        let operators: Vec<String> = self.operators.iter().map(|(name, n)| format!("{name} {n}")).collect();
+        page.line(format!("operators: {}", operators.join(", ")));
+        if let (Some(channels), Some(heads)) = (self.channels, self.heads) {
+            let mask = self.mask.as_deref().unwrap_or("none");
+            page.line(format!("encoder: {} layers, {channels} channels, {heads} heads, mask {mask}", self.layers));
+        }
+        let Self { attentions, activations, norms, .. } = self;
+        page.line(format!("to rewrite: {attentions} attentions, {activations} activations, {norms} norms"));
+        self.misses.iter().for_each(|miss| page.line(format!("not recognised: {miss}")));
+        let (head, encoder): (Vec<_>, Vec<_>) = self.non_linear.iter().partition(|n| n.in_head);
+        let place = if self.layers > 0 { "in the encoder" } else { "in the model" };
+        page.line(format!("not matrix arithmetic: {place} {}; after it {}", counted(&encoder), counted(&head)));
     }
-    i.inputs.iter().for_each(|v| println!("input  {v}"));
-    i.outputs.iter().for_each(|v| println!("output {v}"));
-    println!("{} parameters", i.parameters);
-    let operators: Vec<String> = i.operators.iter().map(|(name, n)| format!("{name} {n}")).collect();
-    println!("operators: {}", operators.join(", "));
-    if let (Some(channels), Some(heads)) = (i.channels, i.heads) {
-        let mask = i.mask.as_deref().unwrap_or("none");
-        println!("encoder: {} layers, {channels} channels, {heads} heads, mask {mask}", i.layers);
-    }
-    println!("to rewrite: {} attentions, {} activations, {} norms", i.attentions, i.activations, i.norms);
-    for miss in &i.misses {
-        println!("not recognised: {miss}");
-    }
-    let (head, encoder): (Vec<_>, Vec<_>) = i.non_linear.iter().partition(|n| n.in_head);
-    let place = if i.layers > 0 { "in the encoder" } else { "in the model" };
-    println!("not matrix arithmetic: {place} {}; after it {}", counted(&encoder), counted(&head));
 }
 
 /// How many nodes there are of each operator.

@@ -9,7 +9,7 @@ use mabert_transfer::full::{FullReport, Losses};
 use mabert_transfer::job::{Report, SiteReport, Source};
 use serde::Serialize;
 
-use super::{megabytes, number, optional, percentage, table};
+use super::{megabytes, number, one_line, optional, percentage, table};
 
 /// The library's report, with what only the files tell.
 #[derive(Serialize)]
@@ -33,7 +33,10 @@ impl Display for StudentReport<'_> {
             end_to_end(f, full)?;
         }
         for miss in &report.misses {
-            writeln!(f, "left alone: {miss}")?;
+            writeln!(f, "left alone: {}", one_line(miss))?;
+        }
+        for note in &report.notes {
+            writeln!(f, "note: {}", one_line(note))?;
         }
         writeln!(f)?;
         source(f, report)?;
@@ -130,15 +133,16 @@ fn source(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         return writeln!(f, "Not calibrated: only the structure is MA-BERT's; the outputs mean nothing yet. Measured:");
     };
     let uses = uses(report, source).join(", ");
-    let others = source.held_out;
+    let measured = match (source.kept_apart, source.held_out) {
+        (true, others) => format!("measured on {others} others"),
+        (false, same) => format!("measured on the same {same}, as none were kept apart"),
+    };
     match &source.file {
         Some(file) => {
-            writeln!(f, "Of {}: {uses}; {} texts cut; measured on {others} others:", file.display(), source.truncated)
+            let file = one_line(file.display());
+            writeln!(f, "Of {file}: {uses}; {} texts cut; {measured}:", source.truncated)
         }
-        None => writeln!(
-            f,
-            "Without data: {uses}; measured on {others} others. For accuracy on text give --data and --tokenizer."
-        ),
+        None => writeln!(f, "Without data: {uses}; {measured}. For accuracy on text give --data and --tokenizer."),
     }
 }
 
@@ -187,7 +191,7 @@ fn contract(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
 }
 
 fn listed(nodes: &[&NonLinear]) -> String {
-    let listed: Vec<String> = nodes.iter().map(|n| format!("{} `{}`", n.operator, n.node)).collect();
+    let listed: Vec<String> = nodes.iter().map(|n| one_line(format!("{} `{}`", n.operator, n.node))).collect();
     if listed.is_empty() { "none".to_owned() } else { listed.join(", ") }
 }
 
@@ -197,8 +201,8 @@ fn files(f: &mut Formatter<'_>, student: &StudentReport<'_>) -> fmt::Result {
     writeln!(
         f,
         "{} -> {}: {} -> {}, up to {} tokens, in {:.1} s{memory}",
-        report.model,
-        student.output,
+        one_line(&report.model),
+        one_line(&student.output),
         megabytes(student.bytes_before),
         megabytes(student.bytes_after),
         report.options.approximator.max_seq,
@@ -229,7 +233,7 @@ mod tests {
         let job = Job::default()
             .max_seq(16)
             .transfer(Transfer::Full(options.into()))
-            .data(Data { path: data.path().to_owned(), columns: Default::default() })
+            .data(Data::new(data.path()))
             .calibration_tokens(400);
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
         let teacher = Model::load(fixtures.join("coverage/bert-classification-torchscript-17.onnx")).unwrap();

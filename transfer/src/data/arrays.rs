@@ -6,7 +6,7 @@ use mabert_runtime::{Named, Tensor, npz};
 use ndarray::Array2;
 
 use super::columns::Columns;
-use super::reader::{Content, Example};
+use super::reader::{Content, Example, Row};
 use crate::{Error, Result};
 
 /// Token ids `[rows, length]`, with what else the file has of them.
@@ -36,20 +36,20 @@ impl Arrays {
         Ok(Self { ids, types, mask, labels, next: 0 })
     }
 
-    pub(super) fn next(&mut self, path: &Path, columns: &Columns) -> Option<Result<Example>> {
+    pub(super) fn next(&mut self, path: &Path, columns: &Columns) -> Option<Result<Row>> {
         let row = self.next;
         self.next += 1;
         (row < self.ids.nrows()).then(|| self.example(path, row, columns))
     }
 
-    fn example(&self, path: &Path, row: usize, columns: &Columns) -> Result<Example> {
+    fn example(&self, path: &Path, row: usize, columns: &Columns) -> Result<Row> {
         let is_real = |at: usize| self.mask.as_ref().is_none_or(|mask| mask[[row, at]] != 0);
         let cut =
             |m: &Array2<i64>| (0..m.ncols()).filter(|&at| is_real(at)).map(|at| m[[row, at]]).collect::<Vec<i64>>();
         let ids = cut(&self.ids);
         let types = self.types.as_ref().map_or_else(|| vec![0; ids.len()], cut);
         let label = self.labels.as_ref().map(|l| columns.label(path, row + 1, &l[row])).transpose()?;
-        Ok(Example { content: Content::Ids { ids, types }, label, line: row + 1 })
+        Ok(Row::Example(Example { content: Content::Ids { ids, types }, label, line: row + 1 }))
     }
 }
 

@@ -21,6 +21,8 @@ pub struct BatchShape {
     pub unmasked: bool,
     /// What each input holds, by its name.
     pub roles: Roles,
+    /// The token id of padding.
+    pub pad: i64,
 }
 
 /// What inputs hold, by their names.
@@ -38,7 +40,7 @@ impl BatchShape {
         let role = |input: &EncoderInput| Some((input.declared.name.clone(), input.role?));
         let roles: BTreeMap<String, Role> = inputs.iter().filter_map(role).collect();
         let unmasked = !roles.values().any(|role| *role == Role::Mask);
-        Self { batch: fixed(0), length: fixed(1), unmasked, roles: Arc::new(roles) }
+        Self { batch: fixed(0), length: fixed(1), unmasked, roles: Arc::new(roles), pad: 0 }
     }
 }
 
@@ -68,7 +70,7 @@ impl Batch {
             lengths: vec![0; count],
             made_up: vec![false; count],
             length,
-            ids: vec![0; count * length],
+            ids: vec![shape.pad; count * length],
             types: vec![0; count * length],
             roles: Arc::clone(&shape.roles),
         };
@@ -193,5 +195,13 @@ mod tests {
         assert_eq!(made.iter().map(|b| (b.size(), b.length)).collect::<Vec<_>>(), [(2, 6), (2, 6)]);
         assert_eq!(made[1].lengths, [4, 0]);
         assert_eq!(made[1].tokens(), 4);
+    }
+
+    #[test]
+    fn padding_has_the_id_that_is_given() {
+        let sequences: Vec<Sequence> = [3, 2].map(Sequence::with_length).to_vec();
+        let made = batches(&sequences, 64, 8, &BatchShape { pad: 9, batch: Some(3), ..BatchShape::default() });
+        assert_eq!(made[0].ids, [1, 1, 9, 1, 1, 1, 9, 9, 9]);
+        assert_eq!(made[0].types, [0; 9]);
     }
 }

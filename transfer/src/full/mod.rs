@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use mabert_passes::pipeline::{Rewriting, Student};
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{CHECKPOINT_FILES, Checkpoint};
 pub use losses::Losses;
 pub use options::{DEFAULT_POSITIONS, DEFAULT_RATE, FullOptions};
 pub use parameters::adopt;

@@ -10,7 +10,9 @@ use rayon::prelude::*;
 use super::report::DevReport;
 use super::settings::Dev;
 use crate::compare::{self, Distances, OutputDistance, Tolerance};
-use crate::data::{Batch, BatchShape, Sequence, TextEncoder, read_sequences};
+use crate::data::{
+    Batch, BatchShape, DataFile, Sequence, TextEncoder, Unknown, check_ids, read_sequences, sameness_note,
+};
 use crate::evaluate::{self, Metric, Spread};
 use crate::{Error, Result, Setting};
 
@@ -136,21 +138,37 @@ pub(super) struct DevSet {
     shape: BatchShape,
     labels: Vec<f64>,
     teacher: Vec<f64>,
+    /// What makes it doubtful that they mean anything.
+    pub(super) notes: Vec<String>,
 }
 
 impl DevSet {
-    pub(super) fn new(dev: &Dev, encoder: &TextEncoder, teacher: &Runnable, shape: &BatchShape) -> Result<Self> {
+    /// `rows` are those of the teacher's table of words.
+    pub(super) fn new(
+        dev: &Dev,
+        encoder: &TextEncoder,
+        rows: usize,
+        teacher: &Runnable,
+        shape: &BatchShape,
+    ) -> Result<Self> {
         let file: &Path = &dev.data.path;
-        let sequences = read_sequences(file, &dev.data.columns, encoder)?;
+        let opened = DataFile::open(&dev.data)?;
+        let (sequences, skipped) = read_sequences(&opened, encoder)?;
+        check_ids(file, rows, &sequences)?;
         let labels = evaluate::labels(file, &sequences)?;
-        let logits = evaluate::logits(teacher, shape, &sequences, Spread::Batches)?;
+        let mut notes = opened.notes();
+        notes.extend(skipped.note(file));
+        notes.extend(sameness_note(file, &sequences));
+        notes.extend(Unknown::count(&sequences, encoder)?.note(file));
+        let logits = evaluate::logits(teacher, shape, &sequences, None, Spread::Batches)?;
         evaluate::check_labels(dev.metric, logits.ncols(), file, &sequences, &labels)?;
+        notes.extend(evaluate::label_notes(dev.metric, logits.ncols(), file, &labels));
         let teacher = evaluate::predictions(dev.metric, &logits)?;
-        Ok(Self { file: file.to_owned(), metric: dev.metric, sequences, shape: shape.clone(), labels, teacher })
+        Ok(Self { file: file.to_owned(), metric: dev.metric, sequences, shape: shape.clone(), labels, teacher, notes })
     }
 
     fn measure(&self, student: &Runnable) -> Result<DevReport> {
-        let logits = evaluate::logits(student, &self.shape, &self.sequences, Spread::Batches)?;
+        let logits = evaluate::logits(student, &self.shape, &self.sequences, None, Spread::Batches)?;
         // A text without an answer is answered wrongly; it does not stop the work.
         let (predictions, overflow) = evaluate::predictions_with_overflow(self.metric, &logits)?;
         Ok(DevReport {

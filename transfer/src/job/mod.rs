@@ -16,9 +16,10 @@ use mabert_graph::Model;
 
 pub use report::{DevReport, OddInputs, Report, SiteReport, StageReport};
 pub use sequences::{DEFAULT_TOKENS, Source};
-pub use settings::{CheckpointFolder, Data, Dev, FullStage, Job, Transfer, TransferKind};
+pub use settings::{CheckpointFolder, Dev, FullStage, Job, Transfer, TransferKind};
 
 use crate::Result;
+pub use crate::data::Data;
 use crate::progress::Progress;
 use prepare::Prepared;
 

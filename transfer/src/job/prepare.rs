@@ -25,6 +25,8 @@ use crate::{Error, Result, Setting};
 /// Positions of one batch, and rows at most.
 const BATCH_TOKENS: usize = 1024;
 const BATCH_ROWS: usize = 64;
+/// Several times what a head has a use for; much more would fill any machine's memory.
+const MOST_HIDDEN: usize = 4096;
 /// Batches on which the model in canonical form is compared with itself.
 const CANONICAL_BATCHES: usize = 4;
 
@@ -48,6 +50,8 @@ pub(super) struct Context<'j> {
     pub(super) canonical_change: f64,
     pub(super) texts: Texts,
     pub(super) reference: Reference,
+    /// What a user should know of the data and the tokenizer.
+    pub(super) notes: Vec<String>,
 }
 
 /// What the student is made from and tried on.
@@ -97,16 +101,23 @@ impl<'j> Prepared<'j> {
         };
         let vocabulary = vocabulary(words, &encoder)?;
         let checkpoint = checkpoint(&model, job)?;
-        let Sequences { source, calibration, training, judges, held_out } = Sequences::new(job, &encoder, &vocabulary)?;
+        let Sequences { source, calibration, training, judges, held_out, notes: of_texts } =
+            Sequences::new(job, &encoder, &vocabulary)?;
         let odd = odd_sequences(&vocabulary, encoder.longest(), job.seed ^ HELD_OUT_SEED);
-        let shape = BatchShape::new(&inputs);
+        let pad = Some(encoder.pad()).filter(|id| vocabulary.holds(*id));
+        let shape = BatchShape { pad: pad.unwrap_or(0), ..BatchShape::new(&inputs) };
         let [calibration, held_out, odd] =
             [calibration, held_out, odd].map(|s| batches(&s, BATCH_TOKENS, BATCH_ROWS, &shape));
         let origin = model.origin().to_owned();
         // Where the outputs are not finite, a weight that is not says why.
         let named = |fault: Error| refuse_unusable_weights(&model).map_or_else(Error::from, |()| fault);
         let mut reference = Reference::new(&origin, &runnable, held_out).map_err(named)?;
-        reference.dev = job.dev.as_ref().map(|dev| DevSet::new(dev, &encoder, &runnable, &shape)).transpose()?;
+        let rows = vocabulary.size;
+        reference.dev = job.dev.as_ref().map(|dev| DevSet::new(dev, &encoder, rows, &runnable, &shape)).transpose()?;
+        let mut notes = encoder.notes(rows)?;
+        notes.extend(of_texts);
+        notes.extend(reference.dev.iter().flat_map(|dev| dev.notes.clone()));
+        notes.iter().for_each(|note| progress.summary(&format!("note: {note}")));
         // Large models are held as few times as possible: nothing prepared is kept longer than it runs.
         drop(runnable);
         progress.step("teacher measured");
@@ -114,7 +125,8 @@ impl<'j> Prepared<'j> {
         let rewriting = Rewriting::new(model, options)?;
         let canonical_change = canonical_change(&reference, &rewriting)?;
         let texts = Texts { source, calibration, training, judges, odd, shape };
-        let context = Context { job, progress, begun, origin, operators_before, canonical_change, texts, reference };
+        let context =
+            Context { job, progress, begun, origin, operators_before, canonical_change, texts, reference, notes };
         Ok(Self { context, rewriting, start, checkpoint })
     }
 
@@ -150,8 +162,9 @@ fn no_word_table(inputs: &EncoderInputs) -> Error {
 /// How the passes are told to work.
 fn pass_options(job: &Job, max_seq: usize) -> Result<PassOptions> {
     let hidden = job.hidden.unwrap_or(max_seq.min(DEFAULT_HIDDEN));
-    if hidden == 0 {
-        return Err(Error::setting("the hidden size of the approximators must be at least 1", &[Setting::Hidden]));
+    if !(1..=MOST_HIDDEN).contains(&hidden) {
+        let reason = format!("the hidden size of the approximators must be from 1 to {MOST_HIDDEN}, not {hidden}");
+        return Err(Error::setting(reason, &[Setting::Hidden]));
     }
     let approximator = ApproximatorOptions { max_seq, hidden, sharing: job.sharing, length_tables: job.length_tables };
     Ok(PassOptions {

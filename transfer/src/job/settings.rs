@@ -7,7 +7,7 @@ use mabert_passes::lower::Sharing;
 use mabert_passes::pipeline::{Keep, Order, Pass};
 use serde::{Deserialize, Serialize};
 
-use crate::data::Columns;
+use crate::data::Data;
 use crate::evaluate::Metric;
 use crate::full::FullOptions;
 
@@ -110,22 +110,6 @@ pub struct CheckpointFolder {
     pub path: PathBuf,
     /// Whether an interrupted run is gone on with.
     pub resume: bool,
-}
-
-/// A file of texts.
-#[derive(Clone, Debug)]
-pub struct Data {
-    /// The file.
-    pub path: PathBuf,
-    /// Its columns.
-    pub columns: Columns,
-}
-
-impl Data {
-    /// A file whose columns have [usual names](crate::data::USUAL_TEXTS).
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), columns: Columns::default() }
-    }
 }
 
 /// A labelled file on which teacher and student are compared.
