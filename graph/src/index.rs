@@ -27,6 +27,8 @@ pub struct Index<'g> {
     outputs: HashSet<&'g str>,
     inputs: HashSet<&'g str>,
     dependence: HashMap<&'g str, Dependence>,
+    /// The nodes whose results reach an output of the graph by their elements, not by their shapes alone.
+    used: HashSet<usize>,
 }
 
 impl<'g> Index<'g> {
@@ -44,6 +46,7 @@ impl<'g> Index<'g> {
             outputs: graph.output.iter().map(|o| o.name.as_str()).collect(),
             inputs: HashSet::new(),
             dependence: HashMap::new(),
+            used: HashSet::new(),
         };
         for tensor in &graph.initializer {
             index.dependence.insert(&tensor.name, Dependence::Constant);
@@ -59,6 +62,11 @@ impl<'g> Index<'g> {
         }
         if let Some(output) = graph.output.iter().find(|o| !index.dependence.contains_key(o.name.as_str())) {
             return Err(Error::Graph(format!("output `{}` is never computed", output.name)));
+        }
+        for (at, node) in graph.node.iter().enumerate().rev() {
+            if node.output.iter().any(|o| index.is_output(o) || index.readers_at(o).next().is_some()) {
+                index.used.insert(at);
+            }
         }
         Ok(index)
     }
@@ -78,16 +86,14 @@ impl<'g> Index<'g> {
                 let label = node.label();
                 return Err(Error::Graph(format!("node `{label}` uses `{name}`, which nothing before it computes")));
             };
-            dependence = dependence.max(input_dependence);
+            let most = if reads_elements(node, name) { Dependence::Data } else { Dependence::Shape };
+            dependence = dependence.max(input_dependence.min(most));
             let consumers = self.consumers.entry(name).or_default();
             if consumers.last() != Some(&at) {
                 consumers.push(at);
             }
         }
-        let depends_on_shape = ["Shape", "Size"].iter().any(|op| node.is(op));
-        if depends_on_shape {
-            dependence = dependence.min(Dependence::Shape);
-        } else if node.op_type.starts_with("Random") || node.is("Multinomial") || node.is("Bernoulli") {
+        if node.op_type.starts_with("Random") || node.is("Multinomial") || node.is("Bernoulli") {
             dependence = Dependence::Data;
         }
         for name in node.output.iter().filter(|o| !o.is_empty()) {
@@ -136,6 +142,18 @@ impl<'g> Index<'g> {
     /// The nodes that use `value`.
     pub fn consumers(&self, value: &str) -> impl Iterator<Item = &'g NodeProto> + '_ {
         self.consumers_at(value).iter().map(|&i| &self.graph.node[i])
+    }
+
+    /// The positions of the nodes that use the elements of `value`. Those that ask for its shape are none, nor is anything
+    /// that leads to nothing but such: what only feeds shapes is no path of data.
+    pub fn readers_at<'s>(&'s self, value: &'s str) -> impl Iterator<Item = usize> + 's {
+        let reads = move |at: &usize| self.used.contains(at) && reads_elements(&self.graph.node[*at], value);
+        self.consumers_at(value).iter().copied().filter(reads)
+    }
+
+    /// Whether elements of what the node at `at` computes reach an output of the graph, not its shapes alone.
+    pub fn is_used(&self, at: usize) -> bool {
+        self.used.contains(&at)
     }
 
     /// Whether `value` is an output of the graph.
@@ -188,15 +206,25 @@ impl<'g> Index<'g> {
         }
     }
 
-    /// The inputs of `node` that depend on data, in order, each once.
+    /// The inputs of `node` whose elements it reads and which depend on data, in order, each once.
     pub fn data_inputs(&self, node: &'g NodeProto) -> Vec<&'g str> {
         let mut names = Vec::new();
         for name in used_values(node) {
-            if self.dependence(name) == Dependence::Data && !names.contains(&name) {
+            let data = self.dependence(name) == Dependence::Data && reads_elements(node, name);
+            if data && !names.contains(&name) {
                 names.push(name);
             }
         }
         names
+    }
+}
+
+/// Whether a node reads the elements of `value`, one of its operands: some ask for its shape or its type alone.
+fn reads_elements(node: &NodeProto, value: &str) -> bool {
+    match node.op_type.as_str() {
+        "Shape" | "Size" | "EyeLike" if node.is(&node.op_type) => false,
+        "CastLike" if node.is("CastLike") => node.input[0] == value,
+        _ => true,
     }
 }
 

@@ -44,12 +44,12 @@ pub struct NonLinear {
     pub node: String,
     /// Its operator.
     pub operator: String,
-    /// Whether it comes after the encoder, in the task's head.
+    /// Whether it is the task's head's: nothing of it leads to the encoder's end.
     pub in_head: bool,
 }
 
 /// The nodes that compute floats from text by other means than matrix arithmetic and ReLU. `encoder_end` is the value
-/// that the encoder ends in; what depends on it is the head.
+/// that the encoder ends in; what does not lead to it is the head.
 ///
 /// # Errors
 /// The model cannot be run to find the types of its values.
@@ -63,15 +63,11 @@ pub fn non_linear_nodes(model: &Model, mask: Option<&str>, encoder_end: Option<&
     };
     let inputs = model.inputs();
     let mut text_values: HashSet<&str> = inputs.iter().map(|i| i.name.as_str()).filter(|i| Some(*i) != mask).collect();
-    let mut head_values: HashSet<&str> = encoder_end.into_iter().collect();
+    let encoder = encoder_end.map(|end| leading_to(&index, end));
     let mut non_linear = Vec::new();
     for node in &index.graph().node {
         let data = |v: &&String| index.dependence(v) == Dependence::Data;
         let from_text = node.input.iter().filter(data).filter(|v| text_values.contains(v.as_str())).count();
-        let in_head = node.input.iter().any(|v| head_values.contains(v.as_str()));
-        if in_head {
-            head_values.extend(node.output.iter().map(String::as_str));
-        }
         if from_text == 0 {
             continue;
         }
@@ -79,10 +75,23 @@ pub fn non_linear_nodes(model: &Model, mask: Option<&str>, encoder_end: Option<&
         if node.output.first().is_some_and(|o| is_float(o)) && !is_linear(&index, node, from_text) {
             let operator =
                 if node.is(&node.op_type) { node.op_type.clone() } else { format!("{}.{}", node.domain, node.op_type) };
+            let leads_there = |encoder: &HashSet<&str>| node.output.iter().any(|o| encoder.contains(o.as_str()));
+            let in_head = encoder.as_ref().is_some_and(|encoder| !leads_there(encoder));
             non_linear.push(NonLinear { node: node.label().to_owned(), operator, in_head });
         }
     }
     Ok(non_linear)
+}
+
+/// The values that `end` is computed from, itself included, and those that shapes on the way are asked of.
+fn leading_to<'g>(index: &Index<'g>, end: &'g str) -> HashSet<&'g str> {
+    let mut open = vec![end];
+    let mut values = HashSet::from([end]);
+    while let Some(value) = open.pop() {
+        let inputs = index.producer(value).into_iter().flat_map(|node| &node.input).map(String::as_str);
+        open.extend(inputs.filter(|input| values.insert(input)));
+    }
+    values
 }
 
 fn is_linear(index: &Index<'_>, node: &NodeProto, from_text: usize) -> bool {

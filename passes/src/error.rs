@@ -78,7 +78,7 @@ pub enum Error {
     /// Attention in linear order, of a model whose scores have a bias by position.
     #[error(
         "{0}: its attention adds a bias by relative position to the scores, an n x n matrix that the linear order cannot \
-         keep apart from them; take the paper's order, or keep softmax"
+         keep apart from them; leave the order open, which takes the paper's, or keep softmax"
     )]
     PositionBias(String),
     /// A weight is not a number.

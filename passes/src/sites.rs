@@ -244,6 +244,9 @@ pub struct AttentionSite {
     pub probabilities: ValueName,
     /// `P V`, `[batch, heads, n, d]`.
     pub context: ValueName,
+    /// The rank of the probabilities, where others than the product with the values use them too: models may give out how
+    /// much each token attends to each.
+    pub probabilities_shown: Option<usize>,
     /// What `products` is multiplied by, as probed.
     pub scale: f32,
     /// Heads.
@@ -337,6 +340,11 @@ impl Encoder {
     /// Whether something that depends on positions is added to the scores.
     pub fn has_position_bias(&self) -> bool {
         self.layers.iter().any(|layer| layer.attention.bias.is_some())
+    }
+
+    /// Whether others than the products with the values use the probabilities of some layer.
+    pub fn shows_probabilities(&self) -> bool {
+        self.layers.iter().any(|layer| layer.attention.probabilities_shown.is_some())
     }
 
     /// Every norm with what it is called: the embedding norm, then two a layer.

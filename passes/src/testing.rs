@@ -12,11 +12,21 @@ use crate::recording::symbolic_shapes;
 pub(crate) const CHANNELS: usize = 8;
 pub(crate) const HEADS: usize = 2;
 pub(crate) const MAX_SEQ: usize = 8;
-const HEAD_SIZE: i64 = (CHANNELS / HEADS) as i64;
 const WORDS: usize = 20;
 
-/// How an exporter may spell the same function; each field counts through the variants.
-#[derive(Clone, Copy, Debug, Default)]
+/// What the weights of an encoder hold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Values {
+    /// What is far from trivial.
+    Random,
+    /// Ones, without biases: of each token a map leaves its channels' sum alone.
+    Ones,
+    /// Ones on the diagonal, without biases: a map leaves tokens as they are.
+    Identity,
+}
+
+/// How an exporter may spell the same function, where each field counts through the variants; and what it holds.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Spelling {
     /// Of norms, below [`NORMS`].
     pub(crate) norm: usize,
@@ -26,6 +36,15 @@ pub(crate) struct Spelling {
     pub(crate) mask: usize,
     /// Of linear maps, below [`LINEARS`].
     pub(crate) linear: usize,
+    /// Channels of the stream, for two heads.
+    pub(crate) channels: usize,
+    pub(crate) values: Values,
+}
+
+impl Default for Spelling {
+    fn default() -> Self {
+        Self { norm: 0, gelu: 0, mask: 0, linear: 0, channels: CHANNELS, values: Values::Random }
+    }
 }
 
 pub(crate) const NORMS: usize = 6;
@@ -47,9 +66,27 @@ impl<'b> Weights<'b> {
         self.b.constant(name, &Tensor::new(shape, values))
     }
 
+    fn weight(&mut self, name: &str, [inputs, outputs]: [usize; 2]) -> Expr<'b> {
+        let one = match self.spelling.values {
+            Values::Random => return self.random(name, &[inputs, outputs], 0.0, 0.8),
+            Values::Ones => |_: usize, _: usize| true,
+            Values::Identity => |row, column| row == column,
+        };
+        let ones = (0..inputs * outputs).map(|at| f32::from(u8::from(one(at / outputs, at % outputs))));
+        self.b.constant(name, &Tensor::new(&[inputs, outputs], ones.collect()))
+    }
+
+    /// A vector around some value, and of nothing but that where weights are trivial.
+    fn vector(&mut self, name: &str, size: usize, [around, spread, trivial]: [f32; 3]) -> Expr<'b> {
+        match self.spelling.values {
+            Values::Random => self.random(name, &[size], around, spread),
+            _ => self.b.constant(name, &Tensor::new(&[size], vec![trivial; size])),
+        }
+    }
+
     fn linear(&mut self, name: &str, x: Expr<'b>, inputs: usize, outputs: usize) -> Expr<'b> {
-        let weight = self.random(&format!("{name}.weight"), &[inputs, outputs], 0.0, 0.8);
-        let bias = self.random(&format!("{name}.bias"), &[outputs], 0.1, 0.3);
+        let weight = self.weight(&format!("{name}.weight"), [inputs, outputs]);
+        let bias = self.vector(&format!("{name}.bias"), outputs, [0.1, 0.3, 0.0]);
         match self.spelling.linear {
             0 => x.matmul(weight) + bias,
             1 => bias + x.matmul(weight),
@@ -63,8 +100,9 @@ impl<'b> Weights<'b> {
     }
 
     fn norm(&mut self, name: &str, x: Expr<'b>) -> Expr<'b> {
-        let gamma = self.random(&format!("{name}.gamma"), &[CHANNELS], 0.9, 0.5);
-        let beta = self.random(&format!("{name}.beta"), &[CHANNELS], 0.1, 0.4);
+        let channels = self.spelling.channels;
+        let gamma = self.vector(&format!("{name}.gamma"), channels, [0.9, 0.5, 1.0]);
+        let beta = self.vector(&format!("{name}.beta"), channels, [0.1, 0.4, 0.0]);
         const EPSILON: f32 = 1e-5;
         let centred = x - x.mean_last();
         let deviation = || ((centred * centred).mean_last() + EPSILON).sqrt();
@@ -133,20 +171,22 @@ pub(crate) fn encoder_with(spelling: Spelling, change: impl for<'b> Fn(Expr<'b>,
     let mut w = Weights { b: &b, rng: StdRng::seed_from_u64(7), spelling };
     let ids = b.input("input_ids", ElementType::I64, &["batch", "n"]);
     let mask = b.input("attention_mask", ElementType::I64, &["batch", "n"]);
-    let words = w.random("words", &[WORDS, CHANNELS], 0.0, 1.5);
+    let channels = spelling.channels;
+    let head_size = channels / HEADS;
+    let words = w.random("words", &[WORDS, channels], 0.0, 1.5);
     let x = w.norm("embeddings", words.gather(ids)).named("embedded");
-    let heads = |y: Expr<'_>, order: &[i64]| y.reshape(&[0, 0, HEADS as i64, HEAD_SIZE]).transpose(order).name();
+    let heads = |y: Expr<'_>, order: &[i64]| y.reshape(&[0, 0, HEADS as i64, head_size as i64]).transpose(order).name();
     let [q, k, v] = [("query", [0, 2, 1, 3]), ("key", [0, 2, 3, 1]), ("value", [0, 2, 1, 3])].map(|(name, order)| {
-        let y = w.linear(name, x, CHANNELS, CHANNELS);
+        let y = w.linear(name, x, channels, channels);
         b.value(&heads(y, &order))
     });
-    let scores = change(q.matmul(k) / (HEAD_SIZE as f32).sqrt(), &b);
-    let context = w.probabilities(scores, mask).matmul(v).transpose(&[0, 2, 1, 3]).reshape(&[0, 0, CHANNELS as i64]);
-    let attended = w.linear("attention.output", context, CHANNELS, CHANNELS) + x;
+    let scores = change(q.matmul(k) / (head_size as f32).sqrt(), &b);
+    let context = w.probabilities(scores, mask).matmul(v).transpose(&[0, 2, 1, 3]).reshape(&[0, 0, channels as i64]);
+    let attended = w.linear("attention.output", context, channels, channels) + x;
     let y = w.norm("attention.norm", attended);
-    let up = w.linear("intermediate", y, CHANNELS, 2 * CHANNELS);
+    let up = w.linear("intermediate", y, channels, 2 * channels);
     let active = w.gelu(up);
-    let down = w.linear("output", active, 2 * CHANNELS, CHANNELS) + y;
+    let down = w.linear("output", active, 2 * channels, channels) + y;
     let out = w.norm("output.norm", down).named("last_hidden_state");
     b.model(&[out])
 }

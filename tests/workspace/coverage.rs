@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use mabert_graph::{Dim, Model};
 use mabert_passes::contract::non_linear_nodes;
-use mabert_passes::pipeline::{Order, PassOptions, Rewriting};
+use mabert_passes::pipeline::{Order, Pass, PassOptions, Rewriting, Skipped};
 use mabert_passes::sites::Precision;
 use mabert_runtime::{Engine, Named, OrtModel, borrowed};
 use mabert_tests::{MAX_SEQ, fixture, options, padded_inputs};
@@ -113,8 +113,8 @@ fn sizes(engine: &dyn Engine) -> Vec<(usize, usize)> {
 fn check(path: &Path) -> Result<Measured, String> {
     let model = Model::load(path).map_err(|e| e.to_string())?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let order = if name.starts_with("mpnet") { Order::Paper } else { Order::Linear };
-    let rewriting = Rewriting::new(model.clone(), PassOptions { order, ..options() }).map_err(|e| e.to_string())?;
+    let rewriting = Rewriting::new(model.clone(), PassOptions { order: Order::Auto, ..options() });
+    let rewriting = rewriting.map_err(|e| e.to_string())?;
     let half = rewriting.precision == Precision::Half;
     let bound = |single: f32| if half { HALF } else { single };
     let exported = OrtModel::load(path, 1).map_err(|e| e.to_string())?;
@@ -133,15 +133,17 @@ fn check(path: &Path) -> Result<Measured, String> {
         return Err(format!("the canonical teacher is {teacher:.1e} from the exported model"));
     }
     // The structure is the same whether calibrated or not; only half precision needs values that fit it.
-    let model = match half {
+    let (model, order) = match half {
         true => {
-            let job = Job::default().max_seq(MAX_SEQ).hidden(8).order(order).calibration_tokens(2_000);
-            rewrite(Model::load(path).map_err(|e| e.to_string())?, &job, &Silent).map_err(|e| e.to_string())?.0
+            let job = Job::default().max_seq(MAX_SEQ).hidden(8).calibration_tokens(2_000);
+            let teacher = Model::load(path).map_err(|e| e.to_string())?;
+            let (student, report) = rewrite(teacher, &job, &Silent).map_err(|e| e.to_string())?;
+            (student, report.options.order)
         }
         false => {
             let mut student = rewriting.approximate().map_err(|e| e.to_string())?;
             student.finish().map_err(|e| e.to_string())?;
-            student.model
+            (student.model, student.options.order)
         }
     };
     let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
@@ -188,7 +190,7 @@ fn page(cells: &[Cell]) -> String {
                 let result = match &cell.outcome {
                     Ok(m) => {
                         let mut notes = vec!["rewritten".to_owned()];
-                        notes.extend((m.order == Order::Paper).then(|| "`--attention paper`".to_owned()));
+                        notes.extend((m.order == Order::Paper).then(|| "in the paper's order".to_owned()));
                         notes.extend(m.half.then(|| "in half precision".to_owned()));
                         notes.extend((!m.head.is_empty()).then(|| format!("{} in the head", m.head.join(", "))));
                         notes.join(", ")
@@ -241,10 +243,19 @@ fn every_model_is_rewritten_or_refused_with_the_reason() {
 }
 
 #[test]
-fn a_bias_by_position_needs_the_papers_order() {
-    let path = fixture("coverage/mpnet-classification-torchscript-17.onnx");
-    let refused = Rewriting::new(Model::load(path).unwrap(), options()).unwrap_err();
+fn a_bias_by_position_takes_the_papers_order() {
+    let rewriting = |order: Order| {
+        let path = fixture("coverage/mpnet-classification-torchscript-17.onnx");
+        Rewriting::new(Model::load(path).unwrap(), PassOptions { order, ..options() })
+    };
+    // Asked for, the linear order cannot be given.
+    let refused = rewriting(Order::Linear).unwrap_err();
     assert!(matches!(refused, mabert_passes::Error::PositionBias(_)), "{refused}");
+    let mut student = rewriting(Order::Auto).unwrap().approximate().unwrap();
+    student.finish().unwrap();
+    assert_eq!(student.options.order, Order::Paper);
+    let reassociate = student.outcomes.iter().find(|outcome| outcome.pass == Pass::Reassociate).unwrap();
+    assert_eq!(reassociate.skipped, Some(Skipped::PositionBias));
 }
 
 /// A layer of flattened tokens is brought back from that by the one before it: where the first is lost, `--partial` has nothing

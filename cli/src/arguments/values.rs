@@ -42,6 +42,16 @@ impl Choice for Order {
     fn name(self) -> &'static str {
         self.name()
     }
+
+    fn help(self) -> Option<&'static str> {
+        match self {
+            Self::Auto => {
+                Some("Linear; the paper's where a model adds a bias to its scores or gives out probabilities")
+            }
+            Self::Linear => Some("No matrix of the length squared is formed"),
+            Self::Paper => Some("Probabilities are a value of the graph"),
+        }
+    }
 }
 
 impl Choice for Pass {

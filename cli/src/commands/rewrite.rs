@@ -35,7 +35,7 @@ pub(crate) struct RewriteArguments {
     #[arg(long, action = clap::ArgAction::Set, default_value = "on", value_parser = on_or_off())]
     length_tables: bool,
     /// The order of attention's products: cost linear in length, or the paper's
-    #[arg(long, default_value = Order::Linear.name(), value_parser = one_of(Order::ALL))]
+    #[arg(long, default_value = Order::Auto.name(), value_parser = one_of(Order::ALL))]
     attention: Order,
     #[command(flatten)]
     data: DataArguments,

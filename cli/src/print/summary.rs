@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Display, Formatter};
 
 use mabert_passes::contract::NonLinear;
+use mabert_passes::pipeline::{Pass, Skipped};
 use mabert_passes::sites::{LayerSite, SiteId};
 use mabert_transfer::full::{FullReport, Losses};
 use mabert_transfer::job::{Report, SiteReport, Source};
@@ -42,6 +43,7 @@ impl Display for StudentReport<'_> {
         source(f, report)?;
         outputs(f, report)?;
         odd_inputs(f, report)?;
+        order(f, report)?;
         contract(f, report)?;
         files(f, self)
     }
@@ -171,6 +173,16 @@ fn odd_inputs(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
     match odd.overflow {
         0 => writeln!(f, "all {} stay finite.", odd.sequences),
         overflow => writeln!(f, "{overflow} of {} overflow; check such answers.", odd.sequences),
+    }
+}
+
+/// Why attention is in the paper's order, where the model decides that.
+fn order(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
+    let decided = |skipped: &Skipped| matches!(skipped, Skipped::PositionBias | Skipped::ProbabilitiesShown);
+    let reassociate = report.passes.iter().find(|outcome| outcome.pass == Pass::Reassociate);
+    match reassociate.and_then(|outcome| outcome.skipped).filter(decided) {
+        Some(skipped) => writeln!(f, "Not in the linear order: {skipped}."),
+        None => Ok(()),
     }
 }
 

@@ -107,10 +107,14 @@ impl<'b, 'm> Writer<'b, 'm> {
         let key = key.reshape(&[0, 0, heads, d]).transpose(&[0, 2, 3, 1]).named(&format!("{scope}/k"));
         let value = value.reshape(&[0, 0, heads, d]).transpose(&[0, 2, 1, 3]).named(&format!("{scope}/v"));
         let site = &mut layer.attention;
+        let shown = site.probabilities_shown.map(|rank| (rank, site.probabilities.clone()));
         let scores = self.biases.add(query.matmul(key), site.bias.as_ref()).named(&format!("{scope}/scores"));
         let probabilities = (scores + self.removed).softmax().named(&format!("{scope}/probabilities"));
         let context = probabilities.matmul(value).named(&format!("{scope}/context_of_heads"));
         let joined = context.transpose(&[0, 2, 1, 3]).reshape(&[0, 0, heads * d]).named(&format!("{scope}/context"));
+        if let Some((rank, old)) = shown {
+            self.shunts.push((old, self.as_shown(probabilities, rank)));
+        }
         site.scale = 1.0;
         site.query = query.name();
         site.key = key.name();
@@ -119,6 +123,19 @@ impl<'b, 'm> Writer<'b, 'm> {
         site.probabilities = probabilities.name();
         site.context = context.name();
         Ok(joined)
+    }
+
+    /// The probabilities, `[batch, heads, n, n]`, as the exporter's graph has them: of rank 3, with heads beside sentences.
+    fn as_shown(&self, probabilities: Expr<'b>, rank: usize) -> Expr<'b> {
+        let b = self.b;
+        match rank {
+            3 => {
+                let rows = probabilities.shape().slice(0, 2, 4);
+                probabilities.reshape_to(b.concat(&[b.ints(&[-1]), rows], 0))
+            }
+            // Layers read them under their own name; whoever else uses them, under the exporter's.
+            _ => b.op("Identity", &[probabilities], vec![]),
+        }
     }
 
     /// From the norm after attention to the layer's end. What the next layer may know by another name is told.

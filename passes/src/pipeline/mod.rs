@@ -82,7 +82,8 @@ impl Rewriting {
         let accepts_misses = options.partial && recognition.encoder.is_some();
         let misses = if accepts_misses { std::mem::take(&mut recognition.misses) } else { vec![] };
         let encoder = recognition.complete(model.origin())?;
-        refuse_inseparable_bias(&model, &encoder, &options)?;
+        let order = order_in_effect(&model, &encoder, &options)?;
+        let options = PassOptions { order, ..options };
         let mut student = Student {
             model,
             encoder,
@@ -124,12 +125,17 @@ fn completeness(misses: &[Miss]) -> Completeness {
     if misses.is_empty() { Completeness::Whole } else { Completeness::Partial }
 }
 
-/// A bias of the scores by position is an `n x n` matrix, of which the linear order forms none.
-fn refuse_inseparable_bias(model: &Model, encoder: &Encoder, options: &PassOptions) -> Result<()> {
-    if encoder.has_position_bias() && options.order == Order::Linear && !options.keep.softmax {
-        return Err(Error::PositionBias(model.origin().to_owned()));
+/// The linear order forms no `n x n` matrix: it cannot add one to the scores, as a bias by position is, and where a model
+/// gives out its probabilities it only comes on top of them. The paper's order is taken then, unless the other is asked for.
+fn order_in_effect(model: &Model, encoder: &Encoder, options: &PassOptions) -> Result<Order> {
+    match options.order {
+        Order::Auto if encoder.has_position_bias() || encoder.shows_probabilities() => Ok(Order::Paper),
+        Order::Auto => Ok(Order::Linear),
+        Order::Linear if encoder.has_position_bias() && !options.keep.softmax => {
+            Err(Error::PositionBias(model.origin().to_owned()))
+        }
+        order => Ok(order),
     }
-    Ok(())
 }
 
 impl Student {

@@ -9,6 +9,8 @@ use crate::lower::ApproximatorOptions;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
+    /// The linear order; the paper's where a model needs its scores or probabilities as matrices.
+    Auto,
     /// Cost linear in length.
     Linear,
     /// As the paper has it: probabilities are a value of the graph.
@@ -17,11 +19,12 @@ pub enum Order {
 
 impl Order {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Linear, Self::Paper];
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Linear, Self::Paper];
 
     /// The name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
             Self::Linear => "linear",
             Self::Paper => "paper",
         }
@@ -44,7 +47,7 @@ pub struct Keep {
 pub struct PassOptions {
     /// What the approximators look like.
     pub approximator: ApproximatorOptions,
-    /// The order of attention's products.
+    /// The order of attention's products; once sites are recognised, the one that the model gets.
     pub order: Order,
     /// What is left as it is.
     pub keep: Keep,

@@ -44,6 +44,10 @@ pub enum Skipped {
     NormKept,
     /// Attention's products are in the paper's order.
     PaperOrder,
+    /// So they are, because something that depends on positions is added to the scores.
+    PositionBias,
+    /// So they are, because the model gives out its attention's probabilities.
+    ProbabilitiesShown,
     /// The student is one to be trained on: its parameters stay where they are found by name.
     Unfolded,
     /// Sites were missed: the stream is not affine throughout.
@@ -58,6 +62,8 @@ impl fmt::Display for Skipped {
             Self::ActivationKept => "activations are kept",
             Self::NormKept => "norms are kept",
             Self::PaperOrder => "attention is in the paper's order",
+            Self::PositionBias => "attention is in the paper's order: a bias by position is added to its scores",
+            Self::ProbabilitiesShown => "attention is in the paper's order: the model gives out its probabilities",
             Self::Unfolded => "the student is not folded",
             Self::Partial => "sites were missed: the stream is not affine throughout",
         })

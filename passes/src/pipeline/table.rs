@@ -7,7 +7,7 @@ use super::options::Order;
 use super::outcome::Skipped;
 use super::student::{Completeness, Student};
 use crate::sites::Precision;
-use crate::{Result, lower};
+use crate::{Error, Result, lower};
 
 /// Whether a pass changes what the model computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -89,12 +89,19 @@ passes! {
         work: Work::Graph(lower::spell_out),
     };
 
-    /// What depends on no input is computed once, and what does nothing is taken out.
+    /// What depends on no input is computed once, what does nothing is taken out, and sentences come before tokens.
     FoldConstants = Row {
         name: "fold-constants",
         kind: Exact,
         stage: Stage::Simplify,
-        work: Work::Graph(|model, _| Ok(lower::fold_constants(model)? + lower::remove_idle(model)?)),
+        work: Work::Graph(|model, _| {
+            let clean = |model: &mut Model| Ok::<_, Error>(lower::fold_constants(model)? + lower::remove_idle(model)?);
+            let gone = clean(model)?;
+            match lower::put_sentences_first(model)? {
+                0 => Ok(gone),
+                turned => Ok(gone + turned + clean(model)?),
+            }
+        }),
     };
 
     /// Attention and linear maps in one spelling.
@@ -152,8 +159,10 @@ passes! {
         work: Work::Sites {
             decide: |s| match s.options.order {
                 _ if s.options.keep.softmax => Skip(Skipped::SoftmaxKept),
+                Order::Paper if s.encoder.has_position_bias() => Skip(Skipped::PositionBias),
+                Order::Paper if s.encoder.shows_probabilities() => Skip(Skipped::ProbabilitiesShown),
                 Order::Paper => Skip(Skipped::PaperOrder),
-                Order::Linear => Run,
+                Order::Auto | Order::Linear => Run,
             },
             run: |s| {
                 let options = &s.options.approximator;

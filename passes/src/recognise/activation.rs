@@ -53,6 +53,10 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<ActivationSi
             if !region.contains(anchor) || !pure {
                 continue;
             }
+            // What follows is a site of its own, even where it changes nothing more, as a second ReLU.
+            if region.nodes.iter().filter(|&&at| is_anchor(&graph.node[at])).count() > 1 {
+                break;
+            }
             match nearest_function(cx, &region) {
                 Ok(function) => {
                     let site = ActivationSite {

@@ -6,6 +6,7 @@ use mabert_graph::{NodeExt as _, Tensor, largest_difference};
 use ndarray::ArrayD;
 
 use super::Recognition;
+use super::attention;
 use super::context::Context;
 use super::explanation::Miss;
 use super::linear::Layout;
@@ -23,17 +24,20 @@ pub(super) struct Assembly {
 
 /// Puts the sites together into an encoder.
 pub(super) fn assemble(cx: &Context<'_>, sites: &Recognition) -> Assembly {
-    let mut misses: Vec<Miss> = sites.explanations.iter().filter_map(attention_miss).collect();
     let mut layers: Vec<Layer> = Vec::new();
+    let mut lost: Vec<Miss> = Vec::new();
     for (index, attention) in sites.attentions.iter().enumerate() {
         match layer(cx, sites, index, attention) {
             Ok(layer) => layers.push(layer),
-            Err(miss) => misses.push(miss.in_layer(index)),
+            Err(miss) => lost.push(miss.in_layer(index)),
         }
     }
+    let place = Place::new(cx, &layers);
+    let mut misses: Vec<Miss> = missed_attentions(cx, sites, &place).collect();
+    misses.extend(lost);
     let Some(first) = layers.first() else {
         if sites.attentions.is_empty() && misses.is_empty() {
-            misses.push(Miss::new(SiteKind::Attention, "graph", "no softmax of scaled scores was found"));
+            misses.push(no_attention(sites));
         }
         return Assembly { encoder: None, misses };
     };
@@ -44,7 +48,7 @@ pub(super) fn assemble(cx: &Context<'_>, sites: &Recognition) -> Assembly {
     }
     let encoder = match embedding(cx, sites, &first.input) {
         Ok((embedding_norm, embedding_projection)) => {
-            misses.extend(unclaimed(cx, sites, &layers, &embedding_norm));
+            misses.extend(unclaimed(cx, sites, &layers, &embedding_norm, &place));
             let channels = first.query.inputs;
             let mask = first.attention.mask.clone().map(|input| MaskSite { input });
             Some(Encoder { channels, embedding_norm, embedding_projection, mask, layers })
@@ -57,10 +61,69 @@ pub(super) fn assemble(cx: &Context<'_>, sites: &Recognition) -> Assembly {
     Assembly { encoder, misses }
 }
 
-/// An attention that was not recognised.
-fn attention_miss(explanation: &super::Explanation) -> Option<Miss> {
-    let reason = explanation.reason.as_ref().filter(|_| explanation.kind == SiteKind::Attention)?;
-    Some(Miss { tried: explanation.tried.clone(), ..Miss::new(SiteKind::Attention, &explanation.node, reason) })
+/// Where nodes lie, seen from the value that the last layer ends in.
+struct Place {
+    /// What leads to it.
+    before: HashSet<usize>,
+    /// What is computed from it, the task's head.
+    after: HashSet<usize>,
+}
+
+impl Place {
+    fn new(cx: &Context<'_>, layers: &[Layer]) -> Self {
+        let index = &cx.index;
+        let end = layers.last().map(|layer| layer.output_norm.output.as_str());
+        let first = end.and_then(|end| index.producer_at(end));
+        let producers = |at: usize| -> Vec<usize> {
+            index.data_inputs(&index.graph().node[at]).into_iter().filter_map(|v| index.producer_at(v)).collect()
+        };
+        let readers = |at: usize| -> Vec<usize> {
+            index.graph().node[at].output.iter().flat_map(|v| index.readers_at(v)).collect()
+        };
+        Self {
+            before: reached(first, producers),
+            after: reached(end.into_iter().flat_map(|end| index.readers_at(end)), readers),
+        }
+    }
+}
+
+/// The nodes from which `next` leads to each other, these included.
+fn reached(from: impl IntoIterator<Item = usize>, next: impl Fn(usize) -> Vec<usize>) -> HashSet<usize> {
+    let mut open: Vec<usize> = from.into_iter().collect();
+    let mut seen: HashSet<usize> = open.iter().copied().collect();
+    while let Some(at) = open.pop() {
+        open.extend(next(at).into_iter().filter(|&at| seen.insert(at)));
+    }
+    seen
+}
+
+/// Attention that was not recognised: a softmax that leads to the last layer, or looks like attention beside or after it. Any
+/// other is the head's.
+fn missed_attentions<'s>(
+    cx: &'s Context<'_>,
+    sites: &'s Recognition,
+    place: &'s Place,
+) -> impl Iterator<Item = Miss> + 's {
+    sites.explanations.iter().filter_map(move |explanation| {
+        let reason = explanation.reason.as_ref().filter(|_| explanation.kind == SiteKind::Attention)?;
+        let missed = place.before.contains(&explanation.at) || attention::looks_like_attention(cx, explanation.at);
+        let miss =
+            || Miss { tried: explanation.tried.clone(), ..Miss::new(SiteKind::Attention, &explanation.node, reason) };
+        missed.then(miss)
+    })
+}
+
+/// Why a model holds no attention: what is said of its first softmax, where it has one.
+fn no_attention(sites: &Recognition) -> Miss {
+    let none = "no softmax of scaled scores was found";
+    let softmax = sites.explanations.iter().find(|e| e.kind == SiteKind::Attention);
+    match softmax.and_then(|e| Some((e, e.reason.as_ref()?))) {
+        Some((e, reason)) => {
+            let miss = Miss::new(SiteKind::Attention, &e.node, format!("{none}; of this one, {reason}"));
+            Miss { tried: e.tried.clone(), ..miss }
+        }
+        None => Miss::new(SiteKind::Attention, "graph", none),
+    }
 }
 
 /// A layer that does not start where the one before it ends.
@@ -245,11 +308,16 @@ fn embedding(cx: &Context<'_>, sites: &Recognition, input: &str) -> Result<(Norm
     Err(Miss::new(SiteKind::Norm, input, reason))
 }
 
-/// Norms and activations that lie inside the encoder but belong to no layer, and layers that the head seems to hold: their
+/// Norms and activations that lead to the encoder's end but belong to no layer, and layers that the head seems to hold: their
 /// attention was not recognised.
-fn unclaimed(cx: &Context<'_>, sites: &Recognition, layers: &[Layer], embedding_norm: &NormSite) -> Vec<Miss> {
-    let end = layers.last().and_then(|l| cx.index.producer_at(&l.output_norm.output));
-    let inside = |at: usize| end.is_some_and(|end| at < end);
+fn unclaimed(
+    cx: &Context<'_>,
+    sites: &Recognition,
+    layers: &[Layer],
+    embedding_norm: &NormSite,
+    place: &Place,
+) -> Vec<Miss> {
+    let inside = |at: usize| place.before.contains(&at);
     let lost = sites.explanations.iter().filter(|e| e.kind != SiteKind::Attention && inside(e.at));
     let mut misses: Vec<Miss> = lost
         .filter_map(|e| Some(Miss { tried: e.tried.clone(), ..Miss::new(e.kind, &e.node, e.reason.as_ref()?) }))
@@ -270,7 +338,7 @@ fn unclaimed(cx: &Context<'_>, sites: &Recognition, layers: &[Layer], embedding_
         if cx.index.producer_at(output).is_some_and(inside) {
             let reason = "it belongs to no layer: the attention of its layer was not recognised";
             misses.push(Miss::new(kind, node, reason));
-        } else if kind == SiteKind::Norm && is_sum(cx, input) {
+        } else if kind == SiteKind::Norm && is_sum(cx, input) && mixes_tokens(cx, place, input) {
             let reason =
                 "it normalises a sum, as layers do, but comes after the last layer whose attention was recognised";
             misses.push(Miss::new(kind, node, reason));
@@ -282,4 +350,14 @@ fn unclaimed(cx: &Context<'_>, sites: &Recognition, layers: &[Layer], embedding_
 /// Whether a value is the sum of two that both depend on data.
 fn is_sum(cx: &Context<'_>, value: &str) -> bool {
     cx.index.producer(value).is_some_and(|node| node.is("Add") && cx.index.data_inputs(node).len() == 2)
+}
+
+/// Whether a product of two values of the text lies between the encoder's end and `value`, as attention has it.
+fn mixes_tokens(cx: &Context<'_>, place: &Place, value: &str) -> bool {
+    let index = &cx.index;
+    let in_head = |value: &str| index.producer_at(value).filter(|at| place.after.contains(at));
+    let producers = |at: usize| -> Vec<usize> {
+        index.data_inputs(&index.graph().node[at]).into_iter().filter_map(in_head).collect()
+    };
+    reached(in_head(value), producers).into_iter().any(|at| attention::is_product(cx, &index.graph().node[at]))
 }

@@ -1,16 +1,22 @@
 //! Scaled dot-product attention with a padding mask, however scale and mask are spelled.
 
+use std::collections::{BTreeMap, VecDeque};
+
 use mabert_graph::proto::NodeProto;
 use mabert_graph::{Dependence, ElementType, NodeExt as _, Tensor, largest_difference};
 use ndarray::{ArrayD, IxDyn};
 
 use super::context::{Context, Verdict};
+use super::linear;
 use super::probe::Probe;
 use super::region::{Region, chain};
 use crate::sites::{AttentionSite, PositionBias};
 
 /// Probabilities may differ by this much.
 const TOLERANCE: f32 = 1e-4;
+
+/// Values between a softmax and its product with the values, at most.
+const MOST_BETWEEN: usize = 16;
 
 /// Whether a node is the heart of attention.
 pub(super) fn is_anchor(node: &NodeProto) -> bool {
@@ -31,13 +37,7 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<AttentionSit
 fn read_off(cx: &Context<'_>, anchor: usize, tried: &mut Option<Region>) -> Result<AttentionSite, String> {
     let graph = cx.index.graph();
     let softmax = &graph.node[anchor];
-    let product = |node: &NodeProto| node.is("MatMul") && cx.index.data_inputs(node).len() == 2;
-    let exits = chain(&cx.index, &softmax.output[0]);
-    let after = exits.iter().find_map(|v| {
-        let node = cx.index.consumers(v).find(|n| product(n) && n.input[0] == **v)?;
-        Some((*v, node))
-    });
-    let Some((probabilities, with_values)) = after else {
+    let Some((probabilities, with_values)) = product_after(cx, softmax) else {
         return Err("its result does not go into a product with values".to_owned());
     };
     let Some(with_keys) = product_before(cx, softmax) else {
@@ -64,6 +64,8 @@ fn read_off(cx: &Context<'_>, anchor: usize, tried: &mut Option<Region>) -> Resu
     let values = bias.as_ref().and_then(|(_, values)| values.as_ref());
     let fit = check_softmax(&probe, [batch, heads, n, n], mask.as_deref(), values)?;
     let Fit { scale, factor } = fit;
+    let read_elsewhere = |at: usize| !std::ptr::eq(&graph.node[at], with_values);
+    let used_elsewhere = cx.index.is_output(probabilities) || cx.index.readers_at(probabilities).any(read_elsewhere);
     let bias = bias.filter(|_| factor != 0.0).map(|(value, _)| PositionBias { value: value.to_owned(), factor });
     Ok(AttentionSite {
         node: softmax.label().to_owned(),
@@ -73,6 +75,7 @@ fn read_off(cx: &Context<'_>, anchor: usize, tried: &mut Option<Region>) -> Resu
         products: products.to_owned(),
         probabilities: probabilities.to_owned(),
         context: with_values.output[0].clone(),
+        probabilities_shown: used_elsewhere.then(|| cx.recording.shape(probabilities).len()),
         scale,
         heads,
         head_size,
@@ -81,17 +84,64 @@ fn read_off(cx: &Context<'_>, anchor: usize, tried: &mut Option<Region>) -> Resu
     })
 }
 
+/// Whether a node is a product of two values of the text, as those of queries with keys and of probabilities with values are.
+pub(super) fn is_product(cx: &Context<'_>, node: &NodeProto) -> bool {
+    node.is("MatMul") && cx.index.data_inputs(node).len() == 2
+}
+
+/// The product with values to which the softmax's result leads first, and what goes into it. Others may use that result too,
+/// as models do that give out how much each token attends to each.
+pub(super) fn product_after<'g>(cx: &Context<'g>, softmax: &'g NodeProto) -> Option<(&'g str, &'g NodeProto)> {
+    let graph = cx.index.graph();
+    let mut open: BTreeMap<usize, &'g str> = BTreeMap::new();
+    let mut value = softmax.output[0].as_str();
+    for _ in 0..MOST_BETWEEN {
+        let product = |at: &usize| is_product(cx, &graph.node[*at]) && graph.node[*at].input[0] == value;
+        if let Some(at) = cx.index.readers_at(value).find(product) {
+            return Some((value, &graph.node[at]));
+        }
+        let goes_on = |at: &usize| !is_product(cx, &graph.node[*at]) && !linear::has_weight(cx, *at);
+        open.extend(cx.index.readers_at(value).filter(goes_on).map(|at| (at, graph.node[at].output[0].as_str())));
+        value = open.pop_first()?.1;
+    }
+    None
+}
+
 /// The nearest product of two data values that the softmax's input comes from.
 fn product_before<'g>(cx: &Context<'g>, softmax: &'g NodeProto) -> Option<&'g NodeProto> {
-    let mut open: std::collections::VecDeque<&str> = [softmax.input[0].as_str()].into();
+    let mut open: VecDeque<&str> = [softmax.input[0].as_str()].into();
     for _ in 0..64 {
         let node = cx.index.producer(open.pop_front()?);
         let Some(node) = node else { continue };
-        let inputs = cx.index.data_inputs(node);
-        if node.is("MatMul") && inputs.len() == 2 {
+        if is_product(cx, node) {
             return Some(node);
         }
-        open.extend(inputs);
+        open.extend(cx.index.data_inputs(node));
+    }
+    None
+}
+
+/// Whether a softmax that is no attention looks like one of a sentence's tokens to each other all the same: its scores,
+/// `[.., n, n]`, are a product of two values, and its result goes into another. A head's turns logits into probabilities, or
+/// weighs tokens.
+pub(super) fn looks_like_attention(cx: &Context<'_>, anchor: usize) -> bool {
+    let softmax = &cx.index.graph().node[anchor];
+    let scores = scores_before(cx, softmax).map(|product| cx.recording.shape(&product.output[0]));
+    let of_all_tokens = scores.is_some_and(|shape| shape.ends_with(&[cx.recording.length; 2]));
+    of_all_tokens && product_after(cx, softmax).is_some()
+}
+
+/// The product of two data values that the softmax's input is made of, with nothing but constants and masks.
+fn scores_before<'g>(cx: &Context<'g>, softmax: &'g NodeProto) -> Option<&'g NodeProto> {
+    let mut open: VecDeque<&str> = [softmax.input[0].as_str()].into();
+    for _ in 0..64 {
+        let at = cx.index.producer_at(open.pop_front()?);
+        let Some(at) = at.filter(|&at| !linear::has_weight(cx, at)) else { continue };
+        let node = &cx.index.graph().node[at];
+        if is_product(cx, node) {
+            return Some(node);
+        }
+        open.extend(cx.index.data_inputs(node));
     }
     None
 }

@@ -147,6 +147,11 @@ pub(super) fn has_weight(cx: &Context<'_>, at: usize) -> bool {
 }
 
 fn weight(cx: &Context<'_>, region: &Region) -> Result<Weight, String> {
+    let node = |&at: &usize| &cx.index.graph().node[at];
+    if let Some(anchor) = region.nodes.iter().map(node).find(|node| super::is_anchor(node)) {
+        let (operator, label, Region { entries, exit, .. }) = (&anchor.op_type, anchor.label(), region);
+        return Err(format!("{operator} `{label}` lies between `{}` and `{exit}`: that is no linear map", entries[0]));
+    }
     let products: Vec<usize> = region.nodes.iter().copied().filter(|&at| has_weight(cx, at)).collect();
     let [at] = products.as_slice() else {
         return Err(format!(

@@ -115,6 +115,11 @@ const ANCHORS: [Anchor; 3] = [
     },
 ];
 
+/// Whether a node may be the heart of a site.
+fn is_anchor(node: &NodeProto) -> bool {
+    ANCHORS.iter().any(|anchor| (anchor.is_anchor)(node))
+}
+
 /// Finds the sites of `model`, which must be free of fused operators and of unfolded constants
 /// ([`simplify`](crate::pipeline::simplify)).
 ///
@@ -126,7 +131,8 @@ pub fn recognise(model: &Model) -> Result<Recognition> {
     let mut recognition = Recognition::default();
     let mut claimed = HashSet::new();
     for (at, node) in cx.index.graph().node.iter().enumerate() {
-        if claimed.contains(&at) || node.output.first().is_none_or(|o| cx.index.dependence(o) != Dependence::Data) {
+        let data = node.output.first().is_some_and(|o| cx.index.dependence(o) == Dependence::Data);
+        if claimed.contains(&at) || !data || !cx.index.is_used(at) {
             continue;
         }
         let Some(anchor) = ANCHORS.iter().find(|anchor| (anchor.is_anchor)(node)) else { continue };
@@ -145,11 +151,13 @@ pub fn recognise(model: &Model) -> Result<Recognition> {
 
 #[cfg(test)]
 mod tests {
-    use mabert_graph::{Builder, ElementType, Expr, Tensor};
+    use mabert_graph::{Builder, ElementType, Expr, Tensor, largest_difference};
 
     use super::*;
     use crate::pipeline::Rewriting;
-    use crate::testing::{GELUS, LINEARS, MASKS, NORMS, Spelling, encoder_with, largest_output_difference, options};
+    use crate::testing::{
+        GELUS, LINEARS, MASKS, NORMS, Spelling, Values, encoder, encoder_with, largest_output_difference, options,
+    };
 
     fn recognised(model: &Model) -> Recognition {
         let mut model = model.clone();
@@ -164,24 +172,186 @@ mod tests {
         let gelus = (0..GELUS).map(|gelu| Spelling { gelu, ..plain });
         let masks = (0..MASKS).map(|mask| Spelling { mask, ..plain });
         let linears = (0..LINEARS).map(|linear| Spelling { linear, ..plain });
-        let mixed = (0..NORMS).map(|i| Spelling { norm: i, gelu: i % GELUS, mask: i % MASKS, linear: i % LINEARS });
+        let mixed =
+            (0..NORMS).map(|i| Spelling { norm: i, gelu: i % GELUS, mask: i % MASKS, linear: i % LINEARS, ..plain });
         for spelling in norms.chain(gelus).chain(masks).chain(linears).chain(mixed) {
             let model = encoder_with(spelling, |scores, _| scores);
-            let recognition = recognised(&model);
+            let encoder = has_each_site_once(&model, &format!("{spelling:?}"));
+            let layer = &encoder.layers[0];
+            assert!((layer.attention.scale * layer.query.scale - 0.5).abs() < 1e-4, "{spelling:?}");
+        }
+    }
+
+    /// One layer, recognised whole, and brought into canonical form.
+    fn has_each_site_once(model: &Model, what: &str) -> Encoder {
+        let recognition = recognised(model);
+        assert!(recognition.misses.is_empty(), "{what}: {:#?}", recognition.misses);
+        let sites = (recognition.attentions.len(), recognition.activations.len(), recognition.norms.len());
+        assert_eq!(sites, (1, 1, 3), "{what}");
+        let rewriting = Rewriting::new(model.clone(), options(None)).unwrap();
+        let difference = largest_output_difference(model, &rewriting.teacher);
+        assert!(difference < 1e-4, "{what}: {difference}");
+        recognition.encoder.unwrap()
+    }
+
+    /// A norm of two channels leaves nothing but signs, and maps of ones a constant, which the next norm takes away: what
+    /// follows such a site seems to belong to it.
+    #[test]
+    fn a_site_ends_where_another_begins() {
+        for (channels, values) in
+            [(2, Values::Random), (2, Values::Ones), (2, Values::Identity), (8, Values::Ones), (8, Values::Identity)]
+        {
+            for norm in 0..NORMS {
+                // With a mask, without one, and with flattened tokens.
+                for (mask, linear) in [(0, 0), (4, 1), (4, 2)] {
+                    let spelling = Spelling { norm, gelu: norm % GELUS, mask, linear, channels, values };
+                    let what = format!("{spelling:?}");
+                    let encoder = has_each_site_once(&encoder_with(spelling, |scores, _| scores), &what);
+                    let layer = &encoder.layers[0];
+                    assert_eq!((encoder.channels, layer.intermediate.outputs), (channels, 2 * channels), "{what}");
+                    assert_eq!(encoder.norms().last().unwrap().1.output, "last_hidden_state", "{what}");
+                    assert_eq!(encoder.embedding_norm.output, "embedded", "{what}");
+                }
+            }
+        }
+    }
+
+    /// Every value of the encoder, its shape asked for in one of several ways, and the shapes put to use.
+    fn with_shapes_asked(model: &Model) -> Model {
+        let b = Builder::new(model.opset(), "asked");
+        b.scope("asked");
+        let index = Index::new(model).unwrap();
+        let recording = Recording::new(model, 3, 5).unwrap();
+        let mut batch = b.value("input_ids").shape().slice(0, 0, 1);
+        let of_text = |value: &&String| index.dependence(value) == Dependence::Data && !index.is_output(value);
+        let values = index.graph().node.iter().map(|node| &node.output[0]).filter(of_text);
+        for (at, name) in values.filter(|v| recording.shape(v).first() == Some(&3)).enumerate() {
+            let value = b.value(name);
+            let rank = recording.shape(name).len() as i64;
+            let shape = match at % 6 {
+                0 => b.op("Flatten", &[value], vec![]).shape(),
+                1 => value.transpose(&[&[0], &(1..rank).rev().collect::<Vec<_>>()[..]].concat()).shape(),
+                2 => value.cast(ElementType::F32).relu().softmax().shape(),
+                3 => {
+                    let reshaped = value.reshape(&[0, -1]);
+                    b.op("ConstantOfShape", &[reshaped.cast(ElementType::F16).shape()], vec![]).shape()
+                }
+                4 => b.op("Expand", &[b.parameter("one", &Tensor::scalar(1f32)), value.shape()], vec![]).shape(),
+                _ => {
+                    let size = b.op("Size", &[value.reshape(&[0, -1]).slice(1, 0, 1)], vec![]);
+                    size.reshape(&[1])
+                }
+            };
+            batch = b.op("Min", &[batch, shape.slice(0, 0, 1)], vec![]);
+        }
+        let dims = b.concat(&[batch, b.ints(&[-1, 8])], 0);
+        let output = b.value("last_hidden_state").reshape_to(dims).named("reshaped");
+        let mut asked = model.clone();
+        asked.graph_mut().output[0].name = output.name();
+        b.patch().apply(&mut asked).unwrap();
+        asked
+    }
+
+    #[test]
+    fn what_only_feeds_shapes_is_no_path_of_data() {
+        for norm in 0..NORMS {
+            let spelling =
+                Spelling { norm, gelu: norm % GELUS, mask: norm % MASKS, linear: norm % 2, ..Spelling::default() };
+            let model = encoder_with(spelling, |scores, _| scores);
+            let asked = with_shapes_asked(&model);
+            assert!(asked.graph().node.len() > model.graph().node.len() + 60);
+            let recognition = recognised(&asked);
             assert!(recognition.misses.is_empty(), "{spelling:?}: {:#?}", recognition.misses);
-            assert_eq!(
-                (recognition.attentions.len(), recognition.activations.len(), recognition.norms.len()),
-                (1, 1, 3),
-                "{spelling:?}"
-            );
-            let site = &recognition.attentions[0];
-            assert!(
-                (site.scale * recognition.encoder.unwrap().layers[0].query.scale - 0.5).abs() < 1e-4,
-                "{spelling:?}"
-            );
-            let rewriting = Rewriting::new(model.clone(), options(None)).unwrap();
-            let difference = largest_output_difference(&model, &rewriting.teacher);
-            assert!(difference < 1e-4, "{spelling:?}: {difference}");
+            let rewriting = Rewriting::new(asked, options(None)).unwrap();
+            let given = crate::testing::inputs(&[6, 3, 1]);
+            let run = |model: &Model| {
+                let runnable = mabert_runtime::LoadOptions::default().prepare(model).unwrap();
+                runnable.run(&mabert_runtime::borrowed(&given)).unwrap().remove(0).1.to_f32()
+            };
+            assert!(largest_difference(&run(&model), &run(&rewriting.teacher)) < 1e-4, "{spelling:?}");
+        }
+    }
+
+    /// A head of any kind behind the encoder's last hidden state.
+    fn with_head(head: impl for<'b> Fn(Expr<'b>, &'b Builder) -> Expr<'b>) -> Model {
+        let mut model = encoder();
+        let b = Builder::new(model.opset(), "head");
+        b.scope("head");
+        let output = head(b.value("last_hidden_state"), &b).named("given");
+        model.graph_mut().output[0].name = output.name();
+        b.patch().apply(&mut model).unwrap();
+        model
+    }
+
+    fn weight<'b>(b: &'b Builder, shape: [usize; 2]) -> Expr<'b> {
+        let values = (0..shape[0] * shape[1]).map(|at| (at * 7 % 11) as f32 / 5.0 - 1.0).collect();
+        b.parameter("weight", &Tensor::new(&shape, values))
+    }
+
+    #[test]
+    fn what_a_head_makes_of_hidden_states_is_no_site() {
+        type Head = for<'b> fn(Expr<'b>, &'b Builder) -> Expr<'b>;
+        let heads: [(&str, Head); 9] = [
+            ("class probabilities", |x, b| x.slice(1, 0, 1).matmul(weight(b, [8, 3])).softmax()),
+            ("of each token", |x, b| x.matmul(weight(b, [8, 3])).softmax()),
+            ("their largest", |x, b| {
+                let p = x.matmul(weight(b, [8, 3])).softmax();
+                b.op("ReduceMax", &[p], vec![mabert_graph::attribute::ints("axes", &[-1])])
+            }),
+            ("log probabilities", |x, b| b.op("Log", &[x.matmul(weight(b, [8, 3])).softmax()], vec![])),
+            ("starts of spans, masked", |x, b| {
+                let logits = x.matmul(weight(b, [8, 1])).reshape(&[0, -1]);
+                let mask = b.value("attention_mask").cast(ElementType::F32);
+                (logits + (mask - 1.0) * 1e4).softmax()
+            }),
+            ("tokens weighed by a learned query", |x, b| {
+                let weights = x.matmul(weight(b, [8, 1])).transpose(&[0, 2, 1]).softmax();
+                weights.matmul(x)
+            }),
+            ("tokens weighed by the first", |x, _| {
+                x.slice(1, 0, 1).matmul(x.transpose(&[0, 2, 1])).softmax().matmul(x)
+            }),
+            ("a residual block of its own, normalised", |x, b| {
+                let hidden = x.slice(1, 0, 1);
+                let more = hidden.matmul(weight(b, [8, 8])).tanh();
+                let gamma = b.parameter("gamma", &Tensor::new(&[8], vec![0.9f32; 8]));
+                (hidden + more).layer_norm(gamma, None, 1e-5).matmul(weight(b, [8, 2])).softmax()
+            }),
+            ("a gate", |x, b| {
+                let gate = b.op("Sigmoid", &[x.matmul(weight(b, [8, 8]))], vec![]);
+                (x * gate).tanh().matmul(weight(b, [8, 2]))
+            }),
+        ];
+        for (what, head) in heads {
+            let model = with_head(head);
+            let recognition = recognised(&model);
+            assert!(recognition.misses.is_empty(), "{what}: {:#?}", recognition.misses);
+            let mut student = Rewriting::new(model, options(None)).unwrap().approximate().unwrap();
+            student.finish().unwrap();
+            let end = student.encoder.layers[0].output_norm.output.clone();
+            let left = crate::contract::non_linear_nodes(&student.model, Some("attention_mask"), Some(&end)).unwrap();
+            assert!(!left.is_empty() && left.iter().all(|node| node.in_head), "{what}: {left:?}");
+        }
+    }
+
+    /// A last layer whose attention is not understood is no head.
+    #[test]
+    fn a_last_layer_that_is_lost_is_missed() {
+        type Head = for<'b> fn(Expr<'b>, &'b Builder) -> Expr<'b>;
+        fn layer<'b>(x: Expr<'b>, b: &'b Builder, change: impl Fn(Expr<'b>) -> Expr<'b>) -> Expr<'b> {
+            let [q, k, v] = [0, 1, 2].map(|_| x.matmul(weight(b, [8, 8])));
+            let context = change(q.matmul(k.transpose(&[0, 2, 1]))).matmul(v);
+            let gamma = b.parameter("gamma", &Tensor::new(&[8], vec![0.9f32; 8]));
+            (context.matmul(weight(b, [8, 8])) + x).layer_norm(gamma, None, 1e-5)
+        }
+        let lost: [(&str, Head); 3] = [
+            ("not a softmax of scaled scores alone", |x, b| layer(x, b, |scores| (scores.tanh() * 3.0).softmax())),
+            ("comes after the last layer", |x, b| layer(x, b, |scores| scores.relu())),
+            ("no linear map from here leads to a GELU", |x, b| layer(x, b, |scores| scores.softmax())),
+        ];
+        for (reason, head) in lost {
+            let message = Rewriting::new(with_head(head), options(None)).unwrap_err().to_string();
+            assert!(message.contains(reason), "{reason}: {message}");
         }
     }
 

@@ -6,6 +6,7 @@ use mabert_graph::{ElementType, NodeExt as _, largest_difference};
 use super::context::{Context, Verdict};
 use super::probe::Probe;
 use super::region::{Region, Users, chain, is_layout_only};
+use super::{activation, attention, linear};
 use crate::sites::NormSite;
 
 /// Probed and computed values may differ by this much, relative to the largest.
@@ -38,6 +39,12 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<NormSite> {
             if !region.contains(anchor) || !same_shape {
                 continue;
             }
+            let begun = if let Verdict::Site(_, begun) = &verdict { begun.nodes.as_slice() } else { &[] };
+            let mut more = region.nodes.iter().filter(|at| !begun.contains(at));
+            let goes_on = begun.is_empty() || more.all(|&at| may_be_gamma_or_beta(cx, at));
+            if !goes_on || !may_be_one_norm(cx, &region) {
+                break;
+            }
             match read_off(cx, &region, node) {
                 Ok(site) => {
                     verdict = Verdict::Site(site, region);
@@ -54,6 +61,41 @@ pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<NormSite> {
         }
     }
     verdict
+}
+
+/// Whether a region holds one normalisation and no other function: no second root, no heart of another site, no matrix. What
+/// follows a norm of two channels, of which it leaves the signs alone, or has weights of ones, which it takes away, would
+/// seem to be gamma and beta.
+fn may_be_one_norm(cx: &Context<'_>, region: &Region) -> bool {
+    let graph = cx.index.graph();
+    let others = |node: &NodeProto| activation::is_anchor(node) || attention::is_anchor(node);
+    let mixes = |at: usize| {
+        let node = &graph.node[at];
+        attention::is_product(cx, node) || (linear::has_weight(cx, at) && !averages(cx, node))
+    };
+    let other = region.nodes.iter().any(|&at| others(&graph.node[at]) || mixes(at));
+    !other && region.nodes.iter().filter(|&&at| is_root(cx, &graph.node[at])).count() <= 1
+}
+
+/// Whether a node scales or shifts channels, or moves elements: nothing else of a norm comes after its quotient.
+fn may_be_gamma_or_beta(cx: &Context<'_>, at: usize) -> bool {
+    let node = &cx.index.graph().node[at];
+    let scales_or_shifts = ["Add", "Sub", "Mul", "Div"].iter().any(|op| node.is(op));
+    (scales_or_shifts && cx.index.data_inputs(node).len() == 1) || is_layout_only(node) || node.is("Transpose")
+}
+
+/// Whether a node takes a root, as each normalisation does once.
+fn is_root(cx: &Context<'_>, node: &NodeProto) -> bool {
+    let fraction = || {
+        let exponent = node.input.get(1).and_then(|name| cx.model.constant(name).ok());
+        exponent.is_some_and(|exponent| exponent.to_f32().iter().any(|e| e.fract() != 0.0))
+    };
+    node.is("LayerNormalization") || node.is("Sqrt") || (node.is("Pow") && fraction())
+}
+
+/// Whether a product leaves one channel, as a mean spelled so does.
+fn averages(cx: &Context<'_>, node: &NodeProto) -> bool {
+    cx.recording.shape(&node.output[0]).last() == Some(&1)
 }
 
 /// Runs the region and fits `gamma * normalised + beta` for each channel; the fit must explain other inputs as well.

@@ -54,10 +54,11 @@ impl Region {
 
     fn has_single_exit(&self, index: &Index<'_>) -> bool {
         let inside = |at: &usize| self.nodes.binary_search(at).is_ok();
-        self.nodes.iter().flat_map(|&at| &index.graph().node[at].output).filter(|o| **o != self.exit).all(|value| {
-            let consumers = index.consumers_at(value);
-            !index.is_output(value) && consumers.iter().all(|at| inside(at) || index.graph().node[*at].is("Shape"))
-        })
+        self.nodes
+            .iter()
+            .flat_map(|&at| &index.graph().node[at].output)
+            .filter(|o| **o != self.exit)
+            .all(|value| !index.is_output(value) && index.readers_at(value).all(|at| inside(&at)))
     }
 
     pub(crate) fn contains(&self, node: usize) -> bool {
@@ -88,12 +89,11 @@ impl Region {
 }
 
 /// `value` and its post-dominators: the values through which everything computed from it passes, in order. They are the
-/// candidates for the exit of a site. Shape computations on the side do not count.
+/// candidates for the exit of a site. What only feeds shapes does not count.
 pub(crate) fn chain<'g>(index: &Index<'g>, value: &'g str) -> Vec<&'g str> {
     let graph = index.graph();
-    let users = |value: &str| index.consumers_at(value).iter().copied().filter(|&at| !graph.node[at].is("Shape"));
     let mut chain = vec![value];
-    let mut pending: BTreeSet<usize> = users(value).collect();
+    let mut pending: BTreeSet<usize> = index.readers_at(value).collect();
     let mut escapes = index.is_output(value);
     for _ in 0..LARGEST {
         // The earliest node first: when none is left beside it, all paths have met in it.
@@ -106,7 +106,7 @@ pub(crate) fn chain<'g>(index: &Index<'g>, value: &'g str) -> Vec<&'g str> {
             chain.push(output);
         }
         for output in outputs {
-            pending.extend(users(output));
+            pending.extend(index.readers_at(output));
             escapes |= index.is_output(output);
         }
     }

@@ -157,7 +157,7 @@ impl Default for Job {
             hidden: None,
             sharing: Sharing::PerHead,
             length_tables: true,
-            order: Order::Linear,
+            order: Order::Auto,
             keep: Keep::default(),
             fold: true,
             until: None,
@@ -205,7 +205,7 @@ impl Job {
         self
     }
 
-    /// The order of attention's products; by default linear.
+    /// The order of attention's products; by default linear, and the paper's for a model that needs it.
     #[must_use]
     pub fn order(mut self, order: Order) -> Self {
         self.order = order;
