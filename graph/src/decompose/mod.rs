@@ -23,7 +23,8 @@ pub fn decompose_fused(model: &mut Model) -> Result<usize> {
         model.graph().node.iter().filter_map(|node| plain(model, &index, node)).collect()
     };
     if patches.len() > MOST {
-        return Err(Error::Graph(format!("{} fused operators, more than {MOST}", patches.len())));
+        let reason = format!("{} fused operators, more than {MOST}", patches.len());
+        return Err(Error::Graph(reason).in_model(model.origin()));
     }
     let count = patches.len();
     // Each names values only: that an earlier one made some of them anew does not matter.

@@ -34,4 +34,4 @@ pub(crate) use norm::approximate_norms;
 pub use norm::norm_parameters;
 pub(crate) use reassociate::reassociate_attention;
 pub(crate) use softmax::approximate_softmax;
-pub(crate) use spell_out::spell_out;
+pub(crate) use spell_out::{dequantise, spell_out};
