@@ -43,8 +43,8 @@ fn fused_matmul<'b>(fused: &Fused<'b, '_>) -> Option<Expr<'b>> {
         }
         // The rank has to be known to be transposed: a constant tells its own; products of two computed values are those
         // of heads, whose rank is 4.
-        let rank = match fused.model.initializer(fused.name(at)?) {
-            Some(constant) => constant.dims.len() as i64,
+        let rank = match fused.dims(fused.name(at)?) {
+            Some(dims) => dims.len() as i64,
             None => 4,
         };
         let mut order: Vec<i64> = (0..rank).collect();

@@ -61,9 +61,9 @@ impl<'b, 'm> Fused<'b, 'm> {
         self.node.output.get(at).is_some_and(read)
     }
 
-    /// Whether a value is an initializer of one axis, as what goes with the last axis of another is.
+    /// Whether a value is a constant of one axis, as what goes with the last axis of another is.
     fn is_vector(&self, name: &str) -> bool {
-        self.model.initializer(name).is_some_and(|constant| constant.dims.len() == 1)
+        self.dims(name).is_some_and(|dims| dims.len() == 1)
     }
 
     /// The size of the last axis of a value, where a linear map with a constant weight, or a vector that is added, tells.
@@ -81,9 +81,19 @@ impl<'b, 'm> Fused<'b, 'm> {
         }
     }
 
-    /// Axis `axis` of an initializer.
+    /// Axis `axis` of a constant.
     fn size(&self, name: &str, axis: usize) -> Option<i64> {
-        self.model.initializer(name)?.dims.get(axis).copied()
+        self.dims(name)?.get(axis).copied()
+    }
+
+    /// The axes of a constant: an initializer, or what a node holds, behind casts too.
+    fn dims(&self, name: &str) -> Option<&'m [i64]> {
+        let name = self.index.behind_casts(name);
+        if let Some(constant) = self.model.initializer(name) {
+            return Some(&constant.dims);
+        }
+        let node = self.index.producer(name).filter(|node| node.is("Constant"))?;
+        Some(&node.attribute("value")?.t.as_ref()?.dims)
     }
 }
 

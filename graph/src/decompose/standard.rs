@@ -73,7 +73,7 @@ pub(super) fn one_hot_product<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> 
     let constant =
         |at: usize| Some(model.constant(one_hot.input.get(at)?).ok()?.to_f32().iter().copied().collect::<Vec<_>>());
     let rows = fused.size(fused.name(1)?, 0)?;
-    let matrix = fused.model.initializer(fused.name(1)?)?.dims.len() == 2;
+    let matrix = fused.dims(fused.name(1)?)?.len() == 2;
     if !matrix || constant(1)? != [rows as f32] || constant(2)? != [0.0, 1.0] {
         return None;
     }

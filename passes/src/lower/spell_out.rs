@@ -7,16 +7,14 @@ use super::constants::refuse_unusable_weights;
 use crate::Result;
 use crate::sites::Precision;
 
-/// Spells what is quantised in single precision, without the roundings of what is computed; `precision` is then what the
-/// model came in. Returns how many nodes were spelled so.
+/// Spells what is quantised in single precision, without the roundings of what is computed, and what is of half precision
+/// beside it; returns how many nodes worked on quantised numbers.
 ///
 /// # Errors
 /// The graph's wiring is broken, or a constant cannot be read.
-pub(crate) fn dequantise(model: &mut Model, precision: &mut Precision) -> Result<usize> {
+pub(crate) fn dequantise(model: &mut Model) -> Result<usize> {
     mabert_graph::inline_functions(model)?;
-    if mabert_graph::widen_half(model)? {
-        *precision = Precision::Half;
-    }
+    mabert_graph::widen_half(model)?;
     Ok(mabert_graph::dequantise(model, Rounding::Dropped)?)
 }
 

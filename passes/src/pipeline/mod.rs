@@ -55,6 +55,15 @@ pub fn simplify(model: &mut Model) -> Result<Simplified> {
     Ok(simplified)
 }
 
+/// Spells what is quantised in single precision, without the roundings of what is computed: the first step of
+/// [`simplify`]. Returns how many operators worked on quantised numbers.
+///
+/// # Errors
+/// The graph's wiring is broken, or a constant cannot be read.
+pub fn dequantise(model: &mut Model) -> Result<usize> {
+    crate::lower::dequantise(model)
+}
+
 /// A model prepared and recognised.
 #[derive(Debug)]
 #[non_exhaustive]

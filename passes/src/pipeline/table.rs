@@ -89,7 +89,7 @@ passes! {
         name: "dequantise",
         kind: Dequantising,
         stage: Stage::Simplify,
-        work: Work::Graph { applies: mabert_graph::is_quantised, run: lower::dequantise },
+        work: Work::Graph { applies: mabert_graph::is_quantised, run: |model, _| lower::dequantise(model) },
     };
 
     /// The model's own functions, and fused operators, spelled out.

@@ -7,6 +7,7 @@ mod finish;
 mod measure;
 mod origin;
 mod prepare;
+mod quantised;
 mod report;
 mod sequences;
 mod settings;
@@ -14,6 +15,7 @@ mod stages;
 
 use mabert_graph::Model;
 
+pub use quantised::Dequantised;
 pub use report::{DevReport, OddInputs, Report, SiteReport, StageReport};
 pub use sequences::{DEFAULT_TOKENS, Source};
 pub use settings::{CheckpointFolder, Data, Dev, FullStage, Job, Transfer, TransferKind};
