@@ -11,8 +11,10 @@ use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, StringStringEntryPro
 use crate::decode::decode;
 use crate::encode::without_data;
 use crate::files::temporary_beside;
+use crate::foreign;
+use crate::stored::stored_bytes;
 use crate::tensor::checked_shape;
-use crate::{ElementType, Error, Result};
+use crate::{Error, Result};
 
 /// Where a model's large constants are kept when it is saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,13 +45,14 @@ pub(crate) fn load(proto: &mut ModelProto, folder: &Path) -> Result<Storage> {
 }
 
 /// Models without a folder cannot have external constants.
-pub(crate) fn refuse(proto: &mut ModelProto) -> Result<()> {
+pub(crate) fn refuse(proto: &mut ModelProto) -> Result<Storage> {
     for_each_tensor(proto, &mut |tensor| match tensor.data_location.enum_value() {
         Ok(DataLocation::EXTERNAL) => {
             Err(fault(tensor, "the model was given as bytes; load it from its file, beside its data"))
         }
         _ => Ok(()),
-    })
+    })?;
+    Ok(Storage::Inside)
 }
 
 /// Where a tensor's data lies, relative to the model's folder.
@@ -68,16 +71,16 @@ fn load_tensor(tensor: &mut TensorProto, folder: &Path, files: &mut HashMap<Stri
         let parse = |text: &str| text.parse().map_err(|_| fault(tensor, format!("its {key} `{text}` is not a number")));
         entry(tensor, key).map(parse).transpose()
     };
-    let Some(element) = ElementType::from_onnx(tensor.data_type) else {
+    let (shape, count) = checked_shape(tensor)?;
+    let Some(size) = stored_bytes(tensor.data_type, count) else {
         return Err(fault(tensor, format!("element type {} is not supported", tensor.data_type)));
     };
-    let (shape, count) = checked_shape(tensor)?;
-    let size = count.checked_mul(element.size()).ok_or_else(|| fault(tensor, "its shape is impossible"))? as u64;
+    let size = size as u64;
     let offset = number("offset")?.unwrap_or(0);
     if let Some(length) = number("length")?
         && length != size
     {
-        return Err(fault(tensor, format!("length {length}, but shape {shape:?} of {element} needs {size} bytes")));
+        return Err(fault(tensor, format!("length {length}, but shape {shape:?} needs {size} bytes")));
     }
     if !files.contains_key(&location) {
         let path = folder.join(&location);
@@ -88,6 +91,9 @@ fn load_tensor(tensor: &mut TensorProto, folder: &Path, files: &mut HashMap<Stri
     let held = file.metadata().map_err(|e| fault(tensor, e.to_string()))?.len();
     // Checked before the buffer is made: a wrong header must not ask for more memory than the file holds.
     if offset.checked_add(size).is_none_or(|end| end > held) {
+        if let Some(what) = foreign::recognised(file) {
+            return Err(fault(tensor, format!("it is {what}")));
+        }
         return Err(fault(tensor, format!("bytes {offset} to {offset}+{size} of a file of {held} bytes: truncated?")));
     }
     let mut data = vec![0; size as usize];
@@ -129,7 +135,8 @@ pub fn data_files(path: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
             }
         }
         Ok(())
-    })?;
+    })
+    .map_err(|e| e.in_model(&path.display().to_string()))?;
     Ok(files)
 }
 

@@ -37,7 +37,10 @@ impl<'g> Index<'g> {
     /// # Errors
     /// A value is produced twice or never, or a node is used before it is defined.
     pub fn new(model: &'g Model) -> Result<Self> {
-        let graph = model.graph();
+        Self::of_graph(model.graph()).map_err(|e| e.in_model(model.origin()))
+    }
+
+    fn of_graph(graph: &'g GraphProto) -> Result<Self> {
         let mut index = Self {
             graph,
             producer: HashMap::new(),

@@ -83,10 +83,18 @@ impl LoadOptions {
         self.take(graph.clone())
     }
 
-    fn take(self, mut graph: Graph) -> Result<Model> {
+    fn take(self, graph: Graph) -> Result<Model> {
+        let origin = graph.origin().to_owned();
+        self.plan(graph).map_err(|e| e.in_model(&origin))
+    }
+
+    fn plan(self, mut graph: Graph) -> Result<Model> {
+        let origin = graph.origin().to_owned();
         mabert_graph::inline_functions(&mut graph)?;
         // CPUs have little arithmetic in half precision, and tract none that is fast: computed in single precision.
         mabert_graph::widen_half(&mut graph)?;
+        // tract has few of the quantised operators: in floats, which the integers are no larger than, they give the same.
+        mabert_graph::dequantise(&mut graph, mabert_graph::Rounding::Kept)?;
         // tract knows few fused operators and takes their domain for granted: it only sees plain ones.
         mabert_graph::decompose_fused(&mut graph)?;
         limits::check(&graph)?;
@@ -133,7 +141,7 @@ impl LoadOptions {
                 Plans::PerShape { parsed: Box::new(parsed), cache: Mutex::default() }
             }
         };
-        Ok(Model { inputs: declared, outputs, checks, plans, planner })
+        Ok(Model { inputs: declared, outputs, checks, plans, planner, origin })
     }
 }
 
@@ -145,6 +153,8 @@ pub struct Model {
     checks: Checks,
     plans: Plans,
     planner: Planner,
+    /// Its file, for messages.
+    origin: String,
 }
 
 /// How long one operator took.
@@ -217,6 +227,10 @@ impl Model {
     /// Inputs of a wrong name, element type, rank or size; indices outside their tables; sequences that are too long;
     /// or a failure inside tract.
     pub fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Named> {
+        self.compute(inputs).map_err(|e| e.in_model(&self.origin))
+    }
+
+    fn compute(&self, inputs: &[(&str, &Tensor)]) -> Result<Named> {
         let ordered = self.checks.check(&self.inputs, inputs)?;
         let plan = self.plans.for_inputs(&self.planner, &self.inputs, &ordered)?;
         let values: TVec<_> = ordered.iter().map(|t| tract_values::to_tract(t).into_tvalue()).collect();

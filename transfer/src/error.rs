@@ -122,6 +122,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same, naming the model's file where it is about a model and does not name one yet.
+    pub(crate) fn in_model(self, origin: &str) -> Self {
+        match self {
+            Self::Graph(e) => e.in_model(origin).into(),
+            Self::Runtime(e) => e.in_model(origin).into(),
+            Self::Passes(e) => e.in_model(origin).into(),
+            other => other,
+        }
+    }
+
     pub(crate) fn data(path: &Path, reason: impl Into<String>) -> Self {
         Self::Data { path: path.to_owned(), line: None, reason: reason.into(), settings: &[] }
     }

@@ -76,7 +76,7 @@ fn nothing_to_explain(model: &Model, name: &str) -> String {
     let nodes = &model.graph().node;
     match nodes.iter().find(|n| n.label() == name) {
         Some(node) => format!(
-            "node `{name}` ({}) is no anchor; anchors are Softmax, the roots and powers of norms, and activations: run \
+            "node `{name}` ({}) is no anchor; anchors are Softmax (or its Exp), the roots and powers of norms, and activations: run \
              `explain` without --node to see them",
             node.op_type
         ),

@@ -6,8 +6,9 @@ use std::fmt::{self, Display, Formatter};
 use mabert_passes::contract::NonLinear;
 use mabert_passes::pipeline::{Pass, Skipped};
 use mabert_passes::sites::{LayerSite, SiteId};
+use mabert_transfer::compare::OutputDistance;
 use mabert_transfer::full::{FullReport, Losses};
-use mabert_transfer::job::{Report, SiteReport, Source};
+use mabert_transfer::job::{Dequantised, Report, SiteReport, Source};
 use serde::Serialize;
 
 use super::{megabytes, number, one_line, optional, percentage, table};
@@ -40,6 +41,9 @@ impl Display for StudentReport<'_> {
             writeln!(f, "note: {}", one_line(note))?;
         }
         writeln!(f)?;
+        if let Some(dequantised) = &report.dequantised {
+            quantised(f, dequantised)?;
+        }
         source(f, report)?;
         outputs(f, report)?;
         odd_inputs(f, report)?;
@@ -156,6 +160,22 @@ fn uses(report: &Report, source: &Source) -> Vec<String> {
         .map(|closed_form| format!("calibrated on {} {tokens} ({} sequences)", closed_form.tokens, source.sequences));
     let trained = report.full.as_ref().map(|_| format!("trained on {} sequences", source.training));
     calibrated.into_iter().chain(trained).collect()
+}
+
+/// What the teacher is where the model is quantised.
+fn quantised(f: &mut Formatter<'_>, dequantised: &Dequantised) -> fmt::Result {
+    let distance = |o: &OutputDistance| {
+        let same = o.agreement.map_or_else(String::new, |a| format!(", same argmax {:.1} %", 100.0 * a));
+        let cosine = o.mean_cosine.map_or_else(String::new, |cosine| format!(", mean cosine {cosine:.4}"));
+        format!("{} differs by {}{cosine}{same}", o.output, number(o.mean_abs))
+    };
+    let distances: Vec<String> = dequantised.outputs.iter().map(distance).collect();
+    writeln!(
+        f,
+        "The model is quantised ({} operators): the teacher is the same in single precision. From the model as it came, {}.",
+        dequantised.operators,
+        distances.join("; ")
+    )
 }
 
 /// How far the student's outputs are from the teacher's.

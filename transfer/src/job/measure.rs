@@ -7,6 +7,7 @@ use mabert_runtime::{LoadOptions, Model as Runnable, Named, Taps, borrowed};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
 
+use super::quantised;
 use super::report::DevReport;
 use super::settings::Dev;
 use crate::compare::{self, Distances, OutputDistance, Tolerance};
@@ -62,6 +63,12 @@ impl Reference {
     /// As [`inner_overflows`], on these sequences.
     pub(super) fn inner_overflows(&self, model: &Model, encoder_end: Option<&str>) -> Result<usize> {
         inner_overflows(model, encoder_end, &self.batches)
+    }
+
+    /// The mean size of each of the teacher's outputs.
+    pub(super) fn sizes(&self) -> Result<Vec<f64>> {
+        let zeros: Vec<Named> = self.teacher_outputs.iter().map(quantised::zeros).collect();
+        Ok(self.distances(&zeros)?.into_iter().map(|output| output.mean_abs).collect())
     }
 
     /// How far `outputs` are from the teacher's.

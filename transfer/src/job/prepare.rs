@@ -14,6 +14,7 @@ use mabert_runtime::{LoadOptions, Model as Runnable};
 
 use super::measure::{DevSet, Reference};
 use super::origin::{StartStudent, checkpoint};
+use super::quantised::{Dequantised, in_single_precision};
 use super::sequences::{HELD_OUT_SEED, Sequences, Source, vocabulary};
 use super::stages::{Record, Transferring};
 use super::{DEFAULT_HIDDEN, DEFAULT_MAX_SEQ, EXACT, Job, Transfer};
@@ -46,6 +47,8 @@ pub(super) struct Context<'j> {
     /// The model's file, for messages.
     pub(super) origin: String,
     pub(super) operators_before: BTreeMap<String, usize>,
+    /// Where it is quantised.
+    pub(super) dequantised: Option<Dequantised>,
     /// How far the model in canonical form is from itself, relative to outputs above 1.
     pub(super) canonical_change: f64,
     pub(super) texts: Texts,
@@ -80,6 +83,8 @@ impl<'j> Prepared<'j> {
     pub(super) fn new(model: Model, job: &'j Job, progress: &'j dyn Progress) -> Result<Self> {
         let begun = Instant::now();
         progress.begin("prepare", 3);
+        let operators_before = model.operators();
+        let (model, original) = in_single_precision(model)?;
         let runnable = LoadOptions::default().prepare(&model)?;
         let inputs = EncoderInputs::new(&model, &job.input_roles)?;
         if let Some(disagreement) = inputs.disagreement() {
@@ -121,12 +126,22 @@ impl<'j> Prepared<'j> {
         // Large models are held as few times as possible: nothing prepared is kept longer than it runs.
         drop(runnable);
         progress.step("teacher measured");
-        let operators_before = model.operators();
+        let dequantised = original.map(|original| original.measure(&reference)).transpose()?;
         let rewriting = Rewriting::new(model, options)?;
         let canonical_change = canonical_change(&reference, &rewriting)?;
         let texts = Texts { source, calibration, training, judges, odd, shape };
-        let context =
-            Context { job, progress, begun, origin, operators_before, canonical_change, texts, reference, notes };
+        let context = Context {
+            job,
+            progress,
+            begun,
+            origin,
+            operators_before,
+            dequantised,
+            canonical_change,
+            texts,
+            reference,
+            notes,
+        };
         Ok(Self { context, rewriting, start, checkpoint })
     }
 

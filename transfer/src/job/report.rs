@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::finish::{Finished, non_linear};
 use super::measure::Measured;
+use super::quantised::Dequantised;
 use super::sequences::Source;
 use super::{Job, TransferKind};
 use crate::compare::OutputDistance;
@@ -131,6 +132,8 @@ pub struct Report {
     pub sites: Vec<SiteReport>,
     /// Sites that were missed and accepted.
     pub misses: Vec<Miss>,
+    /// How the teacher was read, where it is quantised: what is said of the teacher is said of it in single precision.
+    pub dequantised: Option<Dequantised>,
     /// What folding did.
     pub fold: FoldReport,
     /// What the student was calibrated on; `None` where it was not.
@@ -200,6 +203,7 @@ impl Finished<'_> {
             passes: student.outcomes.clone(),
             sites,
             misses,
+            dequantised: context.dequantised,
             fold: student.fold,
             source: record.calibrates.then_some(context.texts.source),
             notes: context.notes,
