@@ -24,6 +24,7 @@ mod index;
 mod model;
 mod node;
 mod patch;
+mod schema;
 mod tensor;
 mod tensor_type;
 pub mod text;
@@ -41,6 +42,7 @@ pub use index::{Dependence, Index};
 pub use model::Model;
 pub use node::{NodeExt, attribute, cast_node};
 pub use patch::Patch;
+pub use schema::check_nodes;
 pub use tensor::{ElementType, Tensor, largest_difference};
 pub use tensor_type::{Dim, TensorType};
 

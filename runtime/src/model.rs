@@ -85,6 +85,7 @@ impl LoadOptions {
 
     fn take(self, mut graph: Graph) -> Result<Model> {
         mabert_graph::inline_functions(&mut graph)?;
+        mabert_graph::check_nodes(&graph)?;
         // CPUs have little arithmetic in half precision, and tract none that is fast: computed in single precision.
         mabert_graph::widen_half(&mut graph)?;
         // tract knows few fused operators and takes their domain for granted: it only sees plain ones.
