@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &RunArguments, global: &Global) -> Result<()> {
     }
     let engine = arguments.engine.load(&arguments.model, global)?;
     let outputs = match &arguments.npz {
-        Some(path) => engine.run(&borrowed(&npz::read(path)?))?,
+        Some(path) => engine.run(&borrowed(&npz::for_inputs(path, engine.inputs())?))?,
         None => run_sequences(engine.as_ref(), &sequences(arguments)?, Spread::Inside)?,
     };
     if let Some(path) = &arguments.output {

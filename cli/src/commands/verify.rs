@@ -136,8 +136,8 @@ impl Pair<'_> {
         let [first, second] = self.models.each_ref().map(Box::as_ref);
         let mut distances = Distances::new(tolerance);
         if let Some(path) = &arguments.npz {
-            let arrays = npz::read(path)?;
-            distances.add(&run_on(first, &arrays)?, &run_on(second, &arrays)?, None)?;
+            let run = |model: &dyn Engine| run_on(model, &npz::for_inputs(path, model.inputs())?);
+            distances.add(&run(first)?, &run(second)?, None)?;
             return Ok((distances, path.display().to_string()));
         }
         let (sequences, described) = sequences(arguments, self.paths, global)?;

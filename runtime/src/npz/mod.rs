@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek, Write as _};
 use std::path::{Path, PathBuf};
 
-use mabert_graph::Tensor;
+use mabert_graph::{Tensor, TensorType};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
@@ -95,6 +95,30 @@ pub fn read(path: impl AsRef<Path>) -> Result<Named> {
     let mut arrays = Arrays::open(path)?;
     let names = arrays.names.clone();
     names.into_iter().filter_map(|name| arrays.read(&name).map(|t| Some((name, t?))).transpose()).collect()
+}
+
+/// Reads those arrays of a file that are called as `inputs`; a note names the others. Where an input has none, the others are
+/// read too: one of them may be meant for it, and who runs the model says what it takes.
+///
+/// # Errors
+/// As those of [`Arrays::open`] and [`Arrays::read`].
+pub fn for_inputs(path: impl AsRef<Path>, inputs: &[TensorType]) -> Result<Named> {
+    let mut arrays = Arrays::open(path)?;
+    let mut named = Vec::new();
+    for input in inputs {
+        named.extend(arrays.read(&input.name)?.map(|tensor| (input.name.clone(), tensor)));
+    }
+    let is_input = |name: &String| inputs.iter().any(|input| input.name == *name);
+    let others: Vec<String> = arrays.names.iter().filter(|name| !is_input(name)).cloned().collect();
+    let complete = named.len() == inputs.len();
+    for name in others {
+        if complete {
+            tracing::warn!("{}: array `{name}` is not used: it is no input of the model", arrays.path.display());
+        } else {
+            named.extend(arrays.read(&name).ok().flatten().map(|tensor| (name, tensor)));
+        }
+    }
+    Ok(named)
 }
 
 /// An array of a file of so many bytes.
@@ -247,6 +271,11 @@ mod tests {
             let rows = Tensor::new(&[2, 3], vec![1i32, 2, 3, 4, 5, 6]);
             assert_eq!(arrays.read("columns").unwrap(), Some(rows));
             assert_eq!(arrays.read("nothing").unwrap(), None);
+            let input = |name: &str| TensorType { name: name.to_owned(), element: None, dims: None };
+            let named = for_inputs(file.path(), &[input("big"), input("little")]).unwrap();
+            assert_eq!(named.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["big", "little"]);
+            let named = for_inputs(file.path(), &[input("big"), input("ids")]).unwrap();
+            assert_eq!(named.len(), 3);
             let refused = arrays.read("words").unwrap_err().to_string();
             assert!(refused.contains("array `words`: of type `|O`"), "{refused}");
         }

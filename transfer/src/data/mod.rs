@@ -7,6 +7,7 @@ mod arrays;
 mod batch;
 mod columns;
 mod json;
+mod lines;
 mod made_up;
 mod reader;
 mod sample;

@@ -2,13 +2,14 @@
 
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Lines};
+use std::io::BufReader;
 use std::iter::Enumerate;
 use std::path::{Path, PathBuf};
 
 use super::arrays::Arrays;
 use super::columns::Columns;
 use super::json;
+use super::lines::Lines;
 use super::table::Table;
 use crate::{Error, Result};
 
@@ -77,7 +78,7 @@ impl Reader {
         let path = path.as_ref();
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         let open = || File::open(path).map_err(|e| Error::data(path, format!("cannot be read: {e}")));
-        let lines = || open().map(|f| BufReader::new(f).lines().enumerate());
+        let lines = || open().map(|f| Lines::new(BufReader::new(f)).enumerate());
         let table = |delimiter: u8| Table::open(path, open()?, delimiter, columns).map(Box::new);
         let format = match extension.as_str() {
             "txt" => Format::Text(lines()?),

@@ -1,10 +1,12 @@
 //! Examples out of tables: `.tsv` and `.csv` with a header.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use super::columns::Columns;
+use super::lines::{LONGEST, too_long};
 use super::reader::{Content, Example, unreadable};
 use crate::{Error, Result, Setting};
 
@@ -32,7 +34,7 @@ impl Table {
             .quoting(delimiter == b',')
             .terminator(csv::Terminator::Any(b'\n'))
             .flexible(true)
-            .from_reader(Newlines { inner: BufReader::new(file) });
+            .from_reader(Newlines { inner: BufReader::new(file), left: Cell::new(LONGEST) });
         let header = reader.headers().map_err(|e| unreadable(path, 1, &e))?.clone();
         let names: Vec<&str> = header.iter().map(|h| h.trim_start_matches('\u{feff}')).collect();
         if names.iter().all(|n| n.is_empty()) {
@@ -43,6 +45,7 @@ impl Table {
     }
 
     pub(super) fn next(&mut self, path: &Path, columns: &Columns) -> Option<Result<Example>> {
+        self.records.reader().get_ref().left.set(LONGEST);
         Some(match self.records.next()? {
             Ok(record) => self.positions.example(path, &record, columns),
             Err(e) => Err(unreadable(path, e.position().map_or(0, |p| p.line() as usize), &e)),
@@ -80,12 +83,24 @@ impl Positions {
 }
 
 /// A reader that ends lines with a lone `\n`: the `csv` crate counts lines by those, one too few where a `\r` comes first.
+/// That crate keeps a record in memory however long it is; it gets so much and no more.
 struct Newlines<R> {
     inner: R,
+    /// Bytes that may still be read for the record that is asked for.
+    left: Cell<u64>,
 }
 
 impl<R: BufRead> Read for Newlines<R> {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.read_some(into)?;
+        let left = self.left.get().checked_sub(count as u64).ok_or_else(|| too_long(LONGEST))?;
+        self.left.set(left);
+        Ok(count)
+    }
+}
+
+impl<R: BufRead> Newlines<R> {
+    fn read_some(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
         if into.is_empty() {
             return Ok(0);
         }
