@@ -84,7 +84,14 @@ fn load_tensor(tensor: &mut TensorProto, folder: &Path, files: &mut HashMap<Stri
     }
     if !files.contains_key(&location) {
         let path = folder.join(&location);
-        let open = File::open(&path).map_err(|e| fault(tensor, format!("{}: {e}", path.display())))?;
+        // Asked before it is opened: whoever opens a pipe waits for the other end.
+        let kind = std::fs::metadata(&path).map(|about| about.file_type());
+        let open = match kind {
+            Ok(kind) if !kind.is_file() => return Err(fault(tensor, format!("{} is not a file", path.display()))),
+            Ok(_) => File::open(&path),
+            Err(e) => Err(e),
+        };
+        let open = open.map_err(|e| fault(tensor, format!("{}: {e}", path.display())))?;
         files.insert(location.clone(), open);
     }
     let file = files.get_mut(&location).expect("inserted above");

@@ -28,6 +28,7 @@ mod order;
 mod patch;
 mod printable;
 mod quantised;
+mod schema;
 mod stored;
 mod tensor;
 mod tensor_type;
@@ -48,6 +49,7 @@ pub use node::{NodeExt, attribute, cast_node};
 pub use patch::Patch;
 pub use printable::{is_printable, printable};
 pub use quantised::{Rounding, dequantise, is_quantised};
+pub use schema::check_nodes;
 pub use tensor::{ElementType, Tensor, largest_difference};
 pub use tensor_type::{Dim, TensorType};
 

@@ -32,6 +32,7 @@
 
 mod adapt;
 mod backend;
+mod bounded;
 mod check;
 mod engine;
 mod error;

@@ -16,7 +16,7 @@ use crate::check::Checks;
 use crate::engine::{Engine, Named};
 use crate::memory::Freed;
 use crate::plan::{Planner, Plans, guarded, symbolic};
-use crate::{Error, Result, adapt, limits, tract_values};
+use crate::{Error, Result, adapt, bounded, limits, tract_values};
 
 impl Engine for Model {
     fn inputs(&self) -> &[TensorType] {
@@ -91,6 +91,7 @@ impl LoadOptions {
     fn plan(self, mut graph: Graph) -> Result<Model> {
         let origin = graph.origin().to_owned();
         mabert_graph::inline_functions(&mut graph)?;
+        mabert_graph::check_nodes(&graph)?;
         // CPUs have little arithmetic in half precision, and tract none that is fast: computed in single precision.
         mabert_graph::widen_half(&mut graph)?;
         // tract has few of the quantised operators: in floats, which the integers are no larger than, they give the same.
@@ -108,7 +109,9 @@ impl LoadOptions {
         drop(graph);
         let mut parsed = guarded(|| {
             let onnx = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_output_types(true);
-            parse(&onnx.with_ignore_value_info(true), &message)
+            let mut onnx = onnx.with_ignore_value_info(true);
+            bounded::check_operators(&mut onnx);
+            parse(&onnx, &message)
         })?;
         drop(message);
         let mut freed = Freed::default();
@@ -118,7 +121,7 @@ impl LoadOptions {
         }
         let executor = match self.threads {
             // tract panics where the system gives no more threads.
-            Some(n) if n > 1 => guarded(|| Ok::<_, Error>(Executor::multithread(n)))?,
+            Some(n) if n > 1 => guarded(|| Ok(Executor::multithread(n)))?,
             _ => Executor::SingleThread,
         };
         let planner = Planner {
@@ -136,6 +139,8 @@ impl LoadOptions {
                 drop(parsed);
                 Plans::Symbolic(planner.plan(typed)?)
             }
+            // No shape makes that sound.
+            Err(refused @ Error::Graph(_)) => return Err(refused),
             Err(e) => {
                 tracing::debug!("planned for each shape apart, as symbols do not unify: {e}");
                 Plans::PerShape { parsed: Box::new(parsed), cache: Mutex::default() }

@@ -91,7 +91,7 @@ impl RunArguments {
         let engine = self.engine.load(&self.model, global)?;
         let model = Model::load(&self.model)?;
         if let Some(path) = &self.npz {
-            let arrays = npz::read(path)?;
+            let arrays = npz::for_inputs(path, engine.inputs())?;
             refuse_negative_ids(&model, &arrays, &self.data.input_roles).with_context(|| path.display().to_string())?;
             return Ok((engine.run(&borrowed(&arrays))?, Vec::new()));
         }

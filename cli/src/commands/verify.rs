@@ -149,10 +149,11 @@ impl Pair<'_> {
         let [first, second] = self.models.each_ref().map(Box::as_ref);
         let mut distances = Distances::new(tolerance);
         if let Some(path) = &arguments.npz {
-            let arrays = npz::read(path)?;
+            let arrays = npz::for_inputs(path, first.inputs())?;
             refuse_negative_ids(&Model::load(self.paths[0])?, &arrays, &arguments.data.input_roles)
                 .with_context(|| path.display().to_string())?;
-            distances.add(&run_on(first, &arrays)?, &run_on(second, &arrays)?, None)?;
+            let others = npz::for_inputs(path, second.inputs())?;
+            distances.add(&run_on(first, &arrays)?, &run_on(second, &others)?, None)?;
             return Ok((distances, Compared::arrays(path)));
         }
         let compared = compared(arguments, self.paths, global)?;

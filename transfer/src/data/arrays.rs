@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mabert_runtime::{Named, Tensor, npz};
+use mabert_runtime::npz;
 use ndarray::Array2;
 
 use super::columns::Columns;
@@ -20,19 +20,20 @@ pub(super) struct Arrays {
 
 impl Arrays {
     pub(super) fn read(path: &Path, columns: &Columns) -> Result<Self> {
-        let named = npz::read(path)?;
-        let Some(ids) = matrix(path, &named, "input_ids")? else {
-            let names = named.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>().join(", ");
+        // Only what is asked for is read: there may be arrays of other kinds beside it.
+        let mut named = npz::Arrays::open(path)?;
+        let Some(ids) = matrix(path, &mut named, "input_ids")? else {
+            let names = named.names().join(", ");
             return Err(Error::data(path, format!("there is no array `input_ids` [rows, length]; it has {names}")));
         };
-        let beside = |name: &str| match matrix(path, &named, name)? {
+        let mut beside = |name: &str| match matrix(path, &mut named, name)? {
             Some(other) if other.dim() != ids.dim() => {
                 Err(Error::data(path, format!("`{name}` is {:?}, `input_ids` {:?}", other.dim(), ids.dim())))
             }
             other => Ok(other),
         };
         let (types, mask) = (beside("token_type_ids")?, beside("attention_mask")?);
-        let labels = columns.label.as_ref().map(|name| label_texts(path, &named, name, ids.nrows())).transpose()?;
+        let labels = columns.label.as_ref().map(|name| label_texts(path, &mut named, name, ids.nrows())).transpose()?;
         Ok(Self { ids, types, mask, labels, next: 0 })
     }
 
@@ -53,16 +54,15 @@ impl Arrays {
     }
 }
 
-fn matrix(path: &Path, named: &Named, name: &str) -> Result<Option<Array2<i64>>> {
-    let Some((_, tensor)) = named.iter().find(|(n, _)| n == name) else { return Ok(None) };
+fn matrix(path: &Path, named: &mut npz::Arrays, name: &str) -> Result<Option<Array2<i64>>> {
+    let Some(tensor) = named.read(name)? else { return Ok(None) };
     let matrix = tensor.to_i64().and_then(|a| a.into_dimensionality().ok());
     matrix.map(Some).ok_or_else(|| Error::data(path, format!("`{name}` is not an integer matrix [rows, length]")))
 }
 
 /// The labels in the array `name`, one a row.
-fn label_texts(path: &Path, named: &Named, name: &str, rows: usize) -> Result<Vec<String>> {
-    let tensor: Option<&Tensor> = named.iter().find(|(n, _)| n == name).map(|(_, t)| t);
-    let tensor = tensor.ok_or_else(|| Error::data(path, format!("there is no array `{name}`")))?;
+fn label_texts(path: &Path, named: &mut npz::Arrays, name: &str, rows: usize) -> Result<Vec<String>> {
+    let tensor = named.read(name)?.ok_or_else(|| Error::data(path, format!("there is no array `{name}`")))?;
     if tensor.shape() != [rows] {
         return Err(Error::data(path, format!("`{name}` is {:?}, one label a row is needed", tensor.shape())));
     }

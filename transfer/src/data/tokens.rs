@@ -1,5 +1,7 @@
 //! Texts to token ids.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use tokenizers::utils::truncation::truncate_encodings;
@@ -7,6 +9,9 @@ use tokenizers::{Encoding, PostProcessor as _, Tokenizer, TruncationParams};
 
 use super::reader::{Content, Example};
 use crate::{Error, Result, Setting};
+
+/// Bytes of a tokenizer's file: those of the largest vocabularies have some tens of megabytes.
+const LARGEST: u64 = 256 << 20;
 
 /// What a model reads of one example, without padding.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,7 +75,12 @@ impl TextEncoder {
             return Ok(Self { tokenizer: None, path: PathBuf::new(), longest, overlong, pad: 0 });
         };
         let fault = |reason: String| Error::Tokenizer { path: path.to_owned(), reason };
-        let bytes = std::fs::read(path).map_err(|e| fault(format!("cannot be read: {e}")))?;
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes));
+        read.map_err(|e| fault(format!("cannot be read: {e}")))?;
+        if bytes.len() as u64 > LARGEST {
+            return Err(fault(format!("larger than {} MiB, which no tokenizer.json is", LARGEST >> 20)));
+        }
         let mut tokenizer = Tokenizer::from_bytes(&bytes)
             .map_err(|e| fault(format!("not a tokenizer.json of the tokenizers library: {e}")))?;
         let pad = tokenizer.get_padding().map(|padding| padding.pad_id).or_else(|| first_id(&tokenizer, &PADDING));
