@@ -1,9 +1,15 @@
 //! What the fuzz targets do with bytes. The workspace's tests do it with a few random ones as well.
 
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use mabert_graph::Model as Graph;
-use mabert_runtime::{Model, Tensor, borrowed};
+use mabert_graph::{Dim, ElementType, Model as Graph, TensorType};
+use mabert_runtime::{Model, Named, Tensor, borrowed};
+
+#[path = "mutation.rs"]
+mod mutation;
+
+use mutation::Choices;
 
 /// Exports of several styles, to be changed.
 const EXPORTS: [&[u8]; 5] = [
@@ -72,4 +78,58 @@ pub(crate) fn inputs(bytes: &[u8]) {
     let mask = if kind & 1 == 0 { made(7) } else { Tensor::new(&[batch, length], vec![1i64; batch * length]) };
     let inputs = [("input_ids", made(0)), ("attention_mask", mask), ("token_type_ids", made(3))];
     _ = MODEL.run(&borrowed(&inputs[..if kind & 2 == 0 { 2 } else { 3 }]));
+}
+
+/// Real exports of every kind that is tested, their attributes, operands and constants changed.
+pub(crate) fn mutations(bytes: &[u8]) {
+    use_in_every_way(&mutated(bytes));
+}
+
+/// One of the exports that are tested, changed.
+pub(crate) fn mutated(bytes: &[u8]) -> Graph {
+    static FILES: LazyLock<Vec<PathBuf>> = LazyLock::new(|| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/coverage");
+        let files = std::fs::read_dir(folder).expect("the fixtures").map(|entry| entry.expect("a file").path());
+        let mut models: Vec<PathBuf> = files.filter(|f| f.extension().is_some_and(|e| e == "onnx")).collect();
+        models.sort();
+        models
+    });
+    let mut choices = Choices(bytes);
+    let mut model = Graph::load(&FILES[choices.below(FILES.len())]).expect("a fixture");
+    mutation::mutate(&mut model, &mut choices);
+    model
+}
+
+/// Loads a model, runs it and looks for what it holds.
+fn use_in_every_way(graph: &Graph) {
+    if let Ok(model) = mabert_runtime::LoadOptions::default().prepare(graph) {
+        _ = model.run(&borrowed(&some_inputs(model.inputs())));
+    }
+    let mut graph = graph.clone();
+    if mabert_passes::pipeline::simplify(&mut graph).is_ok() {
+        _ = mabert_passes::recognise::recognise(&graph);
+    }
+}
+
+/// Inputs of the types and shapes declared, small where a size is free.
+fn some_inputs(declared: &[TensorType]) -> Named {
+    let shape = |input: &TensorType| -> Vec<usize> {
+        let Some(dims) = &input.dims else { return vec![2, 8] };
+        let size = |(axis, dim): (usize, &Dim)| match dim {
+            Dim::Fixed(size) => (*size).min(64),
+            _ => [2, 8, 3, 5][axis % 4],
+        };
+        dims.iter().take(6).enumerate().map(size).collect()
+    };
+    let made = |input: &TensorType| {
+        let shape = shape(input);
+        let count = shape.iter().product();
+        match input.element {
+            Some(ElementType::F32) => Tensor::new(&shape, vec![0.5f32; count]),
+            Some(ElementType::I32) => Tensor::new(&shape, vec![1i32; count]),
+            Some(ElementType::Bool) => Tensor::new(&shape, vec![true; count]),
+            _ => Tensor::new(&shape, vec![1i64; count]),
+        }
+    };
+    declared.iter().map(|input| (input.name.clone(), made(input))).collect()
 }

@@ -4,8 +4,10 @@ use std::path::Path;
 
 use anyhow::Result;
 use mabert_graph::Model;
+use mabert_passes::inputs::{EncoderInputs, GivenRoles};
 use mabert_passes::recording::longest_sequence;
 use mabert_runtime::{Engine, LoadOptions, Model as TractModel, Named, OrtModel, Tensor, borrowed, load_onnxruntime};
+use mabert_transfer::data::{BatchShape, TextEncoder};
 
 use crate::arguments::{Choice, Global};
 
@@ -63,10 +65,64 @@ pub(crate) fn load_tract(path: &Path, global: &Global) -> Result<TractModel> {
     Ok(tract_options(global).load(path)?)
 }
 
-/// The longest sequence that a model takes, at most `limit`.
-pub(crate) fn max_seq(model: &Model, limit: usize) -> Result<usize> {
-    let runnable = LoadOptions::default().prepare(model)?;
-    Ok(longest_sequence(model, &runnable, limit)?.0)
+/// What a model reads.
+pub(crate) struct Reads {
+    inputs: EncoderInputs,
+    /// The longest sequence that it takes, or what was asked for.
+    pub(crate) max_seq: usize,
+    channels: Option<usize>,
+}
+
+impl Reads {
+    /// What `model` reads, of at most `limit` tokens; names that say something else than the graph are told of.
+    pub(crate) fn new(model: &Model, limit: usize, given: &GivenRoles) -> Result<Self> {
+        let inputs = EncoderInputs::new(model, given)?;
+        if let Some(disagreement) = inputs.disagreement() {
+            tracing::warn!("{}: {disagreement}", model.origin());
+        }
+        let runnable = LoadOptions::default().prepare(model)?;
+        let max_seq = longest_sequence(&inputs, &runnable, limit)?.0;
+        let channels = inputs.vocabulary().and_then(|rows| columns_of_table(model, rows));
+        Ok(Self { inputs, max_seq, channels })
+    }
+
+    /// Token ids are below it; `None` where no table was found that they index.
+    pub(crate) fn vocabulary(&self) -> Option<usize> {
+        self.inputs.vocabulary()
+    }
+
+    /// How wide its embeddings are, where that is known.
+    pub(crate) fn channels(&self) -> Option<usize> {
+        self.channels
+    }
+
+    /// What its batches are like, filled up as the encoder's tokenizer does.
+    pub(crate) fn shape(&self, encoder: &TextEncoder) -> BatchShape {
+        let pad = encoder.pad();
+        let is_known = self.vocabulary().is_none_or(|rows| usize::try_from(pad).is_ok_and(|pad| pad < rows));
+        BatchShape { pad: if is_known { pad } else { 0 }, ..BatchShape::new(&self.inputs) }
+    }
+}
+
+/// Columns of the table that has so many rows, where it is as its file holds it.
+fn columns_of_table(model: &Model, rows: usize) -> Option<usize> {
+    let tables = &model.graph().initializer;
+    let table = tables.iter().find(|t| t.dims.len() == 2 && usize::try_from(t.dims[0]) == Ok(rows));
+    usize::try_from(table?.dims[1]).ok()
+}
+
+/// Refuses negative ids: ONNX counts them from the end of a table, but no tokenizer means that.
+pub(crate) fn refuse_negative_ids(model: &Model, arrays: &Named, given: &GivenRoles) -> Result<()> {
+    let inputs = EncoderInputs::new(model, given)?;
+    for (name, values) in arrays {
+        let Some(rows) = inputs.get(name).and_then(|input| input.rows) else { continue };
+        let negative = values.to_i64().and_then(|ids| ids.iter().copied().find(|id| *id < 0));
+        if let Some(id) = negative {
+            let reason = format!("input `{name}` holds {id}: what it indexes has rows 0 to {}", rows.saturating_sub(1));
+            return Err(mabert_transfer::Error::Compare(reason).into());
+        }
+    }
+    Ok(())
 }
 
 /// Runs a model on those of the named values that it has inputs for.

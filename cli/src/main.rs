@@ -5,6 +5,7 @@ mod bars;
 mod commands;
 mod engines;
 mod failure;
+mod files;
 mod print;
 
 use std::process::ExitCode;
@@ -63,9 +64,10 @@ fn main() -> ExitCode {
         Err(error) => {
             let code = failure::exit_code(&error);
             let message = failure::message(&error);
-            eprintln!("error: {message}");
+            print::on_standard_error(format!("error: {message}"));
             if arguments.global.json && !failure::is_reported(&error) {
-                println!("{}", serde_json::json!({ "error": message, "exit_code": code }));
+                // Where it cannot be written, the message above and the exit code have said so.
+                _ = print::json_line(&serde_json::json!({ "error": message, "exit_code": code }));
             }
             ExitCode::from(code)
         }

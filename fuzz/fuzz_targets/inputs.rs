@@ -1,7 +1,7 @@
 //! Any inputs to a model that is sound.
 #![no_main]
 
-#[allow(dead_code, reason = "each target is one of the two")]
+#[allow(dead_code, reason = "each target is one of a few")]
 #[path = "../targets.rs"]
 mod targets;
 

@@ -1,7 +1,7 @@
 //! Any model to be rewritten.
 #![no_main]
 
-#[allow(dead_code, reason = "each target is one of the two")]
+#[allow(dead_code, reason = "each target is one of a few")]
 #[path = "../targets.rs"]
 mod targets;
 

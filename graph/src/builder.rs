@@ -265,6 +265,19 @@ impl<'b> Expr<'b> {
         let scaled = centred / (variance + epsilon).sqrt() * gamma;
         beta.map_or(scaled, |beta| scaled + beta)
     }
+    /// GELU: `x / 2 (1 + erf(x / sqrt 2))`.
+    pub fn gelu_erf(self) -> Self {
+        0.5 * self * ((self / std::f32::consts::SQRT_2).erf() + 1.0)
+    }
+    /// GELU's approximation by tanh: `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+    pub fn gelu_tanh(self) -> Self {
+        let c = (2.0 / std::f32::consts::PI).sqrt();
+        0.5 * self * ((c * (self + 0.044_715 * self * self * self)).tanh() + 1.0)
+    }
+    /// Normalisation by the root of the mean square over the last axis: `gamma x / sqrt(mean(x^2) + epsilon)`.
+    pub fn rms_norm(self, gamma: Self, epsilon: f32) -> Self {
+        self / ((self * self).mean_last() + epsilon).sqrt() * gamma
+    }
     /// Mean over the last axis, which is kept with size 1.
     pub fn mean_last(self) -> Self {
         let keep = attribute::int("keepdims", 1);

@@ -5,10 +5,17 @@ use std::io::{BufRead, Seek};
 use onnx_protobuf::ModelProto;
 use protobuf::Message as _;
 
-use crate::{Error, Result, wire};
+use crate::{Error, Result, foreign, wire};
 
 /// Reads a message from the start of `bytes`.
 pub(crate) fn decode(origin: &str, bytes: &mut (impl BufRead + Seek)) -> Result<ModelProto> {
+    read(origin, bytes).map_err(|fault| match foreign::recognised(bytes) {
+        Some(what) => Error::Foreign { origin: origin.to_owned(), what },
+        None => fault,
+    })
+}
+
+fn read(origin: &str, bytes: &mut (impl BufRead + Seek)) -> Result<ModelProto> {
     let fault = |reason: String| Error::NotOnnx { origin: origin.to_owned(), reason };
     wire::check(origin, bytes)?;
     bytes.rewind().map_err(|e| fault(e.to_string()))?;

@@ -33,6 +33,14 @@ pub enum Error {
         /// What was found.
         reason: String,
     },
+    /// What was given as a model is something else.
+    #[error("{origin}: no ONNX model but {what}")]
+    Foreign {
+        /// The file or folder, or `<bytes>`.
+        origin: String,
+        /// What it is, and what to do.
+        what: String,
+    },
     /// External data is missing or does not fit.
     #[error("initializer `{tensor}`: external data `{location}`: {reason}")]
     ExternalData {
@@ -54,9 +62,27 @@ pub enum Error {
     /// The graph's wiring is broken.
     #[error("graph: {0}")]
     Graph(String),
+    /// What is wrong with a model, and its file.
+    #[error("{origin}: {source}")]
+    InModel {
+        /// The file.
+        origin: String,
+        /// What is wrong.
+        source: Box<Error>,
+    },
 }
 
 impl Error {
+    /// The same, naming the model's file where no file is named yet; models that were made in memory have none.
+    pub fn in_model(self, origin: &str) -> Self {
+        match self {
+            Self::ExternalData { .. } | Self::Tensor { .. } | Self::Graph(_) if !origin.starts_with('<') => {
+                Self::InModel { origin: origin.to_owned(), source: Box::new(self) }
+            }
+            named => named,
+        }
+    }
+
     pub(crate) fn tensor(name: &str, reason: impl Into<String>) -> Self {
         Self::Tensor { name: name.to_owned(), reason: reason.into() }
     }

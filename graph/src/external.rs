@@ -11,8 +11,10 @@ use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, StringStringEntryPro
 use crate::decode::decode;
 use crate::encode::without_data;
 use crate::files::temporary_beside;
+use crate::foreign;
+use crate::stored::stored_bytes;
 use crate::tensor::checked_shape;
-use crate::{ElementType, Error, Result};
+use crate::{Error, Result};
 
 /// Where a model's large constants are kept when it is saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,13 +45,14 @@ pub(crate) fn load(proto: &mut ModelProto, folder: &Path) -> Result<Storage> {
 }
 
 /// Models without a folder cannot have external constants.
-pub(crate) fn refuse(proto: &mut ModelProto) -> Result<()> {
+pub(crate) fn refuse(proto: &mut ModelProto) -> Result<Storage> {
     for_each_tensor(proto, &mut |tensor| match tensor.data_location.enum_value() {
         Ok(DataLocation::EXTERNAL) => {
             Err(fault(tensor, "the model was given as bytes; load it from its file, beside its data"))
         }
         _ => Ok(()),
-    })
+    })?;
+    Ok(Storage::Inside)
 }
 
 /// Where a tensor's data lies, relative to the model's folder.
@@ -68,26 +71,36 @@ fn load_tensor(tensor: &mut TensorProto, folder: &Path, files: &mut HashMap<Stri
         let parse = |text: &str| text.parse().map_err(|_| fault(tensor, format!("its {key} `{text}` is not a number")));
         entry(tensor, key).map(parse).transpose()
     };
-    let Some(element) = ElementType::from_onnx(tensor.data_type) else {
+    let (shape, count) = checked_shape(tensor)?;
+    let Some(size) = stored_bytes(tensor.data_type, count) else {
         return Err(fault(tensor, format!("element type {} is not supported", tensor.data_type)));
     };
-    let (shape, count) = checked_shape(tensor)?;
-    let size = count.checked_mul(element.size()).ok_or_else(|| fault(tensor, "its shape is impossible"))? as u64;
+    let size = size as u64;
     let offset = number("offset")?.unwrap_or(0);
     if let Some(length) = number("length")?
         && length != size
     {
-        return Err(fault(tensor, format!("length {length}, but shape {shape:?} of {element} needs {size} bytes")));
+        return Err(fault(tensor, format!("length {length}, but shape {shape:?} needs {size} bytes")));
     }
     if !files.contains_key(&location) {
         let path = folder.join(&location);
-        let open = File::open(&path).map_err(|e| fault(tensor, format!("{}: {e}", path.display())))?;
+        // Asked before it is opened: whoever opens a pipe waits for the other end.
+        let kind = std::fs::metadata(&path).map(|about| about.file_type());
+        let open = match kind {
+            Ok(kind) if !kind.is_file() => return Err(fault(tensor, format!("{} is not a file", path.display()))),
+            Ok(_) => File::open(&path),
+            Err(e) => Err(e),
+        };
+        let open = open.map_err(|e| fault(tensor, format!("{}: {e}", path.display())))?;
         files.insert(location.clone(), open);
     }
     let file = files.get_mut(&location).expect("inserted above");
     let held = file.metadata().map_err(|e| fault(tensor, e.to_string()))?.len();
     // Checked before the buffer is made: a wrong header must not ask for more memory than the file holds.
     if offset.checked_add(size).is_none_or(|end| end > held) {
+        if let Some(what) = foreign::recognised(file) {
+            return Err(fault(tensor, format!("it is {what}")));
+        }
         return Err(fault(tensor, format!("bytes {offset} to {offset}+{size} of a file of {held} bytes: truncated?")));
     }
     let mut data = vec![0; size as usize];
@@ -129,8 +142,26 @@ pub fn data_files(path: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
             }
         }
         Ok(())
-    })?;
+    })
+    .map_err(|e| e.in_model(&path.display().to_string()))?;
     Ok(files)
+}
+
+/// Whether a file has a name as this program gives to the data of the model at `model`.
+pub fn is_own_data_name(file: &Path, model: &Path) -> bool {
+    let [name, model] = [file, model].map(|p| p.file_name().unwrap_or_default().to_string_lossy());
+    let number = name.strip_prefix(&*model).and_then(|rest| rest.strip_suffix(".data"));
+    number
+        .is_some_and(|number| number.is_empty() || number.strip_prefix('.').is_some_and(|n| n.parse::<usize>().is_ok()))
+}
+
+/// Data files of the model that is at a path now which have [names of this program's](is_own_data_name): they go when the
+/// model is overwritten.
+pub fn own_data_files(model: &Path) -> Vec<PathBuf> {
+    // Most models have none: then they need not be read. Whatever else lies there is about to be overwritten.
+    let any = (1..4).any(|number| data_path(model, number).exists());
+    let files = if any { data_files(model).unwrap_or_default() } else { Vec::new() };
+    files.into_iter().filter(|file| is_own_data_name(file, model)).collect()
 }
 
 /// Data files of the model that is at a path before it is overwritten.
@@ -139,17 +170,7 @@ pub(crate) struct OldData(Vec<PathBuf>);
 impl OldData {
     /// Those that this program would have named so.
     pub(crate) fn beside(model: &Path) -> Self {
-        let own = |file: &PathBuf| {
-            let [name, model] = [file.as_path(), model].map(|p| p.file_name().unwrap_or_default().to_string_lossy());
-            let number = name.strip_prefix(&*model).and_then(|rest| rest.strip_suffix(".data"));
-            number.is_some_and(|number| {
-                number.is_empty() || number.strip_prefix('.').is_some_and(|n| n.parse::<usize>().is_ok())
-            })
-        };
-        // Most models have none: then they need not be read. Whatever else lies there is about to be overwritten.
-        let any = (1..4).any(|number| data_path(model, number).exists());
-        let files = if any { data_files(model).unwrap_or_default() } else { Vec::new() };
-        Self(files.into_iter().filter(own).collect())
+        Self(own_data_files(model))
     }
 
     /// Removes them, but for what the new model refers to. One that cannot be removed is only in the way.

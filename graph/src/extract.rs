@@ -57,7 +57,8 @@ impl Model {
         }
         nodes.reverse();
         if let Some(missing) = needed.iter().find(|n| !initializers.contains_key(*n)) {
-            return Err(Error::Graph(format!("the part that ends in {outputs:?} also needs `{missing}`")));
+            let reason = format!("the part that ends in {outputs:?} also needs `{missing}`");
+            return Err(Error::Graph(reason).in_model(self.origin()));
         }
         let mut constants: Vec<usize> = needed.iter().map(|n| initializers[n]).collect();
         constants.sort_unstable();

@@ -19,6 +19,11 @@ const MOST_NODES: usize = 1 << 20;
 /// # Errors
 /// Functions call themselves, grow beyond a million nodes, or want another version of the standard operators than the model.
 pub fn inline_functions(model: &mut Model) -> Result<usize> {
+    let origin = model.origin().to_owned();
+    inline(model).map_err(|e| e.in_model(&origin))
+}
+
+fn inline(model: &mut Model) -> Result<usize> {
     if model.proto().functions.is_empty() {
         return Ok(0);
     }

@@ -1,11 +1,13 @@
-//! Models that compute in half precision, brought to single precision and back.
+//! Models that compute in half precision, brought to single precision and back; those of bfloat16 only brought to it.
 //!
 //! Work on a model (probing, calibrating, running where the CPU has no half-precision arithmetic) is done in `f32`; what
-//! the model takes and gives keeps its type.
+//! the model takes and gives keeps its type, unless that is bfloat16, which hardly any engine takes on a CPU.
 
+use onnx_protobuf::tensor_proto::DataType;
 use onnx_protobuf::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
 
-use crate::{ElementType, Error, Model, NodeExt as _, Result, Tensor, cast_node};
+use crate::stored::to_single;
+use crate::{ElementType, Error, Model, NodeExt as _, Result, Tensor, attribute, cast_node};
 
 /// The largest finite `f16`.
 const LARGEST: f32 = 65_504.0;
@@ -23,17 +25,27 @@ pub fn is_half(model: &Model) -> bool {
 }
 
 /// Makes every inner value of half precision one of single precision; returns whether there were any. Inputs and outputs of
-/// the graph keep their types.
+/// the graph keep their types. Values of bfloat16 become single precision too, and so do inputs and outputs of it.
 ///
 /// # Errors
 /// A constant cannot be read.
 pub fn widen_half(model: &mut Model) -> Result<bool> {
+    let origin = model.origin().to_owned();
+    widen_bfloat(model.graph_mut()).map_err(|e| e.in_model(&origin))?;
     if !is_half(model) {
         return Ok(false);
     }
     let any = |tensor, _: &str| Ok(tensor);
-    Conversion { from: ElementType::F16, to: ElementType::F32, check: &any }.model(model)?;
+    Conversion { from: ElementType::F16.onnx(), to: ElementType::F32, check: &any }.model(model)?;
     Ok(true)
+}
+
+fn widen_bfloat(graph: &mut GraphProto) -> Result<()> {
+    let any = |tensor, _: &str| Ok(tensor);
+    let conversion = Conversion { from: DataType::BFLOAT16 as i32, to: ElementType::F32, check: &any };
+    conversion.graph(graph)?;
+    conversion.declarations(graph);
+    Ok(())
 }
 
 /// Makes every inner value of single precision one of half precision. Inputs and outputs of the graph keep their types.
@@ -53,21 +65,26 @@ pub fn narrow_to_half(model: &mut Model) -> Result<()> {
             }
         }
     };
-    Conversion { from: ElementType::F32, to: ElementType::F16, check: &in_range }.model(model)
+    Conversion { from: ElementType::F32.onnx(), to: ElementType::F16, check: &in_range }.model(model)
 }
 
 type Check<'c> = dyn Fn(Tensor, &str) -> Result<Tensor> + 'c;
 
 /// From one element type to another; each constant is checked before.
 struct Conversion<'c> {
-    from: ElementType,
+    /// ONNX's number of the type.
+    from: i32,
     to: ElementType,
     check: &'c Check<'c>,
 }
 
 impl Conversion<'_> {
     fn model(&self, model: &mut Model) -> Result<()> {
-        let graph = model.graph_mut();
+        let origin = model.origin().to_owned();
+        self.main_graph(model.graph_mut()).map_err(|e| e.in_model(&origin))
+    }
+
+    fn main_graph(&self, graph: &mut GraphProto) -> Result<()> {
         // Outputs that are cast already on their way out stay as they are.
         let mut outputs: Vec<String> =
             graph.output.iter().filter(|o| self.applies_to(o)).map(|o| o.name.clone()).collect();
@@ -84,7 +101,9 @@ impl Conversion<'_> {
                 rename_uses(node, &output, &inner);
                 node.output.iter_mut().filter(|o| **o == output).for_each(|o| o.clone_from(&inner));
             }
-            graph.node.push(cast_node(&inner, &output, self.from));
+            let mut cast = cast_node(&inner, &output, self.to);
+            cast.attribute = vec![attribute::int("to", i64::from(self.from))];
+            graph.node.push(cast);
         }
         graph.node.extend(leaving);
         Ok(())
@@ -93,7 +112,7 @@ impl Conversion<'_> {
     /// Whether a value is declared to be of the type that is converted.
     fn applies_to(&self, info: &ValueInfoProto) -> bool {
         match info.type_.as_ref().and_then(|t| t.value.as_ref()) {
-            Some(type_proto::Value::TensorType(tensor)) => tensor.elem_type == self.from.onnx(),
+            Some(type_proto::Value::TensorType(tensor)) => tensor.elem_type == self.from,
             _ => false,
         }
     }
@@ -121,12 +140,25 @@ impl Conversion<'_> {
         }
     }
 
+    /// What graphs declare of their values.
+    fn declarations(&self, graph: &mut GraphProto) {
+        for info in graph.input.iter_mut().chain(&mut graph.output).chain(&mut graph.value_info) {
+            if let Some(type_proto::Value::TensorType(tensor)) = info.type_.as_mut().and_then(|t| t.value.as_mut())
+                && tensor.elem_type == self.from
+            {
+                tensor.elem_type = self.to.onnx();
+            }
+        }
+        let attributes = graph.node.iter_mut().flat_map(|node| &mut node.attribute);
+        attributes.flat_map(|a| a.g.as_mut().into_iter().chain(&mut a.graphs)).for_each(|g| self.declarations(g));
+    }
+
     fn graph(&self, graph: &mut GraphProto) -> Result<()> {
         graph.initializer.iter_mut().try_for_each(|tensor| self.tensor(tensor))?;
         for node in &mut graph.node {
             let is_cast = node.is("Cast");
             for attribute in &mut node.attribute {
-                if is_cast && attribute.name == "to" && attribute.i == i64::from(self.from.onnx()) {
+                if is_cast && attribute.name == "to" && attribute.i == i64::from(self.from) {
                     attribute.i = i64::from(self.to.onnx());
                 }
                 self.attribute(attribute)?;
@@ -143,8 +175,8 @@ impl Conversion<'_> {
     }
 
     fn tensor(&self, tensor: &mut TensorProto) -> Result<()> {
-        if tensor.data_type == self.from.onnx() {
-            let value = (self.check)(Tensor::from_proto(tensor)?, &tensor.name)?;
+        if tensor.data_type == self.from {
+            let value = (self.check)(to_single(tensor)?.into(), &tensor.name)?;
             let value = match self.to {
                 ElementType::F16 => value.to_f32().mapv(half::f16::from_f32).into(),
                 _ => Tensor::F32(value.to_f32()),
@@ -195,6 +227,30 @@ mod tests {
         let once = wide.proto().clone();
         assert!(!widen_half(&mut wide).unwrap());
         assert!(*wide.proto() == once);
+    }
+
+    #[test]
+    fn bfloat16_becomes_single_precision_throughout() {
+        let mut model = model();
+        let bfloat = DataType::BFLOAT16 as i32;
+        let graph = model.graph_mut();
+        graph.initializer[0].data_type = bfloat;
+        graph.initializer[0].raw_data =
+            [1.5f32, -2.0].iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect();
+        for info in graph.input.iter_mut().chain(&mut graph.output) {
+            let Some(type_proto::Value::TensorType(tensor)) = info.type_.as_mut().and_then(|t| t.value.as_mut()) else {
+                panic!("a tensor")
+            };
+            tensor.elem_type = bfloat;
+        }
+        let mut cast = cast_node("y", "z", ElementType::F32);
+        cast.attribute[0].i = i64::from(bfloat);
+        graph.node.push(cast);
+        assert_eq!(model.inputs()[0].element, None);
+        assert!(!widen_half(&mut model).unwrap());
+        assert_eq!(model.constant("w").unwrap(), Tensor::new(&[2], vec![1.5f32, -2.0]));
+        assert_eq!([model.inputs()[0].element, model.outputs()[0].element], [Some(ElementType::F32); 2]);
+        assert_eq!(model.graph().node[1].int("to", 0), 1);
     }
 
     #[test]

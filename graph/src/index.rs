@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use onnx_protobuf::{GraphProto, NodeProto, type_proto};
 
+use crate::schema::fewest_inputs;
 use crate::{ElementType, Error, Model, NodeExt, Result, attribute};
 
 /// What a value depends on, from least to most.
@@ -37,7 +38,10 @@ impl<'g> Index<'g> {
     /// # Errors
     /// A value is produced twice or never, or a node is used before it is defined.
     pub fn new(model: &'g Model) -> Result<Self> {
-        let graph = model.graph();
+        Self::of_graph(model.graph()).map_err(|e| e.in_model(model.origin()))
+    }
+
+    fn of_graph(graph: &'g GraphProto) -> Result<Self> {
         let mut index = Self {
             graph,
             producer: HashMap::new(),
@@ -225,24 +229,6 @@ fn reads_elements(node: &NodeProto, value: &str) -> bool {
         "Shape" | "Size" | "EyeLike" if node.is(&node.op_type) => false,
         "CastLike" if node.is("CastLike") => node.input[0] == value,
         _ => true,
-    }
-}
-
-/// Inputs that a node cannot do without, for the operators that are looked into: whoever has an index may take them for
-/// granted, and one output of every node.
-fn fewest_inputs(node: &NodeProto) -> usize {
-    if !node.is(&node.op_type) {
-        return 0;
-    }
-    match node.op_type.as_str() {
-        "Where" | "Attention" | "Range" => 3,
-        "MatMul" | "Gemm" | "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Gather" | "GatherND" | "Expand" | "CastLike"
-        | "CumSum" | "Equal" | "Less" | "Greater" | "And" | "Or" => 2,
-        "Identity" | "Cast" | "Dropout" | "Softmax" | "Transpose" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze"
-        | "Slice" | "Split" | "Concat" | "Shape" | "Size" | "Sqrt" | "Erf" | "Tanh" | "Sigmoid" | "Relu" | "Gelu"
-        | "Exp" | "Neg" | "Not" | "Reciprocal" | "LayerNormalization" | "ReduceMean" | "ReduceSum"
-        | "ConstantOfShape" => 1,
-        _ => 0,
     }
 }
 

@@ -9,7 +9,7 @@ use onnx_protobuf::{GraphProto, ModelProto, StringStringEntryProto, TensorProto}
 use crate::external::{self, Storage};
 use crate::files::write_atomically;
 use crate::node::is_standard;
-use crate::{Error, NodeExt, Result, Tensor, TensorType, decode, encode};
+use crate::{Error, NodeExt, Result, Tensor, TensorType, decode, encode, foreign, order};
 
 /// An ONNX model, all of its constants in memory.
 #[derive(Clone, Debug)]
@@ -23,14 +23,14 @@ impl Model {
     /// Reads a model and the external data that it names.
     ///
     /// # Errors
-    /// The file or its external data is missing, truncated, or not ONNX.
+    /// The file or its external data is missing, truncated, or not ONNX; or nodes depend on each other in a circle.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let unreadable = |source| Error::Read { path: path.to_owned(), source };
         let file = std::fs::File::open(path).map_err(unreadable)?;
         let kind = file.metadata().map_err(unreadable)?.file_type();
         if kind.is_dir() {
-            return Err(unreadable(std::io::ErrorKind::IsADirectory.into()));
+            return Err(Error::Foreign { origin: path.display().to_string(), what: foreign::folder(path) });
         }
         let origin = path.display().to_string();
         let proto = if kind.is_file() {
@@ -43,32 +43,39 @@ impl Model {
             file.take(encode::LARGEST + 1).read_to_end(&mut bytes).map_err(unreadable)?;
             decode::decode(&origin, &mut Cursor::new(bytes))?
         };
-        let mut model = Self { proto, storage: Storage::Inside, origin: path.display().to_string() };
         let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
-        model.storage = external::load(&mut model.proto, &folder)?;
-        Ok(model)
+        Self::complete(origin, proto, |proto| external::load(proto, &folder))
     }
 
     /// Reads a model that has no external data.
     ///
     /// # Errors
-    /// The bytes are not ONNX, or refer to external data.
+    /// The bytes are not ONNX, or refer to external data; or nodes depend on each other in a circle.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let origin = "<bytes>".to_owned();
-        let mut proto = decode::decode(&origin, &mut Cursor::new(bytes))?;
-        external::refuse(&mut proto)?;
-        Ok(Self { proto, storage: Storage::Inside, origin })
+        let proto = decode::decode(&origin, &mut Cursor::new(bytes))?;
+        Self::complete(origin, proto, external::refuse)
     }
 
     /// Wraps a message made in memory.
     ///
     /// # Errors
-    /// The message has no graph, or refers to external data.
-    pub fn from_proto(mut proto: ModelProto) -> Result<Self> {
+    /// The message has no graph, or refers to external data; or nodes depend on each other in a circle.
+    pub fn from_proto(proto: ModelProto) -> Result<Self> {
         let origin = "<memory>".to_owned();
         decode::check_message(&origin, &proto)?;
-        external::refuse(&mut proto)?;
-        Ok(Self { proto, storage: Storage::Inside, origin })
+        Self::complete(origin, proto, external::refuse)
+    }
+
+    /// A message with its external data, in an order in which it can be computed.
+    fn complete(
+        origin: String,
+        mut proto: ModelProto,
+        data: impl FnOnce(&mut ModelProto) -> Result<Storage>,
+    ) -> Result<Self> {
+        let storage = data(&mut proto).and_then(|storage| order::sort_model(&mut proto).map(|()| storage));
+        let storage = storage.map_err(|e| e.in_model(&origin))?;
+        Ok(Self { proto, storage, origin })
     }
 
     /// Writes the model to a temporary file beside `path` and renames it: `path` is either the old model or the new one,
@@ -110,10 +117,10 @@ impl Model {
     /// # Errors
     /// The model is larger than protobuf's 2 GiB.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        encode::to_bytes(&self.proto).map_err(|e| Error::Graph(e.to_string()))
+        encode::to_bytes(&self.proto).map_err(|e| Error::Graph(e.to_string()).in_model(&self.origin))
     }
 
-    /// The file that the model was read from, for messages.
+    /// The file that the model was read from, for messages; in angle brackets what it was made from instead.
     pub fn origin(&self) -> &str {
         &self.origin
     }
@@ -172,8 +179,8 @@ impl Model {
     /// # Errors
     /// There is none of that name, or its data does not fit its shape.
     pub fn constant(&self, name: &str) -> Result<Tensor> {
-        let proto = self.initializer(name).ok_or_else(|| Error::tensor(name, "no such initializer"))?;
-        Tensor::from_proto(proto)
+        let proto = self.initializer(name).ok_or_else(|| Error::tensor(name, "no such initializer"));
+        proto.and_then(Tensor::from_proto).map_err(|e| e.in_model(&self.origin))
     }
 
     /// Replaces or adds an initializer.

@@ -1,10 +1,11 @@
 //! Edits: new nodes built aside, values re-routed to them, and what nobody needs any more removed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use onnx_protobuf::{NodeProto, TensorProto};
 
 use crate::index::used_values;
+use crate::order::sort;
 use crate::{Error, Model, Result};
 
 /// An edit of a graph. Its nodes may use any value of the graph; a [`shunt`](Patch::shunt) makes everyone who used the
@@ -36,7 +37,12 @@ impl Patch {
     ///
     /// # Errors
     /// A shunt names a value that no node computes, a name is taken, or the edit makes a cycle.
-    pub fn apply(mut self, model: &mut Model) -> Result<()> {
+    pub fn apply(self, model: &mut Model) -> Result<()> {
+        let origin = model.origin().to_owned();
+        self.edit(model).map_err(|e| e.in_model(&origin))
+    }
+
+    fn edit(mut self, model: &mut Model) -> Result<()> {
         let mut taken = model.value_names();
         for (old, new) in std::mem::take(&mut self.shunts) {
             self.take_over(model, &mut taken, &old, &new)?;
@@ -49,7 +55,7 @@ impl Patch {
         let graph = model.graph_mut();
         graph.node.append(&mut self.nodes);
         graph.initializer.append(&mut self.constants);
-        sort(model)?;
+        sort(&mut model.graph_mut().node)?;
         remove_dead(model);
         Ok(())
     }
@@ -81,53 +87,6 @@ impl Patch {
 
 fn rename<'n>(names: impl Iterator<Item = &'n mut String>, from: &str, to: &str) {
     names.filter(|n| *n == from).for_each(|n| *n = to.to_owned());
-}
-
-/// Puts every node behind those it depends on, and otherwise keeps the order.
-fn sort(model: &mut Model) -> Result<()> {
-    let graph = model.graph_mut();
-    let producer: HashMap<&str, usize> =
-        graph.node.iter().enumerate().flat_map(|(i, n)| n.output.iter().map(move |o| (o.as_str(), i))).collect();
-    let needs: Vec<Vec<usize>> = graph
-        .node
-        .iter()
-        .map(|n| used_values(n).into_iter().filter_map(|v| producer.get(v).copied()).collect())
-        .collect();
-    let mut order = Vec::with_capacity(needs.len());
-    let mut mark = vec![Mark::New; needs.len()];
-    for root in 0..needs.len() {
-        // An explicit stack: graphs may be thousands of nodes deep.
-        let mut stack = vec![(root, 0)];
-        while let Some((node, next)) = stack.pop() {
-            match (mark[node], next) {
-                (Mark::Done, _) => continue,
-                (Mark::Open, 0) => return Err(Error::Graph(format!("`{}` depends on itself", graph.node[node].name))),
-                _ => mark[node] = Mark::Open,
-            }
-            match needs[node].get(next) {
-                Some(&need) => {
-                    stack.push((node, next + 1));
-                    if mark[need] != Mark::Done {
-                        stack.push((need, 0));
-                    }
-                }
-                None => {
-                    mark[node] = Mark::Done;
-                    order.push(node);
-                }
-            }
-        }
-    }
-    let mut nodes: Vec<Option<NodeProto>> = std::mem::take(&mut graph.node).into_iter().map(Some).collect();
-    graph.node = order.into_iter().map(|i| nodes[i].take().expect("each node once")).collect();
-    Ok(())
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Mark {
-    New,
-    Open,
-    Done,
 }
 
 /// Removes the nodes, initializers and declared types that no output needs; returns how many nodes went.

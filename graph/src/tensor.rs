@@ -71,7 +71,8 @@ macro_rules! element_types {
                 match self { $(Self::$variant(a) => a.mapv(|x| <$rust as Element>::to_f64(x) as f32),)* }
             }
 
-            fn write_raw(&self) -> Vec<u8> {
+            /// The elements in row-major order, the lowest byte of each first.
+            pub fn to_le_bytes(&self) -> Vec<u8> {
                 match self {
                     $(Self::$variant(a) => a.iter().flat_map(|x| <$rust as Element>::to_le(*x)).collect(),)*
                 }
@@ -267,7 +268,8 @@ impl Tensor {
         })
     }
 
-    fn from_le_bytes(element: ElementType, shape: &[usize], bytes: &[u8]) -> Self {
+    /// A tensor of what [`to_le_bytes`](Self::to_le_bytes) gives; as many bytes as the shape holds.
+    pub fn from_le_bytes(element: ElementType, shape: &[usize], bytes: &[u8]) -> Self {
         fn read<T: Element>(shape: &[usize], bytes: &[u8]) -> Tensor
         where
             Tensor: From<ArrayD<T>>,
@@ -292,7 +294,7 @@ impl Tensor {
             name: name.to_owned(),
             data_type: self.element_type().onnx(),
             dims: self.shape().iter().map(|&d| d as i64).collect(),
-            raw_data: self.write_raw(),
+            raw_data: self.to_le_bytes(),
             ..TensorProto::default()
         }
     }

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::{AttributeProto, NodeProto};
 
-use crate::{Model, NodeExt, Tensor};
+use crate::{Model, NodeExt, Tensor, printable};
 
 /// Dimensions of values, as `B`, `N`, `128`..., by value name.
 pub type Shapes = HashMap<String, Vec<String>>;
@@ -18,11 +18,12 @@ pub type Shapes = HashMap<String, Vec<String>>;
 pub fn render(model: &Model, shapes: &Shapes) -> String {
     let mut out = String::new();
     for input in model.inputs() {
-        let _ = writeln!(out, "input {input}");
+        let _ = writeln!(out, "input {}", printable(&input.to_string()));
     }
     out += &render_nodes(model, shapes, |_| true);
     for output in &model.graph().output {
-        let _ = writeln!(out, "output {}{}", output.name, shape_text(&output.name, shapes));
+        let line = format!("output {}{}", output.name, shape_text(&output.name, shapes));
+        let _ = writeln!(out, "{}", printable(&line));
     }
     out
 }
@@ -63,7 +64,8 @@ pub fn render_nodes(model: &Model, shapes: &Shapes, select: impl Fn(&NodeProto) 
         attributes.sort_by(|a, b| a.name.cmp(&b.name));
         operands.extend(attributes.into_iter().map(attribute));
         let domain = if node.is(&node.op_type) { String::new() } else { format!("{}.", node.domain) };
-        let _ = writeln!(out, "{} = {domain}{}({})", results.join(", "), node.op_type, operands.join(", "));
+        let line = format!("{} = {domain}{}({})", results.join(", "), node.op_type, operands.join(", "));
+        let _ = writeln!(out, "{}", printable(&line));
     }
     out
 }
@@ -133,6 +135,15 @@ mod tests {
         let model = b.model(&[y.named("y")]);
         let shapes = Shapes::from([("y".to_owned(), vec!["B".to_owned(), "N".to_owned(), "4".to_owned()])]);
         insta::assert_snapshot!(render(&model, &shapes));
+    }
+
+    #[test]
+    fn a_node_is_a_line_whatever_its_names_hold() {
+        let b = Builder::new(17, "test");
+        let x = b.input("x\n\u{1b}[2J", ElementType::F32, &["B\u{202e}"]);
+        let text = render(&b.model(&[(x + 1.0).named("y\u{9b}")]), &Shapes::new());
+        assert_eq!(text.lines().count(), 3, "{text}");
+        assert!(text.chars().all(|c| c == '\n' || crate::is_printable(c)), "{text}");
     }
 
     #[test]

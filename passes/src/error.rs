@@ -46,6 +46,16 @@ pub enum Error {
         /// The first thing that is missing.
         reason: String,
     },
+    /// A role was given to an input that the model does not have.
+    #[error("{origin}: no input `{name}`; its inputs are {inputs}")]
+    NoInput {
+        /// The model's file.
+        origin: String,
+        /// What the input was called.
+        name: String,
+        /// Those that there are.
+        inputs: String,
+    },
     /// Some sites of the encoder were not recognised.
     #[error("{origin}: {} of the expected sites cannot be rewritten (see `explain`):{}", misses.len(), list(misses))]
     Incomplete {
@@ -71,6 +81,14 @@ pub enum Error {
          keep apart from them; leave the order open, which takes the paper's, or keep softmax"
     )]
     PositionBias(String),
+    /// What is wrong with a model, and its file.
+    #[error("{origin}: {source}")]
+    InModel {
+        /// The file.
+        origin: String,
+        /// What is wrong.
+        source: Box<Error>,
+    },
     /// A weight is not a number.
     #[error("initializer `{name}` holds {value} at element {at}; a model with such weights cannot be rewritten")]
     NotFinite {
@@ -81,6 +99,21 @@ pub enum Error {
         /// Its position in row-major order.
         at: usize,
     },
+}
+
+impl Error {
+    /// The same, naming the model's file where it does not name one yet; models that were made in memory have none.
+    pub fn in_model(self, origin: &str) -> Self {
+        match self {
+            Self::Graph(e) => e.in_model(origin).into(),
+            Self::Pass { pass, source } => Self::Pass { pass, source: source.in_model(origin) },
+            Self::Runtime(e) => e.in_model(origin).into(),
+            Self::NotATable { .. } | Self::NotFinite { .. } if !origin.starts_with('<') => {
+                Self::InModel { origin: origin.to_owned(), source: Box::new(self) }
+            }
+            named => named,
+        }
+    }
 }
 
 fn list(misses: &[Miss]) -> String {

@@ -5,15 +5,15 @@ use std::collections::HashMap;
 use mabert_graph::{ElementType, Model, NodeExt as _, Tensor, attribute};
 use mabert_runtime::borrowed;
 
-use crate::recording::made_up_inputs;
+use crate::inputs::EncoderInputs;
 
 /// Numbers that are tried as a size, at most; the most frequent first.
 const MOST_TRIED: usize = 12;
 const LARGEST: i64 = 512;
 
 /// What to say of a model that fails at sizes that its inputs declare: at which it runs, where that can be found out.
-pub(crate) fn in_words(model: &Model, runnable: &mabert_runtime::Model) -> String {
-    match fixed_sizes(model, runnable) {
+pub(crate) fn in_words(model: &Model, inputs: &EncoderInputs, runnable: &mabert_runtime::Model) -> String {
+    match fixed_sizes(model, inputs, runnable) {
         Some((batch, length)) => format!(
             ", as its inputs declare that it takes, but runs on {batch} of {length}: these sizes were fixed inside it when it \
              was exported; declare its inputs at them, or export it by an exporter that leaves them open"
@@ -24,12 +24,12 @@ pub(crate) fn in_words(model: &Model, runnable: &mabert_runtime::Model) -> Strin
 }
 
 /// A number of sentences and of tokens at which the model runs. Both are sought among the numbers that it holds for shapes.
-fn fixed_sizes(model: &Model, runnable: &mabert_runtime::Model) -> Option<(usize, usize)> {
+fn fixed_sizes(model: &Model, inputs: &EncoderInputs, runnable: &mabert_runtime::Model) -> Option<(usize, usize)> {
     let numbers = numbers(model);
     let batches = std::iter::once(1).chain(numbers.iter().copied().filter(|&n| n != 1));
     let pairs = batches.flat_map(|batch| numbers.iter().map(move |&length| (batch, length)));
     pairs.into_iter().find(|&(batch, length)| {
-        let inputs = made_up_inputs(model, batch, length, 1);
+        let inputs = inputs.made_up(batch, length, 1);
         inputs.is_ok_and(|inputs| runnable.run(&borrowed(&inputs)).is_ok())
     })
 }
@@ -64,7 +64,8 @@ mod tests {
         let words = b.constant("words", &Tensor::new(&[9, 4], (0..36).map(|i| i as f32).collect()));
         let model = b.model(&[words.gather(ids).reshape(&[12, 3 * 2, 2]).reshape(&[3, 12, 4]).named("y")]);
         let runnable = mabert_runtime::LoadOptions::default().prepare(&model).unwrap();
-        let message = check_sizes(&model, &runnable, (2, 7)).unwrap_err().to_string();
+        let inputs = EncoderInputs::new(&model, &[]).unwrap();
+        let message = check_sizes(&model, &inputs, &runnable, (2, 7)).unwrap_err().to_string();
         assert!(
             message.contains("fails on 2 sentences of 7 tokens") && message.contains("runs on 3 of 12"),
             "{message}"

@@ -3,16 +3,18 @@
 use std::collections::HashMap;
 
 use mabert_graph::text::Shapes;
-use mabert_graph::{Dependence, Dim, ElementType, Index, Model, NodeExt as _, Tensor};
+use mabert_graph::{Dependence, Index, Model, Tensor};
 use mabert_runtime::{LoadOptions, Named, Taps, borrowed};
-use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
+use crate::inputs::EncoderInputs;
 use crate::{Error, Result, fixed_sizes};
 
 /// Every value of one run.
 #[derive(Debug)]
 pub struct Recording {
     values: HashMap<String, Tensor>,
+    /// The model's inputs, and what they hold.
+    pub inputs: EncoderInputs,
     /// Sentences in the run.
     pub batch: usize,
     /// Tokens in each sentence.
@@ -35,14 +37,15 @@ impl Recording {
     /// As those of [`Self::new`] and [`check_sizes`].
     pub fn at_any_size(model: &Model, batch: usize, length: usize) -> Result<Self> {
         let (recording, runnable) = Self::with_runnable(model, batch, length)?;
-        check_sizes(model, &runnable, (recording.batch, recording.length))?;
+        check_sizes(model, &recording.inputs, &runnable, (recording.batch, recording.length))?;
         Ok(recording)
     }
 
     fn with_runnable(model: &Model, batch: usize, length: usize) -> Result<(Self, mabert_runtime::Model)> {
         let runnable = LoadOptions::default().taps(Taps::Everything).prepare(model)?;
+        let encoder_inputs = EncoderInputs::new(model, &[])?;
         let run = |length: usize| -> Result<(Named, Named)> {
-            let inputs = made_up_inputs(model, batch, length, 1)?;
+            let inputs = encoder_inputs.made_up(batch, length, 1)?;
             let values = runnable.run(&borrowed(&inputs))?;
             Ok((values, inputs))
         };
@@ -51,7 +54,7 @@ impl Recording {
                 origin: model.origin().to_owned(),
                 batch,
                 length,
-                but: fixed_sizes::in_words(model, &runnable),
+                but: fixed_sizes::in_words(model, &encoder_inputs, &runnable),
                 source: Box::new(source),
             },
             other => other,
@@ -68,7 +71,7 @@ impl Recording {
             .find(|(_, t)| t.shape().len() == 2)
             .map_or((batch, length), |(_, t)| (t.shape()[0], t.shape()[1]));
         values.extend(inputs);
-        Ok((Self { values, batch, length }, runnable))
+        Ok((Self { values, inputs: encoder_inputs, batch, length }, runnable))
     }
 
     /// A value of the run.
@@ -82,65 +85,28 @@ impl Recording {
     }
 }
 
-/// Inputs that the model accepts: token ids out of the tables that they index, masks of ones.
-///
-/// # Errors
-/// An input is neither an integer matrix, as token ids and masks are, nor a vector.
-pub fn made_up_inputs(model: &Model, batch: usize, length: usize, seed: u64) -> Result<Named> {
-    let index = Index::new(model)?;
-    let mut rng = StdRng::seed_from_u64(seed);
-    let mut inputs = Vec::new();
-    for input in model.inputs() {
-        let fault = || {
-            let reason =
-                format!("input {input} is not a matrix of integers [batch, length], as token ids and masks are");
-            Error::NotBert { origin: model.origin().to_owned(), reason }
-        };
-        // A vector of one number a sequence is what some exports hand through, to tell sequences apart.
-        let dims = input.dims.as_ref().filter(|d| matches!(d.len(), 1 | 2)).ok_or_else(fault)?;
-        let shape: Vec<usize> = dims
-            .iter()
-            .zip([batch, length])
-            .map(|(dim, wanted)| if let Dim::Fixed(n) = dim { *n } else { wanted })
-            .collect();
-        let count = shape.iter().product();
-        let positions = input.name.to_lowercase().contains("position");
-        let values: Vec<i64> = match token_rows(&index, model, &input.name) {
-            // The lower ids are padding and other special tokens, which some models treat apart.
-            Some(_) if positions => (0..count).map(|at| (at % shape.last().copied().unwrap_or(1)) as i64).collect(),
-            Some(rows) => (0..count).map(|_| rng.random_range(rows / 2..rows.max(1)) as i64).collect(),
-            None => vec![1; count],
-        };
-        let tensor = match input.element {
-            Some(ElementType::I64) => Tensor::new(&shape, values),
-            Some(ElementType::I32) => Tensor::new(&shape, values.into_iter().map(|v| v as i32).collect()),
-            Some(ElementType::Bool) => Tensor::new(&shape, vec![true; count]),
-            Some(ElementType::F32) => Tensor::new(&shape, vec![1f32; count]),
-            _ => return Err(fault()),
-        };
-        inputs.push((input.name.clone(), tensor));
-    }
-    Ok(inputs)
-}
-
 /// Runs a model on `batch` sentences of `length` tokens, on one more, and on longer ones, as far as its inputs declare
 /// that it takes them.
 ///
 /// # Errors
 /// It takes one batch size or length only: that was fixed inside it.
-pub fn check_sizes(model: &Model, runnable: &mabert_runtime::Model, (batch, length): (usize, usize)) -> Result<()> {
+pub fn check_sizes(
+    model: &Model,
+    inputs: &EncoderInputs,
+    runnable: &mabert_runtime::Model,
+    (batch, length): (usize, usize),
+) -> Result<()> {
     let run = |batch: usize, length: usize, but: &dyn Fn() -> String| -> Result<()> {
-        let inputs = made_up_inputs(model, batch, length, 1)?;
-        match runnable.run(&borrowed(&inputs)) {
+        match runnable.run(&borrowed(&inputs.made_up(batch, length, 1)?)) {
             Err(source @ mabert_runtime::Error::Engine { .. }) => {
-                let (origin, but) = (model.origin().to_owned(), but());
+                let (origin, but) = (inputs.origin().to_owned(), but());
                 Err(Error::Fails { origin, batch, length, but, source: Box::new(source) })
             }
             // Too long, say: that is no matter of sizes alone.
             _ => Ok(()),
         }
     };
-    run(batch, length, &|| fixed_sizes::in_words(model, runnable))?;
+    run(batch, length, &|| fixed_sizes::in_words(model, inputs, runnable))?;
     for (axis, more, longer) in [("batch size", 1, 0), ("length", 0, 1)] {
         let but = || {
             format!(
@@ -159,12 +125,12 @@ pub fn check_sizes(model: &Model, runnable: &mabert_runtime::Model, (batch, leng
 /// # Errors
 /// The inputs are not those of an encoder, or it takes no sequence at all.
 pub fn longest_sequence(
-    model: &Model,
+    inputs: &EncoderInputs,
     runnable: &mabert_runtime::Model,
     most: usize,
 ) -> Result<(usize, Option<String>)> {
     let takes = |length: usize| -> Result<std::result::Result<usize, mabert_runtime::Error>> {
-        let inputs = made_up_inputs(model, 1, length, 1)?;
+        let inputs = inputs.made_up(1, length, 1)?;
         let length = inputs.iter().find(|(_, t)| t.shape().len() == 2).map_or(length, |(_, t)| t.shape()[1]);
         Ok(runnable.run(&borrowed(&inputs)).map(|_| length))
     };
@@ -188,41 +154,6 @@ pub fn longest_sequence(
         }
         Err(other) => Err(other.into()),
     }
-}
-
-/// Operators whose output holds the numbers of their first operand, as exporters have them between ids and their table.
-const SAME_NUMBERS: [&str; 7] = ["Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Slice"];
-
-/// The rows of the table that an input indexes, if it is an index.
-pub fn token_rows(index: &Index<'_>, model: &Model, input: &str) -> Option<usize> {
-    let mut values = vec![input.to_owned()];
-    while let Some(value) = values.pop() {
-        for node in index.consumers(&value) {
-            // Where the embeddings are still one operator: ids, token types and positions, each with its table.
-            let embedded = [(0, 2), (1, 4), (8, 3)].into_iter();
-            let embedding_table = embedded
-                .filter(|_| node.op_type == "EmbedLayerNormalization")
-                .find(|(ids, _)| node.input.get(*ids) == Some(&value));
-            // TensorFlow's BERT looks up small tables, and on accelerators all, by a product with ones and zeros.
-            if node.is("OneHot") && node.input.first() == Some(&value) {
-                let depth = node.input.get(1).and_then(|name| model.constant(name).ok()?.to_i64()?.first().copied());
-                if let Some(rows) = depth.and_then(|depth| usize::try_from(depth).ok()) {
-                    return Some(rows);
-                }
-            }
-            let looked_up = (node.is("Gather") && node.input.get(1) == Some(&value)).then_some(0);
-            if let Some(table) = looked_up.or(embedding_table.map(|(_, table)| table)) {
-                let table =
-                    node.input.get(table).and_then(|name| model.initializer(name)).filter(|t| t.dims.len() == 2);
-                if let Some(rows) = table.and_then(|t| usize::try_from(t.dims[0]).ok()) {
-                    return Some(rows);
-                }
-            } else if SAME_NUMBERS.iter().any(|o| node.is(o)) && node.input.first() == Some(&value) {
-                values.extend(node.output.iter().cloned());
-            }
-        }
-    }
-    None
 }
 
 /// The dimensions of every value as numbers and symbols (`B` sentences, `N` tokens), found by running the model at two

@@ -225,6 +225,8 @@ pub struct ActivationSite {
     pub node: String,
     /// What it computes.
     pub function: Activation,
+    /// What that is multiplied by; 1 in canonical form.
+    pub factor: f32,
 }
 
 /// Scaled dot-product attention of all heads, from queries, keys and values to context.

@@ -71,8 +71,10 @@ pub enum Error {
         limited_by: String,
     },
     /// The engine refused the model or failed in a run.
-    #[error("{engine}: {reason}")]
+    #[error("{}{engine}: {reason}", prefix(model))]
     Engine {
+        /// The model's file; empty where it has none.
+        model: String,
         /// tract or onnxruntime.
         engine: &'static str,
         /// What the engine said.
@@ -96,8 +98,28 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn tract(error: impl std::fmt::Debug) -> Self {
-        Self::Engine { engine: "tract", reason: first_lines(&format!("{error:?}")) }
+        Self::engine("tract", first_lines(&format!("{error:?}")))
     }
+
+    pub(crate) fn engine(engine: &'static str, reason: String) -> Self {
+        Self::Engine { model: String::new(), engine, reason }
+    }
+
+    /// The same, naming the model's file where it does not name one yet; models that were made in memory have none.
+    pub fn in_model(self, origin: &str) -> Self {
+        match self {
+            Self::Graph(e) => e.in_model(origin).into(),
+            Self::Engine { model, engine, reason } if model.is_empty() && !origin.starts_with('<') => {
+                Self::Engine { model: origin.to_owned(), engine, reason }
+            }
+            named => named,
+        }
+    }
+}
+
+/// What a message begins with that names a file.
+fn prefix(file: &str) -> String {
+    if file.is_empty() { String::new() } else { format!("{file}: ") }
 }
 
 /// tract's reports can run over hundreds of lines (whole constants are printed, and backtraces where the environment asks for

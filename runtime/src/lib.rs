@@ -32,6 +32,7 @@
 
 mod adapt;
 mod backend;
+mod bounded;
 mod check;
 mod engine;
 mod error;
@@ -39,6 +40,7 @@ mod fuse;
 mod limits;
 mod memory;
 mod model;
+mod not_a_number;
 pub mod npz;
 #[cfg(feature = "onnxruntime")]
 mod onnxruntime;

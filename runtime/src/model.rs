@@ -16,7 +16,7 @@ use crate::check::Checks;
 use crate::engine::{Engine, Named};
 use crate::memory::Freed;
 use crate::plan::{Planner, Plans, guarded, symbolic};
-use crate::{Error, Result, adapt, limits, tract_values};
+use crate::{Error, Result, adapt, bounded, limits, tract_values};
 
 impl Engine for Model {
     fn inputs(&self) -> &[TensorType] {
@@ -83,10 +83,19 @@ impl LoadOptions {
         self.take(graph.clone())
     }
 
-    fn take(self, mut graph: Graph) -> Result<Model> {
+    fn take(self, graph: Graph) -> Result<Model> {
+        let origin = graph.origin().to_owned();
+        self.plan(graph).map_err(|e| e.in_model(&origin))
+    }
+
+    fn plan(self, mut graph: Graph) -> Result<Model> {
+        let origin = graph.origin().to_owned();
         mabert_graph::inline_functions(&mut graph)?;
+        mabert_graph::check_nodes(&graph)?;
         // CPUs have little arithmetic in half precision, and tract none that is fast: computed in single precision.
         mabert_graph::widen_half(&mut graph)?;
+        // tract has few of the quantised operators: in floats, which the integers are no larger than, they give the same.
+        mabert_graph::dequantise(&mut graph, mabert_graph::Rounding::Kept)?;
         // tract knows few fused operators and takes their domain for granted: it only sees plain ones.
         mabert_graph::decompose_fused(&mut graph)?;
         limits::check(&graph)?;
@@ -100,7 +109,9 @@ impl LoadOptions {
         drop(graph);
         let mut parsed = guarded(|| {
             let onnx = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_output_types(true);
-            parse(&onnx.with_ignore_value_info(true), &message)
+            let mut onnx = onnx.with_ignore_value_info(true);
+            bounded::check_operators(&mut onnx);
+            parse(&onnx, &message)
         })?;
         drop(message);
         let mut freed = Freed::default();
@@ -110,7 +121,7 @@ impl LoadOptions {
         }
         let executor = match self.threads {
             // tract panics where the system gives no more threads.
-            Some(n) if n > 1 => guarded(|| Ok::<_, Error>(Executor::multithread(n)))?,
+            Some(n) if n > 1 => guarded(|| Ok(Executor::multithread(n)))?,
             _ => Executor::SingleThread,
         };
         let planner = Planner {
@@ -128,12 +139,14 @@ impl LoadOptions {
                 drop(parsed);
                 Plans::Symbolic(planner.plan(typed)?)
             }
+            // No shape makes that sound.
+            Err(refused @ Error::Graph(_)) => return Err(refused),
             Err(e) => {
                 tracing::debug!("planned for each shape apart, as symbols do not unify: {e}");
                 Plans::PerShape { parsed: Box::new(parsed), cache: Mutex::default() }
             }
         };
-        Ok(Model { inputs: declared, outputs, checks, plans, planner })
+        Ok(Model { inputs: declared, outputs, checks, plans, planner, origin })
     }
 }
 
@@ -145,6 +158,8 @@ pub struct Model {
     checks: Checks,
     plans: Plans,
     planner: Planner,
+    /// Its file, for messages.
+    origin: String,
 }
 
 /// How long one operator took.
@@ -217,6 +232,10 @@ impl Model {
     /// Inputs of a wrong name, element type, rank or size; indices outside their tables; sequences that are too long;
     /// or a failure inside tract.
     pub fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Named> {
+        self.compute(inputs).map_err(|e| e.in_model(&self.origin))
+    }
+
+    fn compute(&self, inputs: &[(&str, &Tensor)]) -> Result<Named> {
         let ordered = self.checks.check(&self.inputs, inputs)?;
         let plan = self.plans.for_inputs(&self.planner, &self.inputs, &ordered)?;
         let values: TVec<_> = ordered.iter().map(|t| tract_values::to_tract(t).into_tvalue()).collect();

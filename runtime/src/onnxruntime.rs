@@ -38,6 +38,8 @@ pub struct OrtModel {
     session: Mutex<Session>,
     inputs: Vec<TensorType>,
     outputs: Vec<String>,
+    /// Its file, for messages.
+    origin: String,
 }
 
 impl std::fmt::Debug for OrtModel {
@@ -52,7 +54,8 @@ impl OrtModel {
     /// # Errors
     /// onnxruntime cannot be loaded, or refuses the model.
     pub fn load(path: impl AsRef<Path>, threads: usize) -> Result<Self> {
-        Self::open(threads, |builder| builder.commit_from_file(path.as_ref()))
+        let path = path.as_ref();
+        Self::open(&path.display().to_string(), threads, |builder| builder.commit_from_file(path))
     }
 
     /// Takes a model that is in memory.
@@ -61,14 +64,16 @@ impl OrtModel {
     /// onnxruntime cannot be loaded, or refuses the model.
     pub fn prepare(graph: &Graph, threads: usize) -> Result<Self> {
         let bytes = graph.to_bytes()?;
-        Self::open(threads, |builder| builder.commit_from_memory(&bytes))
+        Self::open(graph.origin(), threads, |builder| builder.commit_from_memory(&bytes))
     }
 
     fn open(
+        origin: &str,
         threads: usize,
         commit: impl FnOnce(&mut ort::session::builder::SessionBuilder) -> ort::Result<Session>,
     ) -> Result<Self> {
         let environment = environment(None)?;
+        let fault = |e: &dyn std::fmt::Display| fault(e).in_model(origin);
         // Idle threads must not spin: other sessions and tract are measured in the same process.
         let builder = Session::builder(environment).map_err(|e| fault(&e))?;
         let builder = builder.with_intra_threads(threads).map_err(|e| fault(&e))?;
@@ -76,7 +81,7 @@ impl OrtModel {
         let session = commit(&mut builder).map_err(|e| fault(&e))?;
         let inputs = session.inputs().iter().map(|i| tensor_type(i.name(), i.dtype())).collect();
         let outputs = session.outputs().iter().map(|o| o.name().to_owned()).collect();
-        Ok(Self { session: Mutex::new(session), inputs, outputs })
+        Ok(Self { session: Mutex::new(session), inputs, outputs, origin: origin.to_owned() })
     }
 
     /// The inputs that the model needs.
@@ -92,7 +97,7 @@ impl OrtModel {
         let values: Vec<(String, SessionInputValue<'_>)> =
             inputs.iter().map(|(name, t)| Ok(((*name).to_owned(), to_ort(t)?.into()))).collect::<Result<_>>()?;
         let mut session = self.session.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let results = session.run(values).map_err(|e| fault(&e))?;
+        let results = session.run(values).map_err(|e| fault(&e).in_model(&self.origin))?;
         self.outputs.iter().map(|name| Ok((name.clone(), from_ort(name, &results[name.as_str()])?))).collect()
     }
 }
@@ -157,5 +162,5 @@ fn from_ort(name: &str, value: &DynValue) -> Result<Tensor> {
 }
 
 fn fault(error: impl std::fmt::Display) -> Error {
-    Error::Engine { engine: "onnxruntime", reason: error.to_string() }
+    Error::engine("onnxruntime", error.to_string())
 }

@@ -8,11 +8,12 @@ use mabert_graph::{Dim, ElementType, Tensor, TensorType};
 use tract_core::optim::Optimizer;
 use tract_core::runtime::RunOptions;
 use tract_onnx::prelude::{
-    DatumType, InferenceFact, InferenceModel, InferenceModelExt, TDim, TVec, TractError, TractResult, TypedModel,
+    DatumType, InferenceFact, InferenceModel, InferenceModelExt, TDim, TVec, TractResult, TypedModel,
     TypedRunnableModel,
 };
 
-use crate::{Error, Result};
+use crate::bounded::Refused;
+use crate::{Error, Result, limits};
 
 /// How plans are made.
 pub(crate) struct Planner {
@@ -72,10 +73,11 @@ impl Planner {
     pub(crate) fn typed(&self, model: InferenceModel) -> Result<TypedModel> {
         guarded(|| {
             let mut typed: TypedModel = model.into_typed()?;
+            limits::check_shapes(&typed)?;
             if self.optimise {
                 declutter(&mut typed)?;
             }
-            Ok::<_, TractError>(typed)
+            Ok(typed)
         })
     }
 
@@ -106,15 +108,19 @@ pub(crate) fn generate(model: &mut TypedModel, fuse: bool) -> TractResult<()> {
     let steps = steps(model);
     if fuse {
         let fused = crate::fuse::fuse(model)?;
+        crate::not_a_number::keep_not_a_number(model)?;
         tracing::debug!("fused {} attentions and {} linear layers", fused.attentions, fused.linears);
     }
     Optimizer::codegen().stopping_at(steps).optimize(model)
 }
 
 /// Runs tract code; a panic inside becomes an error.
-pub(crate) fn guarded<T, E: std::fmt::Debug>(work: impl FnOnce() -> std::result::Result<T, E>) -> Result<T> {
+pub(crate) fn guarded<T>(work: impl FnOnce() -> TractResult<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(Error::tract),
+        Ok(result) => result.map_err(|error| match error.chain().find_map(|cause| cause.downcast_ref::<Refused>()) {
+            Some(refused) => mabert_graph::Error::Graph(refused.to_string()).into(),
+            None => Error::tract(error),
+        }),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             Err(Error::tract(format!("panicked: {}", text.unwrap_or("no message"))))

@@ -1,6 +1,9 @@
 //! The command line as a user meets it: what it prints, what it writes, how it exits.
 
 mod faults;
+mod options;
+mod outputs;
+mod texts;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,5 +1,7 @@
 //! tract and onnxruntime on real exports, and what both refuse.
 
+use mabert_passes::inputs::EncoderInputs;
+use mabert_passes::recording::longest_sequence;
 use mabert_runtime::{Error, LoadOptions, Model, OrtModel, Tensor, borrowed, npz};
 use mabert_tests::{distance, exports, fixture};
 
@@ -64,7 +66,8 @@ fn a_table_may_have_more_rows_than_there_are_positions() {
         assert!(matches!(long, Error::TooLong { limit: 32, .. }), "{n}: {long}");
     }
     let graph = mabert_graph::Model::load(&path).unwrap();
-    let (longest, limited_by) = mabert_passes::recording::longest_sequence(&graph, &model, 128).unwrap();
+    let inputs = EncoderInputs::new(&graph, &[]).unwrap();
+    let (longest, limited_by) = longest_sequence(&inputs, &model, 128).unwrap();
     assert_eq!(longest, 32);
     assert!(limited_by.is_some());
 }
@@ -80,7 +83,8 @@ fn a_limit_that_only_shows_in_the_run_is_found() {
     let embedded = words.gather(ids) + positions.slice(0, 0, ids.shape().slice(0, 1, 2));
     let graph = b.model(&[embedded.named("y")]);
     let model = LoadOptions::default().prepare(&graph).unwrap();
-    let (longest, limited_by) = mabert_passes::recording::longest_sequence(&graph, &model, 60).unwrap();
+    let inputs = EncoderInputs::new(&graph, &[]).unwrap();
+    let (longest, limited_by) = longest_sequence(&inputs, &model, 60).unwrap();
     assert_eq!(longest, 24, "{limited_by:?}");
     assert!(limited_by.is_some());
 }

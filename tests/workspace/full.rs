@@ -20,7 +20,7 @@ fn teacher() -> PathBuf {
 
 fn reviews(label: bool) -> Data {
     let columns = Columns { label: label.then(|| "label".to_owned()), ..Columns::default() };
-    Data { path: fixture("reviews/reviews.tsv"), columns }
+    Data::new(fixture("reviews/reviews.tsv")).columns(columns)
 }
 
 fn job(full: FullOptions) -> Job {
@@ -229,7 +229,7 @@ fn labels_that_do_not_fit_the_head_are_refused() {
     assert!(refused(&tags, job(full)).contains("labels cannot be used"));
     let data = folder.path().join("labels.tsv");
     std::fs::write(&data, "text\tlabel\n".to_owned() + &"a good film\t2\n".repeat(40)).unwrap();
-    let data = Data { path: data, ..reviews(true) };
+    let data = Data::new(data).columns(reviews(true).columns);
     assert!(refused(&teacher(), job(full).data(data)).contains("label 2 is none of the 2 classes"));
 }
 

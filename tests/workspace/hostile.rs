@@ -1,6 +1,11 @@
 //! Files that are broken on purpose: refused with a reason, never a panic.
 
+use std::io::{BufRead as _, BufReader};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use mabert_graph::proto::{GraphProto, Message as _, NodeProto};
 use mabert_graph::{Model, Tensor};
@@ -133,4 +138,101 @@ fn deep_and_wide_graphs_are_refused_or_handled() {
     model.graph_mut().initializer[0] = tensor;
     let message = Rewriting::new(model, options()).unwrap_err().to_string();
     assert!(message.contains("impossible shape") || message.contains(&name), "{message}");
+}
+
+/// The seeds of mutated models that a child works on, one after the other: `FROM..TO`.
+const SEEDS: &str = "MABERT_MUTATIONS";
+/// Seconds that one mutated model may take: a hundred times what most do.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Models whose attributes, operands and constants make no sense are refused or run: in bounded time and memory, with no
+/// panic and no end of the process. `MABERT_MUTATIONS=0..5000` tries more of them.
+#[test]
+fn mutated_models_end_in_bounded_time_and_memory() {
+    let range = std::env::var(SEEDS).unwrap_or_else(|_| "0..160".to_owned());
+    let (from, to) = range.split_once("..").expect("FROM..TO");
+    let mut left: Range<u64> = from.parse().unwrap()..to.parse().unwrap();
+    let mut faults = Vec::new();
+    while !left.is_empty() {
+        let Some((seed, fault)) = worked_on(left.clone()) else { break };
+        faults.push(format!("seed {seed}: {fault}"));
+        left.start = seed + 1;
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+/// The first of the seeds at which a child stopped, and how; `None` where it worked on all of them.
+fn worked_on(seeds: Range<u64>) -> Option<(u64, String)> {
+    let program = std::env::current_exe().unwrap();
+    // Where memory cannot be limited, the test still says what does not end.
+    let limited =
+        "ulimit -v 6000000 2>/dev/null; exec \"$0\" --exact hostile::works_on_mutated_models --ignored --nocapture";
+    let mut child = Command::new("sh")
+        .args(["-c", limited])
+        .arg(program)
+        .env(SEEDS, format!("{}..{}", seeds.start, seeds.end))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| _ = sender.send(line)));
+    let mut current = seeds.start;
+    let fault = loop {
+        match receiver.recv_timeout(LONGEST) {
+            Ok(line) => match line.split_once(' ') {
+                Some(("seed", seed)) => current = seed.parse().unwrap(),
+                Some(("panic", what)) => break what.to_owned(),
+                _ => {}
+            },
+            Err(mpsc::RecvTimeoutError::Timeout) => break "no end".to_owned(),
+            Err(mpsc::RecvTimeoutError::Disconnected) => match child.wait().unwrap() {
+                status if status.success() => return None,
+                status => break status.to_string(),
+            },
+        }
+    };
+    _ = child.kill();
+    _ = child.wait();
+    Some((current, fault))
+}
+
+/// What the child does.
+#[test]
+#[ignore = "the child of mutated_models_end_in_bounded_time_and_memory"]
+fn works_on_mutated_models() {
+    let range = std::env::var(SEEDS).expect("seeds");
+    let (from, to) = range.split_once("..").expect("FROM..TO");
+    for seed in from.parse::<u64>().unwrap()..to.parse().unwrap() {
+        println!("seed {seed}");
+        let work = || {
+            targets::mutations(&drawn(seed));
+            _ = Rewriting::new(targets::mutated(&drawn(seed)), options());
+        };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            println!("panic {}", text.unwrap_or("without a word").replace('\n', " "));
+        }
+    }
+}
+
+/// `MABERT_MUTATION=SEED:FILE` writes the mutated model of a seed.
+#[test]
+#[ignore = "for looking into what a seed gave"]
+fn writes_a_mutated_model() {
+    let asked = std::env::var("MABERT_MUTATION").expect("SEED:FILE");
+    let (seed, file) = asked.split_once(':').expect("SEED:FILE");
+    targets::mutated(&drawn(seed.parse().unwrap())).save(file).unwrap();
+}
+
+/// Bytes that are the same for the same seed everywhere: SplitMix64's.
+fn drawn(seed: u64) -> Vec<u8> {
+    let number = |at: u64| {
+        let state = seed.wrapping_mul(64).wrapping_add(at).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    };
+    (0..64).flat_map(|at| number(at).to_le_bytes()).collect()
 }

@@ -3,19 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use mabert_graph::Model;
+use mabert_passes::inputs::EncoderInputs;
 use mabert_passes::lower::Sharing;
 use mabert_passes::pipeline::{Keep, VERSION_KEY};
 use mabert_passes::sites::SiteKind;
 use mabert_runtime::{Engine, Model as Runnable, OrtModel, borrowed};
 use mabert_tests::{distance, fixture, outside};
-use mabert_transfer::data::{BatchShape, Columns, Overlong, TextEncoder, batches, read_sequences};
+use mabert_transfer::data::{BatchShape, DataFile, Overlong, TextEncoder, batches, read_sequences};
 use mabert_transfer::full;
 use mabert_transfer::job::{Data, Job, Report, Transfer, rewrite};
 use mabert_transfer::progress::Silent;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 fn reviews() -> Data {
-    Data { path: fixture("reviews/reviews.tsv"), columns: Columns::default() }
+    Data::new(fixture("reviews/reviews.tsv"))
 }
 
 fn tokenizer() -> PathBuf {
@@ -38,13 +39,18 @@ fn fixture_report(job: &Job) -> Report {
     rewrite(teacher(), job, &Silent).unwrap().1
 }
 
+/// What the teacher's batches are like.
+fn shape() -> BatchShape {
+    BatchShape::new(&EncoderInputs::new(&teacher(), &[]).unwrap())
+}
+
 /// The largest difference of the outputs over padded batches of real sentences.
 fn furthest(a: &dyn Engine, b: &dyn Engine, (data, tokenizer): (&Data, &Path), longest: usize, count: usize) -> f32 {
     let encoder = TextEncoder::new(Some(tokenizer), longest, Overlong::Truncate).unwrap();
-    let mut sequences = read_sequences(&data.path, &data.columns, &encoder).unwrap();
+    let (mut sequences, _) = read_sequences(&DataFile::open(data).unwrap(), &encoder).unwrap();
     sequences.truncate(count);
     let mut worst = 0f32;
-    for batch in batches(&sequences, 512, 8, BatchShape::default()) {
+    for batch in batches(&sequences, 512, 8, &shape()) {
         let inputs = batch.inputs(a.inputs()).unwrap();
         let (x, y) = (a.run(&borrowed(&inputs)).unwrap(), b.run(&borrowed(&inputs)).unwrap());
         worst = worst.max(distance(&x[0].1, &y[0].1));
@@ -250,7 +256,7 @@ fn all_exports_are_calibrated_on_made_up_tokens() {
 #[ignore = "needs a model and data that are not in the repository: tests/real-models runs it"]
 fn minilm_is_rewritten_and_run_by_both_engines() {
     let (models, texts) = (outside("MABERT_MODELS", "models"), outside("MABERT_DATA", "data"));
-    let data = Data { path: texts.join("sst2/dev.tsv"), columns: Columns::default() };
+    let data = Data::new(texts.join("sst2/dev.tsv"));
     let tokenizer = models.join("minilm-sst2/tokenizer.json");
     let job = job(Some(data.clone())).max_seq(64).calibration_tokens(4_000).tokenizer(tokenizer.clone());
     let teacher = Model::load(models.join("minilm-sst2/model.onnx")).unwrap();

@@ -4,7 +4,6 @@ use mabert_graph::{Model, Tensor};
 use mabert_runtime::{Engine, Model as Runnable, OrtModel, borrowed};
 use mabert_tests::{distance, fixture};
 use mabert_transfer::Error;
-use mabert_transfer::data::Columns;
 use mabert_transfer::job::{Data, Job, Report, rewrite};
 use mabert_transfer::progress::Silent;
 
@@ -28,7 +27,7 @@ fn teacher(changes: &[Change<'_>]) -> Model {
 }
 
 fn calibrated(model: &Model) -> Result<(Model, Report), Error> {
-    let data = Data { path: fixture("reviews/reviews.tsv"), columns: Columns::default() };
+    let data = Data::new(fixture("reviews/reviews.tsv"));
     let tokenizer = fixture("bert-mini-sst2/tokenizer.json");
     let job = Job::default().data(data).tokenizer(tokenizer).calibration_tokens(4_000);
     rewrite(model.clone(), &job, &Silent)

@@ -4,6 +4,9 @@ use mabert_runtime::{Named, Tensor};
 use ndarray::{Array1, ArrayView2, Axis};
 use serde::Serialize;
 
+use crate::data::Batch;
+use crate::heads::HeadKind;
+
 /// The size of a difference against that of what was to be reached: root of the summed squared difference over the
 /// summed squared deviation of the target from its mean, channel by channel. 0 is equal, 1 no better than a constant.
 #[derive(Clone, Debug, Default)]
@@ -75,7 +78,7 @@ impl OutputDistance {
 }
 
 /// Adds up distances of one output over several runs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Sums {
     elements: usize,
     max_abs: f64,
@@ -83,16 +86,28 @@ struct Sums {
     exceeds: f64,
     least: f64,
     cosines: f64,
-    rows: usize,
+    /// Rows of more than one element.
+    wide_rows: usize,
     same: usize,
-    wide: bool,
+}
+
+/// One output over several runs.
+#[derive(Clone, Debug)]
+struct Output {
+    name: String,
+    /// Its shapes, each after its batch's length.
+    shapes: Vec<(usize, Vec<usize>)>,
+    /// Rows whole, as those of classes are.
+    whole: Sums,
+    /// Rows without their padding, as those over the tokens of a text are: which of the two it is, several runs tell.
+    without_padding: Sums,
 }
 
 /// Distances of all outputs that two models share, over several runs.
 #[derive(Clone, Debug)]
 pub struct Distances {
     tolerance: Tolerance,
-    outputs: Vec<(String, Sums)>,
+    outputs: Vec<Output>,
 }
 
 impl Distances {
@@ -101,12 +116,12 @@ impl Distances {
         Self { tolerance, outputs: Vec::new() }
     }
 
-    /// Adds what both models gave for the same inputs. Where the tokens of each sequence are given as `lengths`, only real
-    /// sequences count, and of values `[batch, n, ...]` only real tokens.
+    /// Adds what both models gave for the same inputs. Of a batch only real sequences count, and of values `[batch, n]`
+    /// and `[batch, n, ...]` only real tokens.
     ///
     /// # Errors
     /// An output of both has two shapes.
-    pub fn add(&mut self, first: &Named, second: &Named, lengths: Option<&[usize]>) -> crate::Result<()> {
+    pub fn add(&mut self, first: &Named, second: &Named, batch: Option<&Batch>) -> crate::Result<()> {
         for (name, a) in first {
             let Some((_, b)) = second.iter().find(|(n, _)| n == name) else { continue };
             if a.shape() != b.shape() {
@@ -114,49 +129,83 @@ impl Distances {
                     format!("output `{name}` is {:?} in one model and {:?} in the other", a.shape(), b.shape());
                 return Err(crate::Error::Compare(reason));
             }
-            let at = match self.outputs.iter().position(|(n, _)| n == name) {
+            let at = match self.outputs.iter().position(|output| output.name == *name) {
                 Some(at) => at,
                 None => {
-                    self.outputs.push((name.clone(), Sums { least: 1.0, ..Sums::default() }));
+                    self.outputs.push(Output::new(name));
                     self.outputs.len() - 1
                 }
             };
-            self.outputs[at].1.add(a, b, lengths, &self.tolerance);
+            self.outputs[at].add(a, b, batch, &self.tolerance);
         }
         Ok(())
     }
 
     /// The distances so far.
     pub fn outputs(&self) -> Vec<OutputDistance> {
-        let distance = |(name, s): &(String, Sums)| OutputDistance {
-            output: name.clone(),
-            elements: s.elements,
-            max_abs: s.max_abs,
-            mean_abs: s.total / s.elements.max(1) as f64,
-            exceeds: s.exceeds,
-            cosine: s.wide.then_some(s.least),
-            mean_cosine: s.wide.then_some(s.cosines / s.rows.max(1) as f64),
-            agreement: s.wide.then_some(s.same as f64 / s.rows.max(1) as f64),
-        };
-        self.outputs.iter().map(distance).collect()
+        self.outputs.iter().map(Output::distance).collect()
+    }
+}
+
+impl Output {
+    fn new(name: &str) -> Self {
+        let (whole, without_padding) = (Sums::default(), Sums::default());
+        Self { name: name.to_owned(), shapes: Vec::new(), whole, without_padding }
+    }
+
+    fn add(&mut self, a: &Tensor, b: &Tensor, batch: Option<&Batch>, tolerance: &Tolerance) {
+        let shape = a.shape().to_vec();
+        let width = row_width(&shape);
+        let (a, b) = (a.to_f32(), b.to_f32());
+        let (a, b) = (a.iter().copied().collect::<Vec<f32>>(), b.iter().copied().collect::<Vec<f32>>());
+        let lengths = batch.map(|batch| batch.lengths.as_slice());
+        for (row, (x, y)) in a.chunks_exact(width).zip(b.chunks_exact(width)).enumerate() {
+            if lengths.is_some_and(|lengths| !is_real(&shape, row, lengths)) {
+                continue;
+            }
+            self.whole.row(x, y, tolerance);
+            let tokens = lengths.and_then(|lengths| lengths.get(row)).map_or(width, |tokens| width.min(*tokens));
+            self.without_padding.row(&x[..tokens], &y[..tokens], tolerance);
+        }
+        if let Some(batch) = batch {
+            self.shapes.push((batch.length, shape));
+        }
+    }
+
+    fn distance(&self) -> OutputDistance {
+        let over_tokens = !self.shapes.is_empty() && is_over_tokens(&self.name, &self.shapes);
+        let sums = if over_tokens { &self.without_padding } else { &self.whole };
+        let mean = |sum: f64| (sums.wide_rows > 0).then(|| sum / sums.wide_rows as f64);
+        OutputDistance {
+            output: self.name.clone(),
+            elements: sums.elements,
+            max_abs: sums.max_abs,
+            mean_abs: sums.total / sums.elements.max(1) as f64,
+            exceeds: sums.exceeds,
+            cosine: mean(0.0).map(|_| sums.least),
+            mean_cosine: mean(sums.cosines),
+            agreement: mean(sums.same as f64),
+        }
+    }
+}
+
+/// Whether an output is a row a text, over the text's tokens.
+fn is_over_tokens(name: &str, shapes: &[(usize, Vec<usize>)]) -> bool {
+    shapes.iter().all(|(_, shape)| shape.len() == 2) && HeadKind::from_shapes(name, shapes, 0) == HeadKind::Positions
+}
+
+/// The elements of a row: along the last axis, where there are two.
+fn row_width(shape: &[usize]) -> usize {
+    if shape.len() < 2 { 1 } else { shape[shape.len() - 1].max(1) }
+}
+
+impl Default for Sums {
+    fn default() -> Self {
+        Self { elements: 0, max_abs: 0.0, total: 0.0, exceeds: 0.0, least: 1.0, cosines: 0.0, wide_rows: 0, same: 0 }
     }
 }
 
 impl Sums {
-    fn add(&mut self, a: &Tensor, b: &Tensor, lengths: Option<&[usize]>, tolerance: &Tolerance) {
-        let shape = a.shape().to_vec();
-        let (a, b) = (a.to_f32(), b.to_f32());
-        let width = if shape.len() < 2 { 1 } else { shape[shape.len() - 1] };
-        self.wide |= width > 1;
-        let (a, b) = (a.iter().copied().collect::<Vec<f32>>(), b.iter().copied().collect::<Vec<f32>>());
-        for (row, (x, y)) in a.chunks_exact(width.max(1)).zip(b.chunks_exact(width.max(1))).enumerate() {
-            if lengths.is_some_and(|lengths| !is_real(&shape, row, lengths)) {
-                continue;
-            }
-            self.row(x, y, tolerance);
-        }
-    }
-
     fn row(&mut self, x: &[f32], y: &[f32], tolerance: &Tolerance) {
         let (mut xy, mut xx, mut yy) = (0f64, 0f64, 0f64);
         for (&x, &y) in x.iter().zip(y) {
@@ -175,8 +224,8 @@ impl Sums {
             (xy, xx, yy) = (xy + x * y, xx + x * x, yy + y * y);
         }
         self.elements += x.len();
-        self.rows += 1;
         if x.len() > 1 {
+            self.wide_rows += 1;
             let norm = (xx * yy).sqrt();
             let cosine = if norm > 0.0 { xy / norm } else { f64::from(u8::from(xx == yy)) };
             let cosine = if cosine.is_nan() { -1.0 } else { cosine };
@@ -193,16 +242,33 @@ pub fn argmax(row: &[f32]) -> usize {
     (1..row.len()).fold(0, |best, at| if row[at] > row[best] { at } else { best })
 }
 
-/// How many sequences of a batch, `lengths` tokens each, have a value that is not finite. Padding does not count.
-pub fn overflows(outputs: &Named, lengths: &[usize]) -> usize {
+/// How many sequences have a value that is not finite in what a model gave for `batches`. Padding does not count.
+pub fn overflows(batches: &[Batch], outputs: &[Named]) -> usize {
+    let names = outputs.first().into_iter().flatten().map(|(name, _)| name.as_str());
+    let over_tokens: Vec<bool> = names
+        .enumerate()
+        .map(|(at, name)| {
+            let shape = |(batch, outputs): (&Batch, &Named)| (batch.length, outputs[at].1.shape().to_vec());
+            is_over_tokens(name, &batches.iter().zip(outputs).map(shape).collect::<Vec<_>>())
+        })
+        .collect();
+    batches.iter().zip(outputs).map(|(batch, outputs)| overflows_of_batch(batch, outputs, &over_tokens)).sum()
+}
+
+fn overflows_of_batch(batch: &Batch, outputs: &Named, over_tokens: &[bool]) -> usize {
+    let lengths = &batch.lengths;
     let mut bad = vec![false; lengths.len()];
-    for (_, value) in outputs.iter().filter(|(_, value)| value.shape().first() == Some(&lengths.len())) {
+    for ((_, value), over_tokens) in outputs.iter().zip(over_tokens) {
         let shape = value.shape();
-        let width = if shape.len() < 2 { 1 } else { shape[shape.len() - 1] };
+        if shape.first() != Some(&lengths.len()) {
+            continue;
+        }
         let elements: Vec<f32> = value.to_f32().iter().copied().collect();
-        let rows_each = (elements.len() / width.max(1) / lengths.len().max(1)).max(1);
-        for (row, x) in elements.chunks_exact(width.max(1)).enumerate() {
-            bad[row / rows_each] |= is_real(shape, row, lengths) && x.iter().any(|v| !v.is_finite());
+        let width = row_width(shape);
+        let rows_each = (elements.len() / width / lengths.len().max(1)).max(1);
+        for (row, x) in elements.chunks_exact(width).enumerate() {
+            let counted = if *over_tokens { width.min(lengths[row]) } else { width };
+            bad[row / rows_each] |= is_real(shape, row, lengths) && x[..counted].iter().any(|v| !v.is_finite());
         }
     }
     bad.into_iter().filter(|bad| *bad).count()
@@ -223,23 +289,57 @@ fn is_real(shape: &[usize], row: usize, lengths: &[usize]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{BatchShape, Sequence, batches};
+
+    /// A batch of texts of so many tokens; 0 is a row that only fills it up.
+    fn batch(lengths: &[usize]) -> Batch {
+        let texts: Vec<Sequence> = lengths.iter().filter(|n| **n > 0).map(|n| Sequence::with_length(*n)).collect();
+        let shape = BatchShape { batch: Some(lengths.len()), ..BatchShape::default() };
+        let batch = batches(&texts, 1000, 100, &shape).remove(0);
+        assert_eq!(batch.lengths, lengths);
+        batch
+    }
 
     #[test]
     fn sequences_that_overflow_are_counted_without_their_padding() {
         // Two sequences of one and two tokens, and a row that only fills up the batch.
         let lengths = [1, 2, 0];
+        let count = |outputs: Named| overflows(&[batch(&lengths)], &[outputs]);
         let hidden = |row: usize, token: usize| {
             let mut value = ndarray::Array3::<f32>::zeros((3, 2, 4));
             value[[row, token, 3]] = f32::NAN;
             vec![("hidden".to_owned(), Tensor::from(value.into_dyn()))]
         };
-        assert_eq!(overflows(&hidden(0, 1), &lengths), 0, "the first sequence has one token");
-        assert_eq!(overflows(&hidden(0, 0), &lengths), 1);
-        assert_eq!(overflows(&hidden(2, 0), &lengths), 0, "nothing but filling");
-        let logits = Tensor::new(&[3, 2], vec![0f32, f32::INFINITY, f32::NAN, 0.0, f32::NAN, f32::NAN]);
-        assert_eq!(overflows(&vec![("logits".to_owned(), logits)], &lengths), 2);
+        assert_eq!(count(hidden(0, 1)), 0, "the first sequence has one token");
+        assert_eq!(count(hidden(0, 0)), 1);
+        assert_eq!(count(hidden(2, 0)), 0, "nothing but filling");
+        let infinite = || Tensor::new(&[3, 2], vec![0f32, f32::NEG_INFINITY, 0.0, 0.0, f32::NAN, f32::NAN]);
+        assert_eq!(count(vec![("logits".to_owned(), infinite())]), 1);
+        assert_eq!(count(vec![("start_logits".to_owned(), infinite())]), 0, "a start is no padding");
         let scores = Tensor::new(&[3], vec![f32::NAN, 1.0, f32::NAN]);
-        assert_eq!(overflows(&vec![("score".to_owned(), scores)], &lengths), 1);
+        assert_eq!(count(vec![("score".to_owned(), scores)]), 1);
+    }
+
+    /// Where an answer starts is told by a row over the text's tokens, of texts of one token too.
+    #[test]
+    fn rows_over_tokens_are_compared_without_their_padding() {
+        let tolerance = Tolerance { elements: Some((1e-3, 0.0)), cosine: None };
+        let output = |rows: &[&[f32]]| {
+            let shape = [rows.len(), rows[0].len()];
+            vec![("output_0".to_owned(), Tensor::new(&shape, rows.concat()))]
+        };
+        let mut distances = Distances::new(tolerance);
+        let (a, b) = (output(&[&[1.0, 7.0, 9.0], &[1.0, 2.0, 3.0]]), output(&[&[1.0, -7.0, 2.0], &[1.0, 2.0, 3.0]]));
+        distances.add(&a, &b, Some(&batch(&[1, 3]))).unwrap();
+        let text = output(&[&[4.0, 2.0]]);
+        distances.add(&text, &text, Some(&batch(&[2]))).unwrap();
+        let found = &distances.outputs()[0];
+        assert_eq!((found.elements, found.max_abs), (1 + 3 + 2, 0.0));
+        assert_eq!((found.cosine, found.mean_cosine, found.agreement), (Some(1.0), Some(1.0), Some(1.0)));
+        // Texts of one token alone have rows of one element.
+        let mut distances = Distances::new(tolerance);
+        distances.add(&output(&[&[1.0]]), &output(&[&[1.0]]), Some(&batch(&[1]))).unwrap();
+        assert_eq!(distances.outputs()[0].mean_cosine, None);
     }
 
     #[test]
@@ -256,17 +356,17 @@ mod tests {
     #[test]
     fn padding_does_not_count_and_nan_is_far() {
         let tolerance = Tolerance { elements: Some((1e-3, 0.0)), cosine: None };
-        let a = vec![("h".to_owned(), Tensor::new(&[1, 2, 2], vec![1f32, 0.0, 5.0, 4.0]))];
-        let b = vec![("h".to_owned(), Tensor::new(&[1, 2, 2], vec![1f32, 0.0, -5.0, 7.0]))];
+        let a = vec![("h".to_owned(), Tensor::new(&[2, 1, 2], vec![1f32, 0.0, 5.0, 4.0]))];
+        let b = vec![("h".to_owned(), Tensor::new(&[2, 1, 2], vec![1f32, 0.0, -5.0, 7.0]))];
         let mut distances = Distances::new(tolerance);
-        distances.add(&a, &b, Some(&[1])).unwrap();
+        distances.add(&a, &b, Some(&batch(&[1, 0]))).unwrap();
         let found = &distances.outputs()[0];
         assert!(found.holds(&tolerance) && found.max_abs == 0.0 && found.elements == 2);
         distances.add(&a, &b, None).unwrap();
         let found = &distances.outputs()[0];
         assert!(!found.holds(&tolerance) && found.max_abs == 10.0);
         assert_eq!(found.agreement, Some(2.0 / 3.0));
-        let nan = vec![("h".to_owned(), Tensor::new(&[1, 2, 2], vec![f32::NAN; 4]))];
+        let nan = vec![("h".to_owned(), Tensor::new(&[2, 1, 2], vec![f32::NAN; 4]))];
         let mut distances = Distances::new(tolerance);
         distances.add(&a, &nan, None).unwrap();
         assert!(!distances.outputs()[0].holds(&tolerance));

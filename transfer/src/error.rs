@@ -41,7 +41,10 @@ pub enum Error {
         reason: String,
     },
     /// An input of the model is none of those that texts can fill.
-    #[error("input `{0}` is neither token ids, mask, token types nor positions by its name; give ready arrays")]
+    #[error(
+        "what input `{0}` holds (token ids, mask, token types or positions) is clear neither from what the model does \
+         with it nor from its name: say so, or give ready arrays"
+    )]
     Role(String),
     /// Statistics came out that no student can be made of.
     #[error("{site}: {reason}")]
@@ -119,6 +122,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same, naming the model's file where it is about a model and does not name one yet.
+    pub(crate) fn in_model(self, origin: &str) -> Self {
+        match self {
+            Self::Graph(e) => e.in_model(origin).into(),
+            Self::Runtime(e) => e.in_model(origin).into(),
+            Self::Passes(e) => e.in_model(origin).into(),
+            other => other,
+        }
+    }
+
     pub(crate) fn data(path: &Path, reason: impl Into<String>) -> Self {
         Self::Data { path: path.to_owned(), line: None, reason: reason.into(), settings: &[] }
     }
@@ -155,7 +168,7 @@ impl Error {
             | Self::Setting { settings, .. }
             | Self::Diverged { settings, .. }
             | Self::Check { settings, .. } => settings,
-            Self::Role(_) => &[Setting::Arrays],
+            Self::Role(_) => &[Setting::InputRole, Setting::Arrays],
             Self::Passes(mabert_passes::Error::PositionBias(_)) => &[Setting::PaperOrder, Setting::KeepSoftmax],
             _ => &[],
         }

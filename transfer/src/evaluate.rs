@@ -29,8 +29,10 @@ pub enum Spread {
 pub enum Metric {
     /// The share of right classes.
     Accuracy,
-    /// The harmonic mean of precision and recall of class 1, as GLUE reports for pairs.
+    /// The harmonic mean of precision and recall of class 1 of two, as GLUE reports for pairs.
     F1,
+    /// The mean of that of every class that is predicted or true.
+    MacroF1,
     /// Matthews' correlation coefficient, for any number of classes.
     Mcc,
     /// Pearson's correlation of values.
@@ -41,11 +43,11 @@ pub enum Metric {
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Accuracy, Self::F1, Self::Mcc, Self::Pearson, Self::Spearman];
+    pub const ALL: [Self; 6] = [Self::Accuracy, Self::F1, Self::MacroF1, Self::Mcc, Self::Pearson, Self::Spearman];
 
     /// Whether predictions are classes (the largest logit) rather than values.
     pub fn compares_classes(self) -> bool {
-        matches!(self, Self::Accuracy | Self::F1 | Self::Mcc)
+        matches!(self, Self::Accuracy | Self::F1 | Self::MacroF1 | Self::Mcc)
     }
 
     /// Its name on the command line and in reports.
@@ -53,6 +55,7 @@ impl Metric {
         match self {
             Self::Accuracy => "accuracy",
             Self::F1 => "f1",
+            Self::MacroF1 => "macro-f1",
             Self::Mcc => "mcc",
             Self::Pearson => "pearson",
             Self::Spearman => "spearman",
@@ -70,10 +73,10 @@ impl Metric {
         let count = predictions.len() as f64;
         match self {
             Self::Accuracy => pairs().filter(|(p, l)| p == l).count() as f64 / count,
-            Self::F1 => {
-                let times =
-                    |p: bool, l: bool| pairs().filter(|x| (x.0 == 1.0) == p && (x.1 == 1.0) == l).count() as f64;
-                2.0 * times(true, true) / (2.0 * times(true, true) + times(true, false) + times(false, true))
+            Self::F1 => f1(predictions, labels, 1.0),
+            Self::MacroF1 => {
+                let classes = classes(predictions, labels);
+                classes.iter().map(|&class| f1(predictions, labels, class)).sum::<f64>() / classes.len() as f64
             }
             Self::Mcc => matthews(predictions, labels),
             Self::Pearson => pearson(predictions, labels),
@@ -82,12 +85,25 @@ impl Metric {
     }
 }
 
+/// The harmonic mean of precision and recall of one class.
+fn f1(predictions: &[f64], labels: &[f64], class: f64) -> f64 {
+    let is_class = |values: &[f64]| values.iter().filter(|v| **v == class).count() as f64;
+    let both = predictions.iter().zip(labels).filter(|(p, l)| **p == class && **l == class).count() as f64;
+    2.0 * both / (is_class(predictions) + is_class(labels))
+}
+
+/// Every class that is predicted or true.
+fn classes(predictions: &[f64], labels: &[f64]) -> Vec<f64> {
+    let mut classes: Vec<f64> = predictions.iter().chain(labels).copied().filter(|v| !v.is_nan()).collect();
+    classes.sort_by(f64::total_cmp);
+    classes.dedup();
+    classes
+}
+
 /// `(c s - sum p_k t_k) / sqrt((s^2 - sum p_k^2) (s^2 - sum t_k^2))` (Gorodkin 2004): `c` right of `s`, class `k`
 /// predicted `p_k` and true `t_k` times.
 fn matthews(predictions: &[f64], labels: &[f64]) -> f64 {
-    let mut classes: Vec<f64> = predictions.iter().chain(labels).copied().collect();
-    classes.sort_by(f64::total_cmp);
-    classes.dedup();
+    let classes = classes(predictions, labels);
     let times = |values: &[f64], k: f64| values.iter().filter(|v| **v == k).count() as f64;
     let sum = |a: &[f64], b: &[f64]| classes.iter().map(|&k| times(a, k) * times(b, k)).sum::<f64>();
     let samples = labels.len() as f64;
@@ -165,31 +181,70 @@ fn check_columns(metric: Metric, columns: usize) -> Result<()> {
         (true, 0 | 1) => {
             format!("{name} is a metric of classes, the model gives one value a text: take pearson or spearman")
         }
+        (true, 3..) if metric == Metric::F1 => {
+            format!("f1 is that of class 1 of two, the model has {columns} classes: take macro-f1, mcc or accuracy")
+        }
         (true, _) | (false, 1) => return Ok(()),
         (false, _) => {
-            format!("{name} is a metric of one value a text, the model gives {columns}: take accuracy, f1 or mcc")
+            format!("{name} is a metric of one value a text, the model gives {columns}: take accuracy, macro-f1 or mcc")
         }
     };
     Err(Error::Compare(reason))
 }
 
-/// The logits `[sequences, classes]`: the first output with one row a sequence.
+/// What makes it doubtful that labels say something of a model with so many `columns` of logits.
+pub fn label_notes(metric: Metric, columns: usize, file: &std::path::Path, labels: &[f64]) -> Vec<String> {
+    let different = classes(labels, &[]);
+    let said = match (different.as_slice(), metric.compares_classes()) {
+        ([one], _) => Some(format!("all {} labels are {one}", labels.len())),
+        // What is no classifier, but an embedding, has many more values than there are labels.
+        ([.., last], true) if columns > MANY_CLASSES && *last < columns as f64 / 4.0 => Some(format!(
+            "the labels name {} classes, none above {last}, but the model's output has {columns} values a text: is it one \
+             of classes?",
+            different.len()
+        )),
+        _ => None,
+    };
+    said.into_iter().map(|said| format!("{}: {said}", file.display())).collect()
+}
+
+/// Few tasks have more classes.
+const MANY_CLASSES: usize = 16;
+
+/// The logits `[sequences, classes]`: the first output of classes with one row a sequence, or else of one value. What is as
+/// wide as the model's stream of so many `channels`, where these are known, is an embedding.
 ///
 /// # Errors
 /// The engine fails, or no output has one row a sequence.
-pub fn logits(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> Result<Array2<f32>> {
-    let parts = run_batches(engine, sequences, spread)?;
+pub fn logits(
+    engine: &dyn Engine,
+    shape: &BatchShape,
+    sequences: &[Sequence],
+    channels: Option<usize>,
+    spread: Spread,
+) -> Result<Array2<f32>> {
+    let parts = run_batches(engine, shape, sequences, spread)?;
     let Some((_, first)) = parts.first() else { return Err(Error::Compare("there are no sequences".to_owned())) };
-    let has_row_a_text = |at: &usize| {
-        let (name, value) = &first[*at];
-        let shapes: Vec<_> = parts.iter().map(|(b, o)| (b.length, o[*at].1.shape().to_vec())).collect();
+    let kind = |at: usize| {
+        let (name, value) = &first[at];
+        let shapes: Vec<_> = parts.iter().map(|(b, o)| (b.length, o[at].1.shape().to_vec())).collect();
         // An answer's start and end are a row a text too, but of positions.
-        let kind = HeadKind::from_shapes(name, &shapes, 0);
-        matches!(value.shape().len(), 1 | 2) && matches!(kind, HeadKind::Classes | HeadKind::Values)
+        let kind = HeadKind::from_shapes(name, &shapes, channels.unwrap_or(0));
+        let is_embedding = ["embedding", "pooler", "hidden_state"].iter().any(|part| name.contains(part));
+        let width = if let [_, width] = value.shape() { *width } else { 1 };
+        match (value.shape().len(), kind) {
+            (1 | 2, HeadKind::Classes) if !is_embedding => Some(HeadKind::Classes),
+            (1 | 2, HeadKind::Values) if width == 1 => Some(HeadKind::Values),
+            _ => None,
+        }
     };
-    let Some(at) = (0..first.len()).find(has_row_a_text) else {
+    let wanted = |wanted: HeadKind| (0..first.len()).find(|&at| kind(at) == Some(wanted));
+    let Some(at) = wanted(HeadKind::Classes).or_else(|| wanted(HeadKind::Values)) else {
         let names = first.iter().map(|(n, t)| format!("{n} {:?}", t.shape())).collect::<Vec<_>>().join(", ");
-        let reason = format!("no output has one row of classes, or one value, a text; the model gives {names}");
+        let reason = format!(
+            "no output has one row of classes, or one value, a text; the model gives {names}: embeddings and hidden states \
+             name no class"
+        );
         return Err(Error::Compare(reason));
     };
     let joined = join(&parts, at, sequences.len()).to_f32();
@@ -232,15 +287,19 @@ pub fn predictions_with_overflow(metric: Metric, logits: &Array2<f32>) -> Result
 ///
 /// # Errors
 /// The engine fails.
-pub fn run_sequences(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> Result<Named> {
-    let parts = run_batches(engine, sequences, spread)?;
+pub fn run_sequences(engine: &dyn Engine, shape: &BatchShape, sequences: &[Sequence], spread: Spread) -> Result<Named> {
+    let parts = run_batches(engine, shape, sequences, spread)?;
     let Some((_, first)) = parts.first() else { return Ok(Named::new()) };
     let joined = (0..first.len()).map(|at| (first[at].0.clone(), join(&parts, at, sequences.len())));
     Ok(joined.collect())
 }
 
-fn run_batches(engine: &dyn Engine, sequences: &[Sequence], spread: Spread) -> Result<Vec<(Batch, Named)>> {
-    let shape = BatchShape::from_inputs(engine.inputs());
+fn run_batches(
+    engine: &dyn Engine,
+    shape: &BatchShape,
+    sequences: &[Sequence],
+    spread: Spread,
+) -> Result<Vec<(Batch, Named)>> {
     let run = |batch: Batch| -> Result<(Batch, Named)> {
         let inputs = batch.inputs(engine.inputs())?;
         let outputs = engine.run(&borrowed(&inputs))?;
@@ -294,12 +353,28 @@ mod tests {
     }
 
     #[test]
+    fn metrics_that_say_nothing_are_refused_or_doubted() {
+        let path = std::path::Path::new("dev.tsv");
+        let three = ndarray::arr2(&[[0f32, 1.0, 2.0]]);
+        let reason = predictions(Metric::F1, &three).unwrap_err().to_string();
+        assert!(reason.contains("3 classes") && reason.contains("macro-f1"), "{reason}");
+        assert!(predictions(Metric::MacroF1, &three).is_ok());
+        let notes = |columns: usize, labels: &[f64]| label_notes(Metric::Accuracy, columns, path, labels).concat();
+        assert!(notes(2, &[1.0; 30]).contains("all 30 labels are 1"));
+        assert!(notes(384, &[0.0, 1.0, 1.0]).contains("384 values a text"));
+        assert_eq!(notes(3, &[0.0, 1.0]), "");
+        assert_eq!(notes(150, &[0.0, 1.0, 149.0]), "");
+    }
+
+    #[test]
     fn metrics_are_those_of_the_field() {
         let (p, l) = ([1.0, 0.0, 1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0, 1.0, 1.0]);
         let near = |score: f64, expected: f64| approx::assert_abs_diff_eq!(score, expected, epsilon = 1e-9);
         near(Metric::Accuracy.score(&p, &l), 4.0 / 6.0);
         near(Metric::F1.score(&p, &l), 0.75);
         near(Metric::Mcc.score(&p, &l), 0.25);
+        // Classes 0, 1 and 2: 2/3, 2/3 and 0, as scikit-learn has it.
+        near(Metric::MacroF1.score(&[0.0, 0.0, 1.0, 2.0], &[0.0, 1.0, 1.0, 0.0]), (0.5 + 2.0 / 3.0) / 3.0);
         let (a, b) = ([1.0, 2.0, 2.0, 5.0], [0.5, 1.0, 3.0, 4.0]);
         near(Metric::Pearson.score(&a, &b), 7.25 / (9.0f64 * 8.1875).sqrt());
         near(Metric::Spearman.score(&a, &b), 4.5 / (4.5f64 * 5.0).sqrt());

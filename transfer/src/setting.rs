@@ -21,6 +21,8 @@ pub enum Setting {
     ClosedForm,
     /// The file of texts.
     Data,
+    /// How the file of texts holds them.
+    DataFormat,
     /// The column that holds the text.
     TextColumn,
     /// The words that name the classes of labels.
@@ -29,6 +31,8 @@ pub enum Setting {
     Truncate,
     /// Ready arrays in place of texts.
     Arrays,
+    /// What an input of the model holds.
+    InputRole,
     /// The model's tokenizer.
     Tokenizer,
     /// Tokens that go through the student.
@@ -47,7 +51,7 @@ pub enum Setting {
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::MaxSeq,
         Self::Hidden,
         Self::PaperOrder,
@@ -56,10 +60,12 @@ impl Setting {
         Self::Unfolded,
         Self::ClosedForm,
         Self::Data,
+        Self::DataFormat,
         Self::TextColumn,
         Self::Classes,
         Self::Truncate,
         Self::Arrays,
+        Self::InputRole,
         Self::Tokenizer,
         Self::CalibrationTokens,
         Self::NoLabels,

@@ -6,11 +6,12 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use mabert_transfer::evaluate::Metric;
 use mabert_transfer::full::FullOptions;
-use mabert_transfer::job::{CheckpointFolder, Data, Dev, FullStage, Job};
+use mabert_transfer::job::{CheckpointFolder, Dev, FullStage, Job};
 
 use super::values::{not_negative, one_of, positive, share};
 use super::{DataArguments, Global};
 use crate::failure::Usage;
+use crate::files::Files;
 
 /// The end-to-end stage.
 #[derive(Debug, Args)]
@@ -98,6 +99,15 @@ impl EndToEndArguments {
         options.into_iter().find_map(|(name, is_given)| is_given.then_some(name))
     }
 
+    /// What a job on this data reads, and the state that it keeps.
+    pub(crate) fn files(&self, data: &DataArguments, dev: &DevArguments, global: &Global) -> Files {
+        Files::default()
+            .reads(data.files())
+            .reads(&dev.dev)
+            .reads(&global.ort_lib)
+            .keeps_state_in(self.checkpoint.as_ref())
+    }
+
     /// The stage itself.
     pub(crate) fn stage(&self, global: &Global) -> FullStage {
         let checkpoint = self.checkpoint.clone().map(|path| CheckpointFolder { path, resume: self.resume });
@@ -129,9 +139,10 @@ impl EndToEndArguments {
             let reason = "--label-column: nothing reads labels; give --dev, or an --alpha below 1";
             return Err(Usage(reason.to_owned()).into());
         }
-        let file = |path: &PathBuf, label| Data { path: path.clone(), columns: data.columns(label) };
+        let file = |path: &PathBuf, label| data.file_at(path, label);
         let training_label = label.filter(|_| trains_on_labels);
         let job = Job::default()
+            .input_roles(data.input_roles.clone())
             .data(data.data.as_ref().map(|path| file(path, training_label)))
             .dev(dev.dev.as_ref().map(|path| Dev { data: file(path, label), metric: dev.metric }))
             .seed(global.seed);

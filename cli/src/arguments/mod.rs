@@ -11,8 +11,8 @@ use clap::{Args, Parser};
 use crate::commands::Command;
 
 pub(crate) use end_to_end::{DevArguments, EndToEndArguments};
-pub(crate) use texts::{DataArguments, Texts};
-pub(crate) use values::{Choice, on_or_off, one_of};
+pub(crate) use texts::{DataArguments, Texts, one_text, read_texts};
+pub(crate) use values::{Choice, count, on_or_off, one_of};
 
 /// Rewrite BERT-family ONNX models into MA-BERT: matrix arithmetic and ReLU only.
 ///
@@ -31,7 +31,7 @@ pub(crate) struct Global {
     /// Print results as JSON on standard output
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// No progress, no notes
+    /// No progress, no notes, and nothing of what a file or the exit code says
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
     /// More notes on standard error; twice for still more

@@ -3,6 +3,7 @@
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser as _, ValueParser};
 use mabert_passes::lower::Sharing;
 use mabert_passes::pipeline::{Order, Pass};
+use mabert_transfer::data::DataFormat;
 use mabert_transfer::evaluate::Metric;
 use mabert_transfer::job::TransferKind;
 
@@ -75,6 +76,23 @@ impl Choice for TransferKind {
     }
 }
 
+impl Choice for DataFormat {
+    fn name(self) -> &'static str {
+        self.name()
+    }
+
+    fn help(self) -> Option<&'static str> {
+        match self {
+            Self::Text => Some("A text a line"),
+            Self::Tsv => Some("A table with a header, between tabs"),
+            Self::Csv => Some("The same between commas"),
+            Self::Json => Some("JSON: an object a line, an array of them, or an object of lists"),
+            Self::Npz => Some("Arrays of token ids"),
+            _ => None,
+        }
+    }
+}
+
 impl Choice for Metric {
     fn name(self) -> &'static str {
         self.name()
@@ -82,7 +100,8 @@ impl Choice for Metric {
 
     fn help(self) -> Option<&'static str> {
         match self {
-            Self::F1 => Some("Of class 1"),
+            Self::F1 => Some("Of class 1 of two"),
+            Self::MacroF1 => Some("The mean of that of every class"),
             Self::Mcc => Some("Matthews' correlation"),
             Self::Accuracy | Self::Pearson | Self::Spearman => None,
         }
@@ -99,6 +118,14 @@ pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
 
 pub(crate) fn share(text: &str) -> Result<f64, String> {
     number(text, |v| (0.0..=1.0).contains(&v), "it must be a number from 0 to 1")
+}
+
+/// A count from 1 to `most`.
+pub(crate) fn count(most: usize) -> ValueParser {
+    ValueParser::new(move |text: &str| -> Result<usize, String> {
+        let demand = || format!("it must be a whole number from 1 to {most}");
+        text.trim().parse().ok().filter(|n| (1..=most).contains(n)).ok_or_else(demand)
+    })
 }
 
 fn number(text: &str, is_allowed: impl Fn(f64) -> bool, demand: &str) -> Result<f64, String> {

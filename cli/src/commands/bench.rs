@@ -7,16 +7,18 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 use mabert_graph::Model;
-use mabert_passes::recording::made_up_inputs;
+use mabert_passes::inputs::EncoderInputs;
 use mabert_runtime::{Engine, Named};
-use mabert_transfer::data::{BatchShape, Overlong, batches};
+use mabert_transfer::data::{DataFile, Overlong, batches};
+use mabert_transfer::progress::Progress as _;
 use serde::Serialize;
 
 use super::profile::Profile;
-use crate::arguments::{Choice, DataArguments, Global, one_of};
-use crate::engines::{EngineName, load_tract, max_seq, run_on};
+use crate::arguments::{Choice, DataArguments, Global, count, one_of, read_texts};
+use crate::bars::Bars;
+use crate::engines::{EngineName, Reads, load_tract, run_on};
 use crate::failure::Usage;
-use crate::print;
+use crate::print::{self, Page};
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchArguments {
@@ -24,10 +26,10 @@ pub(crate) struct BenchArguments {
     #[arg(required = true)]
     models: Vec<PathBuf>,
     /// Batch sizes
-    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N")]
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N", value_parser = count(MOST_POSITIONS))]
     batch: Vec<usize>,
-    /// Sequence lengths; with --data, where texts are cut
-    #[arg(long, value_delimiter = ',', default_value = "128", value_name = "N")]
+    /// Sequence lengths; with --data, where texts are cut [default: 128, or what the models take]
+    #[arg(long, value_delimiter = ',', value_name = "N", value_parser = count(MOST_POSITIONS))]
     seq: Vec<usize>,
     /// The engines, in turn
     #[arg(
@@ -135,18 +137,22 @@ struct Inputs {
     runs: BTreeMap<(usize, usize), Vec<Named>>,
 }
 
+/// Tokens of a batch, padding counted, at most: more would fill any machine's memory.
+const MOST_POSITIONS: usize = 1 << 20;
+/// The length where none is asked for.
+const SEQ: usize = 128;
 /// Texts of the data that a run is over, at most.
 const MOST_TEXTS: usize = 512;
 
 impl Inputs {
     /// Made before the model is loaded to run: it is not in memory twice.
-    fn new(path: &Path, arguments: &BenchArguments, global: &Global) -> Result<Self> {
+    fn new(path: &Path, arguments: &BenchArguments, plan: &Plan, global: &Global) -> Result<Self> {
         let model = Model::load(path)?;
         let mut runs = BTreeMap::new();
-        for (seq, batch) in arguments.sizes() {
-            let inputs = match arguments.data.data {
-                Some(_) => text_batches(&model, &arguments.data, seq, batch)?,
-                None => vec![made_up_batch(&model, batch, seq, global.seed)?],
+        for (seq, batch) in plan.sizes() {
+            let inputs = match &plan.file {
+                Some(file) => text_batches(&model, &arguments.data, file, seq, batch)?,
+                None => vec![made_up_batch(&model, &arguments.data, batch, seq, global.seed)?],
             };
             runs.insert((seq, batch), inputs);
         }
@@ -155,16 +161,17 @@ impl Inputs {
 }
 
 /// The data's texts, cut to `seq` tokens.
-fn text_batches(model: &Model, data: &DataArguments, seq: usize, batch: usize) -> Result<Vec<Named>> {
-    let mut sequences = data.texts(max_seq(model, seq)?, Overlong::Truncate, None)?.sequences;
+fn text_batches(model: &Model, data: &DataArguments, file: &DataFile, seq: usize, batch: usize) -> Result<Vec<Named>> {
+    let reads = Reads::new(model, seq, &data.input_roles)?;
+    let encoder = data.encoder(reads.max_seq, Overlong::Truncate)?;
+    let mut sequences = read_texts(file, &encoder, reads.vocabulary())?.sequences;
     sequences.truncate(MOST_TEXTS);
-    let declared = model.inputs();
-    let batches = batches(&sequences, usize::MAX, batch, BatchShape::from_inputs(&declared));
-    batches.iter().map(|batch| Ok(batch.inputs(&declared)?)).collect()
+    let batches = batches(&sequences, usize::MAX, batch, &reads.shape(&encoder));
+    batches.iter().map(|batch| Ok(batch.inputs(&model.inputs())?)).collect()
 }
 
-fn made_up_batch(model: &Model, batch: usize, seq: usize, seed: u64) -> Result<Named> {
-    let inputs = made_up_inputs(model, batch, seq, seed)?;
+fn made_up_batch(model: &Model, data: &DataArguments, batch: usize, seq: usize, seed: u64) -> Result<Named> {
+    let inputs = EncoderInputs::new(model, &data.input_roles)?.made_up(batch, seq, seed)?;
     // A model may fix its sizes: then nothing else can be timed on it.
     match inputs.iter().find(|(_, value)| value.shape() != [batch, seq]) {
         None => Ok(inputs),
@@ -175,18 +182,50 @@ fn made_up_batch(model: &Model, batch: usize, seq: usize, seed: u64) -> Result<N
     }
 }
 
-impl BenchArguments {
+/// What is timed.
+struct Plan {
+    batch: Vec<usize>,
+    seq: Vec<usize>,
+    /// The texts, where they are not made up.
+    file: Option<DataFile>,
+}
+
+impl Plan {
+    fn new(arguments: &BenchArguments) -> Result<Self> {
+        let BenchArguments { batch, seq, data, .. } = arguments;
+        data.check("")?;
+        if data.data.is_none() {
+            data.refuse_tokenizer("without --data: the tokens are made up")?;
+        }
+        let file = data.data.as_ref().map(|_| data.open(None)).transpose()?;
+        let seq = if seq.is_empty() { vec![arguments.usual_length()?] } else { seq.clone() };
+        let plan = Self { batch: batch.clone(), seq, file };
+        if let Some((seq, batch)) = plan.sizes().find(|(seq, batch)| seq.saturating_mul(*batch) > MOST_POSITIONS) {
+            let reason = format!("--batch {batch} with --seq {seq}: more than {MOST_POSITIONS} tokens at once");
+            return Err(Usage(reason).into());
+        }
+        Ok(plan)
+    }
+
     /// Every length with every batch size.
     fn sizes(&self) -> impl Iterator<Item = (usize, usize)> {
         self.seq.iter().flat_map(|&seq| self.batch.iter().map(move |&batch| (seq, batch)))
     }
+}
+
+impl BenchArguments {
+    /// The length that is timed where none is asked for: all models take it.
+    fn usual_length(&self) -> Result<usize> {
+        let given = &self.data.input_roles;
+        self.models.iter().try_fold(SEQ, |limit, path| Ok(Reads::new(&Model::load(path)?, limit, given)?.max_seq))
+    }
 
     /// Every model on every engine.
-    fn entries(&self, global: &Global) -> Result<Vec<Entry<'_>>> {
+    fn entries(&self, plan: &Plan, global: &Global) -> Result<Vec<Entry<'_>>> {
         let engines: Vec<EngineName> = self.engine.iter().flat_map(|engines| engines.names()).collect();
         let mut entries = Vec::new();
         for path in &self.models {
-            let inputs = Inputs::new(path, self, global)?;
+            let inputs = Inputs::new(path, self, plan, global)?;
             for &engine in &engines {
                 let loaded = engine.load(path, global)?;
                 entries.push(Entry { path, engine, inputs: inputs.clone(), loaded });
@@ -211,16 +250,17 @@ impl BenchArguments {
 }
 
 pub(super) fn bench(arguments: &BenchArguments, global: &Global) -> Result<()> {
-    if arguments.batch.contains(&0) || arguments.seq.contains(&0) {
-        return Err(Usage("--batch and --seq must be at least 1".to_owned()).into());
-    }
-    let entries = arguments.entries(global)?;
+    let plan = Plan::new(arguments)?;
+    let entries = arguments.entries(&plan, global)?;
+    let bars = Bars::new(global);
     let mut benchmark = Benchmark { results: Vec::new(), ratios: Vec::new(), profiles: Vec::new() };
-    for (seq, batch) in arguments.sizes() {
+    for (seq, batch) in plan.sizes() {
+        bars.begin("bench", 0);
         let rounds = Rounds { batch, seq, runs: arguments.runs as usize, warmup: arguments.warmup as usize };
         let times = rounds.time(&entries)?;
         benchmark.results.extend(rounds.timings(&entries, &times, global.threads()));
         benchmark.ratios.extend(rounds.ratios(&entries, &times));
+        bars.end();
     }
     if arguments.profile {
         benchmark.profiles = arguments.profiles(entries, global)?;
@@ -228,9 +268,10 @@ pub(super) fn bench(arguments: &BenchArguments, global: &Global) -> Result<()> {
     if global.json {
         return print::json(&benchmark);
     }
-    print_benchmark(&benchmark);
-    benchmark.profiles.iter().for_each(Profile::print);
-    Ok(())
+    let mut page = Page::default();
+    page.lines(timings_table(&benchmark));
+    benchmark.profiles.iter().for_each(|profile| profile.add_to(&mut page));
+    page.print()
 }
 
 /// A batch size and a length, and how often each is run.
@@ -316,7 +357,7 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
     low + (high - low) * at.fract()
 }
 
-fn print_benchmark(benchmark: &Benchmark) {
+fn timings_table(benchmark: &Benchmark) -> comfy_table::Table {
     let ratio = |t: &Timing| {
         let is_same = |r: &&Ratio| r.model == t.model && r.engine == t.engine && (r.batch, r.seq) == (t.batch, t.seq);
         match benchmark.ratios.iter().find(is_same) {
@@ -350,7 +391,7 @@ fn print_benchmark(benchmark: &Benchmark) {
         "Texts/s",
         "To the first (quartiles)",
     ];
-    println!("{}", print::table(&header, 2, rows));
+    print::table(&header, 2, rows)
 }
 
 #[cfg(test)]

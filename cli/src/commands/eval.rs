@@ -1,18 +1,20 @@
 //! `eval`: the metric of a task, model by model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use mabert_graph::Model;
-use mabert_transfer::data::Overlong;
-use mabert_transfer::evaluate::{Metric, Spread, check_labels, labels, logits, predictions};
+use mabert_transfer::data::{Overlong, TextEncoder, sameness_note};
+use mabert_transfer::evaluate::{Metric, Spread, check_labels, label_notes, labels, logits, predictions};
+use mabert_transfer::progress::Progress as _;
 use serde::Serialize;
 
-use crate::arguments::{Choice as _, DataArguments, Global, Texts, one_of};
-use crate::engines::{EngineName, LONGEST, max_seq};
+use crate::arguments::{Choice as _, DataArguments, Global, Texts, one_of, read_texts};
+use crate::bars::Bars;
+use crate::engines::{EngineName, LONGEST, Reads};
 use crate::failure::CheckFailed;
-use crate::print;
+use crate::print::{self, Page};
 
 #[derive(Debug, Args)]
 pub(crate) struct EvalArguments {
@@ -46,6 +48,8 @@ struct Evaluation {
     metric: Metric,
     min: Option<f64>,
     models: Vec<Evaluated>,
+    /// What makes it doubtful that the figures say something.
+    notes: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -57,9 +61,21 @@ struct Evaluated {
 }
 
 pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
-    arguments.data.file()?;
-    let longest = arguments.models.iter().try_fold(LONGEST, |limit, path| max_seq(&Model::load(path)?, limit))?;
-    let texts = arguments.data.texts(longest, Overlong::Truncate, Some(&arguments.label_column))?;
+    arguments.data.check("")?;
+    // Before models are tried out.
+    let file = arguments.data.open(Some(&arguments.label_column))?;
+    let mut longest = LONGEST;
+    let mut models = Vec::new();
+    for path in &arguments.models {
+        let reads = Reads::new(&Model::load(path)?, longest, &arguments.data.input_roles)?;
+        longest = reads.max_seq;
+        models.push((path.as_path(), reads));
+    }
+    let encoder = arguments.data.encoder(longest, Overlong::Truncate)?;
+    let rows = models.iter().filter_map(|(_, reads)| reads.vocabulary()).min();
+    let mut texts = read_texts(&file, &encoder, rows)?;
+    texts.notes.extend(sameness_note(&texts.file, &texts.sequences));
+    let evaluated = evaluate_models(arguments, &models, &encoder, &mut texts, global)?;
     let evaluation = Evaluation {
         data: texts.file.display().to_string(),
         examples: texts.sequences.len(),
@@ -68,25 +84,39 @@ pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
         engine: arguments.engine.name(),
         metric: arguments.metric,
         min: arguments.min,
-        models: evaluate_models(arguments, &texts, global)?,
+        models: evaluated,
+        notes: texts.notes,
     };
+    print::notes(&evaluation.notes, global);
     if global.json {
         print::json(&evaluation)?;
     } else {
-        print_evaluation(&evaluation);
+        print_evaluation(&evaluation)?;
     }
     check_minimum(&evaluation)
 }
 
-fn evaluate_models(arguments: &EvalArguments, texts: &Texts<'_>, global: &Global) -> Result<Vec<Evaluated>> {
+fn evaluate_models(
+    arguments: &EvalArguments,
+    models: &[(&Path, Reads)],
+    encoder: &TextEncoder,
+    texts: &mut Texts,
+    global: &Global,
+) -> Result<Vec<Evaluated>> {
     let metric = arguments.metric;
-    let labels = labels(texts.file, &texts.sequences)?;
+    let labels = labels(&texts.file, &texts.sequences)?;
     let mut evaluated = Vec::new();
     let mut reference: Option<Vec<f64>> = None;
-    for path in &arguments.models {
+    let bars = Bars::new(global);
+    bars.begin("eval", models.len());
+    for (path, reads) in models {
         let engine = arguments.engine.load(path, global)?;
-        let predicted = logits(engine.as_ref(), &texts.sequences, Spread::Inside).and_then(|logits| {
-            check_labels(metric, logits.ncols(), texts.file, &texts.sequences, &labels)?;
+        let shape = reads.shape(encoder);
+        let logits = logits(engine.as_ref(), &shape, &texts.sequences, reads.channels(), Spread::Inside);
+        let predicted = logits.and_then(|logits| {
+            check_labels(metric, logits.ncols(), &texts.file, &texts.sequences, &labels)?;
+            let doubts = label_notes(metric, logits.ncols(), &texts.file, &labels);
+            texts.notes.extend(doubts.into_iter().filter(|note| !texts.notes.contains(note)).collect::<Vec<_>>());
             predictions(metric, &logits)
         });
         let predicted = predicted.with_context(|| path.display().to_string())?;
@@ -96,7 +126,9 @@ fn evaluate_models(arguments: &EvalArguments, texts: &Texts<'_>, global: &Global
             value: metric.score(&predicted, &labels),
             agreement: metric.likeness().score(&predicted, reference),
         });
+        bars.step("");
     }
+    bars.end();
     Ok(evaluated)
 }
 
@@ -111,12 +143,14 @@ fn check_minimum(evaluation: &Evaluation) -> Result<()> {
     }
 }
 
-fn print_evaluation(e: &Evaluation) {
-    println!(
+fn print_evaluation(e: &Evaluation) -> Result<()> {
+    let mut page = Page::default();
+    page.line(format!(
         "{} examples of {} on {}, {} of them cut to {} tokens",
         e.examples, e.data, e.engine, e.truncated, e.max_seq
-    );
+    ));
     let rows = e.models.iter().map(|m| vec![m.model.clone(), format!("{:.4}", m.value), format!("{:.4}", m.agreement)]);
     let metric = format!("{:?}", e.metric);
-    println!("{}", print::table(&["Model", &metric, "Agrees with the first"], 1, rows));
+    page.lines(print::table(&["Model", &metric, "Agrees with the first"], 1, rows));
+    page.print()
 }

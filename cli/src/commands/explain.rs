@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::arguments::Global;
 use crate::failure::Usage;
-use crate::print;
+use crate::print::{self, Page};
 
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArguments {
@@ -43,30 +43,31 @@ pub(super) fn explain(arguments: &ExplainArguments, global: &Global) -> Result<(
     if global.json {
         return print::json(&explained);
     }
-    explained.anchors.iter().for_each(print_anchor);
+    let mut page = Page::default();
+    explained.anchors.iter().for_each(|anchor| add_anchor(&mut page, anchor));
     match explained.misses.as_slice() {
-        [] if arguments.node.is_none() => println!("nothing was missed"),
+        [] if arguments.node.is_none() => page.line("nothing was missed"),
         misses => misses.iter().for_each(|miss| {
-            println!("missed: {miss}");
-            print_tried(miss.tried.as_deref());
+            page.line(format!("missed: {miss}"));
+            add_tried(&mut page, miss.tried.as_deref());
         }),
     }
-    Ok(())
+    page.print()
 }
 
-fn print_anchor(anchor: &Explanation) {
+fn add_anchor(page: &mut Page, anchor: &Explanation) {
     let Explanation { operator, node, kind, .. } = anchor;
-    match &anchor.reason {
-        None => println!("{operator} `{node}`: {kind}, {}", anchor.region.as_deref().unwrap_or("")),
-        Some(reason) => println!("{operator} `{node}`: no {kind}: {reason}"),
-    }
-    print_tried(anchor.tried.as_deref());
+    page.line(match &anchor.reason {
+        None => format!("{operator} `{node}`: {kind}, {}", anchor.region.as_deref().unwrap_or("")),
+        Some(reason) => format!("{operator} `{node}`: no {kind}: {reason}"),
+    });
+    add_tried(page, anchor.tried.as_deref());
 }
 
 /// What was probed in vain: a person can look at these nodes.
-fn print_tried(tried: Option<&Tried>) {
+fn add_tried(page: &mut Page, tried: Option<&Tried>) {
     if let Some(tried) = tried {
-        println!("  tried {tried}");
+        page.line(format!("  tried {tried}"));
     }
 }
 
@@ -75,7 +76,7 @@ fn nothing_to_explain(model: &Model, name: &str) -> String {
     let nodes = &model.graph().node;
     match nodes.iter().find(|n| n.label() == name) {
         Some(node) => format!(
-            "node `{name}` ({}) is no anchor; anchors are Softmax, the roots and powers of norms, and activations: run \
+            "node `{name}` ({}) is no anchor; anchors are Softmax (or its Exp), the roots and powers of norms, and activations: run \
              `explain` without --node to see them",
             node.op_type
         ),

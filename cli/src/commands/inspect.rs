@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use mabert_graph::{Model, text};
 use mabert_passes::contract::{NonLinear, non_linear_nodes};
+use mabert_passes::inputs::{EncoderInputs, Role};
 use mabert_passes::pipeline::{VERSION_KEY, simplify};
 use mabert_passes::recognise::{Miss, recognise};
 use mabert_passes::recording::symbolic_shapes;
@@ -15,7 +16,7 @@ use mabert_runtime::MAX_SEQ_KEY;
 use serde::Serialize;
 
 use crate::arguments::Global;
-use crate::print;
+use crate::print::{self, Page};
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArguments {
@@ -61,11 +62,13 @@ pub(super) fn inspect(arguments: &InspectArguments, global: &Global) -> Result<(
     if global.json {
         return print::json(&inspection);
     }
-    print_inspection(&inspection);
+    let mut page = Page::default();
+    inspection.add_to(&mut page);
     if arguments.graph {
-        println!("\n{}", text::render(&model, &symbolic_shapes(&model)?));
+        page.line("");
+        page.lines(text::render(&model, &symbolic_shapes(&model)?));
     }
-    Ok(())
+    page.print()
 }
 
 impl Inspection {
@@ -75,6 +78,9 @@ impl Inspection {
         let recognised = recognise(&simplified)?;
         let encoder = recognised.encoder.as_ref();
         let encoder_end = encoder.and_then(|e| e.layers.last()).map(|l| l.output_norm.output.as_str());
+        let inputs = EncoderInputs::new(&simplified, &[])?;
+        // A rewritten model has no attention that tells its mask.
+        let mask_input = inputs.iter().find(|i| i.role == Some(Role::Mask)).map(|i| i.declared.name.clone());
         let mask = encoder.and_then(|e| e.mask.as_ref()).map(|m| m.input.clone());
         let rewritten = model.metadata(VERSION_KEY).map(|version| Rewritten {
             version: version.to_owned(),
@@ -98,40 +104,34 @@ impl Inspection {
             norms: recognised.norms.len(),
             // A rewritten model has no attention to recognise: that is no miss.
             misses: if rewritten.is_some() { Vec::new() } else { recognised.misses.clone() },
-            non_linear: non_linear_nodes(&simplified, mask.as_deref().or(mask_by_name(model).as_deref()), encoder_end)?,
+            non_linear: non_linear_nodes(&simplified, mask.as_deref().or(mask_input.as_deref()), encoder_end)?,
             mask,
             rewritten,
         })
     }
-}
 
-/// A rewritten model's mask can only be told by its name.
-fn mask_by_name(model: &Model) -> Option<String> {
-    model.inputs().into_iter().map(|i| i.name).find(|n| n.to_lowercase().contains("mask"))
-}
-
-fn print_inspection(i: &Inspection) {
-    println!("{}: {}, opset {}, IR version {}", i.model, i.exporter, i.opset, i.ir_version);
-    if let Some(r) = &i.rewritten {
-        let n = r.max_seq.map_or_else(String::new, |n| format!(", for up to {n} tokens"));
-        println!("rewritten by onnx-mabert {}{n}", r.version);
+    fn add_to(&self, page: &mut Page) {
+        page.line(format!("{}: {}, opset {}, IR version {}", self.model, self.exporter, self.opset, self.ir_version));
+        if let Some(r) = &self.rewritten {
+            let n = r.max_seq.map_or_else(String::new, |n| format!(", for up to {n} tokens"));
+            page.line(format!("rewritten by onnx-mabert {}{n}", r.version));
+        }
+        self.inputs.iter().for_each(|v| page.line(format!("input  {v}")));
+        self.outputs.iter().for_each(|v| page.line(format!("output {v}")));
+        page.line(format!("{} parameters", self.parameters));
+        let operators: Vec<String> = self.operators.iter().map(|(name, n)| format!("{name} {n}")).collect();
+        page.line(format!("operators: {}", operators.join(", ")));
+        if let (Some(channels), Some(heads)) = (self.channels, self.heads) {
+            let mask = self.mask.as_deref().unwrap_or("none");
+            page.line(format!("encoder: {} layers, {channels} channels, {heads} heads, mask {mask}", self.layers));
+        }
+        let Self { attentions, activations, norms, .. } = self;
+        page.line(format!("to rewrite: {attentions} attentions, {activations} activations, {norms} norms"));
+        self.misses.iter().for_each(|miss| page.line(format!("not recognised: {miss}")));
+        let (head, encoder): (Vec<_>, Vec<_>) = self.non_linear.iter().partition(|n| n.in_head);
+        let place = if self.layers > 0 { "in the encoder" } else { "in the model" };
+        page.line(format!("not matrix arithmetic: {place} {}; after it {}", counted(&encoder), counted(&head)));
     }
-    i.inputs.iter().for_each(|v| println!("input  {v}"));
-    i.outputs.iter().for_each(|v| println!("output {v}"));
-    println!("{} parameters", i.parameters);
-    let operators: Vec<String> = i.operators.iter().map(|(name, n)| format!("{name} {n}")).collect();
-    println!("operators: {}", operators.join(", "));
-    if let (Some(channels), Some(heads)) = (i.channels, i.heads) {
-        let mask = i.mask.as_deref().unwrap_or("none");
-        println!("encoder: {} layers, {channels} channels, {heads} heads, mask {mask}", i.layers);
-    }
-    println!("to rewrite: {} attentions, {} activations, {} norms", i.attentions, i.activations, i.norms);
-    for miss in &i.misses {
-        println!("not recognised: {miss}");
-    }
-    let (head, encoder): (Vec<_>, Vec<_>) = i.non_linear.iter().partition(|n| n.in_head);
-    let place = if i.layers > 0 { "in the encoder" } else { "in the model" };
-    println!("not matrix arithmetic: {place} {}; after it {}", counted(&encoder), counted(&head));
 }
 
 /// How many nodes there are of each operator.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use mabert_runtime::{Model, Named, borrowed};
 use serde::Serialize;
 
-use crate::print;
+use crate::print::{self, Page};
 
 /// Where one model's time goes; milliseconds are means of a run.
 #[derive(Serialize)]
@@ -67,14 +67,17 @@ impl Profile {
         })
     }
 
-    pub(super) fn print(&self) {
+    pub(super) fn add_to(&self, page: &mut Page) {
         let Self { model, batch, seq, threads, ms, .. } = self;
-        println!("\n{model} on tract, batch {batch}, length {seq}, {threads} threads: {ms:.2} ms a run in operators");
+        page.line("");
+        page.line(format!(
+            "{model} on tract, batch {batch}, length {seq}, {threads} threads: {ms:.2} ms a run in operators"
+        ));
         for (column, shares) in [("Operator", &self.operators), ("Site, all layers", &self.sites)] {
             let row = |s: &Share| {
                 vec![s.name.clone(), s.count.to_string(), format!("{:.3}", s.ms), format!("{:.1} %", 100.0 * s.share)]
             };
-            println!("{}", print::table(&[column, "Count", "ms", "Share"], 1, shares.iter().map(row)));
+            page.lines(print::table(&[column, "Count", "ms", "Share"], 1, shares.iter().map(row)));
         }
     }
 }

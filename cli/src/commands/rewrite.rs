@@ -43,7 +43,7 @@ pub(crate) struct RewriteArguments {
     #[arg(long, value_parser = one_of(TransferKind::ALL))]
     transfer: Option<TransferKind>,
     /// Tokens that go through the student to calibrate it [default: 40000 of text, 12000 made up]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(100..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(100..=MOST_TOKENS))]
     calibration_tokens: Option<u64>,
     /// More text to calibrate and train on, not to measure on; half of all sequences come from it
     #[arg(long, value_name = "FILE", requires = "data")]
@@ -69,17 +69,27 @@ pub(crate) struct RewriteArguments {
     end_to_end: EndToEndArguments,
 }
 
+/// More than are seen in a day.
+const MOST_TOKENS: u64 = 1 << 30;
+
 fn approximating_passes() -> impl Iterator<Item = Pass> {
     Pass::ALL.into_iter().filter(|pass| pass.kind() == PassKind::Approximating)
 }
 
 pub(super) fn rewrite(arguments: &RewriteArguments, global: &Global) -> Result<()> {
+    arguments.data.check("")?;
+    let files = arguments.end_to_end.files(&arguments.data, &arguments.dev, global);
+    files
+        .models([&arguments.model])
+        .reads(&arguments.extra_data)
+        .writes_model(&arguments.output)
+        .writes(arguments.report.as_ref())
+        .check()?;
     let destination = Destination {
         model: &arguments.output,
         external_data: arguments.external_data,
         report: arguments.report.as_deref(),
     };
-    destination.refuse_overwriting([arguments.model.as_path()])?;
     make_student(&arguments.model, &job(arguments, global)?, &destination, global)
 }
 

@@ -2,19 +2,22 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
 use mabert_graph::Model;
 use mabert_runtime::{Named, borrowed, npz};
-use mabert_transfer::data::{Content, Example, Overlong, Sequence};
+use mabert_transfer::data::{Content, Overlong};
 use mabert_transfer::evaluate::{Spread, run_sequences};
+use mabert_transfer::progress::Progress as _;
 use ndarray::ArrayD;
 use serde_json::{Value, json};
 
-use crate::arguments::{Choice as _, DataArguments, Global, one_of};
-use crate::engines::{EngineName, LONGEST, max_seq};
+use crate::arguments::{Choice as _, DataArguments, Global, Texts, one_of, one_text, read_texts};
+use crate::bars::Bars;
+use crate::engines::{EngineName, LONGEST, Reads, refuse_negative_ids};
 use crate::failure::Usage;
-use crate::print;
+use crate::files::Files;
+use crate::print::{self, Page};
 
 /// Values of an output that are printed.
 const SHOWN: usize = 16;
@@ -27,6 +30,9 @@ pub(crate) struct RunArguments {
     /// A text
     #[arg(long, value_name = "TEXT", requires = "tokenizer")]
     text: Option<String>,
+    /// The second text of a pair, beside --text
+    #[arg(long, value_name = "TEXT", requires = "text")]
+    pair: Option<String>,
     #[command(flatten)]
     data: DataArguments,
     /// Arrays named as the model's inputs
@@ -44,25 +50,72 @@ pub(crate) struct RunArguments {
 }
 
 pub(super) fn run(arguments: &RunArguments, global: &Global) -> Result<()> {
-    if let Some(output) = &arguments.output {
-        mabert_graph::check_writable(output)?;
-    }
-    let engine = arguments.engine.load(&arguments.model, global)?;
-    let outputs = match &arguments.npz {
-        Some(path) => engine.run(&borrowed(&npz::read(path)?))?,
-        None => run_sequences(engine.as_ref(), &sequences(arguments)?, Spread::Inside)?,
-    };
+    arguments.refuse_unused()?;
+    Files::default()
+        .models([&arguments.model])
+        .reads(arguments.data.files().chain(&arguments.npz).chain(&global.ort_lib))
+        .writes(arguments.output.as_ref())
+        .check()?;
+    let bars = Bars::new(global);
+    bars.begin("run", 0);
+    let (outputs, notes) = arguments.outputs(global)?;
+    bars.end();
+    print::notes(&notes, global);
     if let Some(path) = &arguments.output {
         npz::write(path, &outputs)?;
     }
     if global.json {
-        return print::json(&json!({ "outputs": arguments.described(&outputs) }));
+        return print::json(&json!({ "outputs": arguments.described(&outputs), "notes": notes }));
     }
-    arguments.print_outputs(&outputs);
-    Ok(())
+    if global.quiet && arguments.output.is_some() {
+        return Ok(());
+    }
+    arguments.print_outputs(&outputs)
 }
 
 impl RunArguments {
+    /// Refuses what would be passed over in silence.
+    fn refuse_unused(&self) -> Result<()> {
+        self.data.check(if self.text.is_some() { "; --pair goes with --text" } else { "" })?;
+        if self.npz.is_some() {
+            self.data.refuse_tokenizer("with --npz, which has token ids")?;
+            if self.truncate {
+                return Err(Usage("--truncate cuts texts, and --npz has none".to_owned()).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The outputs, and what a user should know of the texts.
+    fn outputs(&self, global: &Global) -> Result<(Named, Vec<String>)> {
+        let engine = self.engine.load(&self.model, global)?;
+        let model = Model::load(&self.model)?;
+        if let Some(path) = &self.npz {
+            let arrays = npz::for_inputs(path, engine.inputs())?;
+            refuse_negative_ids(&model, &arrays, &self.data.input_roles).with_context(|| path.display().to_string())?;
+            return Ok((engine.run(&borrowed(&arrays))?, Vec::new()));
+        }
+        let reads = Reads::new(&model, LONGEST, &self.data.input_roles)?;
+        let overlong = if self.truncate { Overlong::Truncate } else { Overlong::Refuse };
+        let encoder = self.data.encoder(reads.max_seq, overlong)?;
+        let Texts { sequences, notes, .. } = match &self.text {
+            None => read_texts(&self.data.open(None)?, &encoder, reads.vocabulary())?,
+            Some(text) => one_text(self.content(text)?, &encoder, reads.vocabulary())?,
+        };
+        let outputs = run_sequences(engine.as_ref(), &reads.shape(&encoder), &sequences, Spread::Inside)?;
+        Ok((outputs, notes))
+    }
+
+    /// The text that was given, or the two.
+    fn content(&self, text: &str) -> Result<Content> {
+        for (name, text) in [("text", Some(text)), ("pair", self.pair.as_deref())] {
+            if text.is_some_and(|text| text.trim().is_empty()) {
+                return Err(Usage(format!("--{name} is empty")).into());
+            }
+        }
+        Ok(Content::Text { text: text.to_owned(), pair: self.pair.clone() })
+    }
+
     /// Values are shown where no file takes them.
     fn shows_values(&self) -> bool {
         self.output.is_none()
@@ -76,37 +129,27 @@ impl RunArguments {
         described.collect()
     }
 
-    fn print_outputs(&self, outputs: &Named) {
+    fn print_outputs(&self, outputs: &Named) -> Result<()> {
+        let mut page = Page::default();
         for (name, value) in outputs {
-            println!("{name} {}{:?}", value.element_type(), value.shape());
+            page.line(format!("{name} {}{:?}", value.element_type(), value.shape()));
             if self.shows_values() {
-                print_rows(&value.to_f32());
+                add_rows(&mut page, &value.to_f32());
             }
         }
+        page.print()
     }
 }
 
-fn sequences(arguments: &RunArguments) -> Result<Vec<Sequence>> {
-    let overlong = if arguments.truncate { Overlong::Truncate } else { Overlong::Refuse };
-    let longest = max_seq(&Model::load(&arguments.model)?, LONGEST)?;
-    let Some(text) = &arguments.text else { return Ok(arguments.data.texts(longest, overlong, None)?.sequences) };
-    if text.trim().is_empty() {
-        return Err(Usage("--text is empty".to_owned()).into());
-    }
-    let content = Content::Text { text: text.clone(), pair: None };
-    let example = Example { content, label: None, line: 1 };
-    Ok(vec![arguments.data.encoder(longest, overlong)?.encode(std::path::Path::new("--text"), example)?])
-}
-
-fn print_rows(value: &ArrayD<f32>) {
+fn add_rows(page: &mut Page, value: &ArrayD<f32>) {
     let width = value.shape().last().copied().unwrap_or(1).max(1);
     let flat: Vec<f32> = value.iter().copied().collect();
     for row in flat.chunks(width).take(SHOWN) {
         let values: Vec<String> = row.iter().take(SHOWN).map(|v| format!("{v:.4}")).collect();
         let more = if row.len() > SHOWN { format!(" ... ({} values)", row.len()) } else { String::new() };
-        println!("  {}{more}", values.join("  "));
+        page.line(format!("  {}{more}", values.join("  ")));
     }
     if flat.len() / width > SHOWN {
-        println!("  ... ({} rows; -o writes them all)", flat.len() / width);
+        page.line(format!("  ... ({} rows; -o writes them all)", flat.len() / width));
     }
 }

@@ -8,9 +8,9 @@ use mabert_transfer::job::{Job, rewrite};
 
 use crate::arguments::Global;
 use crate::bars::Bars;
-use crate::failure::{CheckFailed, Usage};
-use crate::print;
+use crate::failure::CheckFailed;
 use crate::print::summary::StudentReport;
+use crate::print::{self, Page};
 
 /// Where a student goes.
 pub(super) struct Destination<'a> {
@@ -20,10 +20,9 @@ pub(super) struct Destination<'a> {
     pub(super) report: Option<&'a Path>,
 }
 
-/// Runs a job on the teacher, writes the student and its report, and prints what was done.
+/// Runs a job on the teacher, writes the student and its report, and prints what was done. Whether the files can be
+/// written was checked before.
 pub(super) fn make_student(teacher: &Path, job: &Job, to: &Destination<'_>, global: &Global) -> Result<()> {
-    // Before the long work, not after it.
-    to.check_writable()?;
     let (mut student, report) = rewrite(Model::load(teacher)?, job, &Bars::new(global))?;
     if to.external_data {
         student.keep_data_outside();
@@ -40,35 +39,19 @@ pub(super) fn make_student(teacher: &Path, job: &Job, to: &Destination<'_>, glob
         bytes_after: file_size(to.model),
     };
     if let Some(path) = to.report {
-        let text = serde_json::to_vec_pretty(&report)?;
-        mabert_graph::write_atomically(path, |file| std::io::Write::write_all(file, &text)).context("the report")?;
+        let text = print::json_text(&report)?;
+        let write = |file: &mut mabert_graph::Buffered<'_>| std::io::Write::write_all(file, text.as_bytes());
+        mabert_graph::write_atomically(path, write).context("the report")?;
     }
     if global.json {
         return print::json(&report);
     }
-    print!("{report}");
-    Ok(())
-}
-
-impl Destination<'_> {
-    /// Refuses to write the student over one of the files that it is made of.
-    pub(super) fn refuse_overwriting<'p>(&self, inputs: impl IntoIterator<Item = &'p Path>) -> Result<()> {
-        let Some(input) = inputs.into_iter().find(|input| is_same_file(input, self.model)) else { return Ok(()) };
-        let (output, input) = (self.model.display(), input.display());
-        Err(Usage(format!("{output}: `{input}` would be overwritten; choose another output")).into())
+    if global.quiet {
+        return Ok(());
     }
-
-    fn check_writable(&self) -> Result<()> {
-        mabert_graph::check_writable(self.model)?;
-        if let Some(report) = self.report {
-            mabert_graph::check_writable(report)?;
-        }
-        Ok(())
-    }
-}
-
-fn is_same_file(a: &Path, b: &Path) -> bool {
-    a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+    let mut page = Page::default();
+    page.lines(report);
+    page.print()
 }
 
 /// The size of a model's file and of its external data.

@@ -41,12 +41,19 @@ pub(super) fn transfer(arguments: &TransferArguments, global: &Global) -> Result
     if arguments.data.data.is_none() {
         return Err(Usage("--data is needed: text like the model's own".to_owned()).into());
     }
+    arguments.data.check("")?;
+    let files = arguments.end_to_end.files(&arguments.data, &arguments.dev, global);
+    files
+        .models([&arguments.teacher, &arguments.student])
+        .reads(&arguments.extra_data)
+        .writes_model(&arguments.output)
+        .writes(arguments.report.as_ref())
+        .check()?;
     let destination = Destination {
         model: &arguments.output,
         external_data: arguments.external_data,
         report: arguments.report.as_deref(),
     };
-    destination.refuse_overwriting([arguments.teacher.as_path(), &arguments.student])?;
     let stage = FullStage { start: Some(arguments.student.clone()), ..arguments.end_to_end.stage(global) };
     let job = arguments.end_to_end.job(&arguments.data, &arguments.dev, global)?;
     let job = job.extra_data(arguments.extra_data.clone()).transfer(Transfer::Full(stage));

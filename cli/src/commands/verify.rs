@@ -3,21 +3,23 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
 use mabert_graph::Model;
 use mabert_passes::pipeline::simplify;
 use mabert_passes::recognise::recognise;
-use mabert_passes::recording::token_rows;
 use mabert_runtime::{Engine, Taps, borrowed, npz};
+use mabert_transfer::Setting;
 use mabert_transfer::compare::{Distances, OutputDistance, Tolerance};
-use mabert_transfer::data::{BatchShape, Overlong, Sequence, Vocabulary, batches, made_up_sequences};
+use mabert_transfer::data::{BatchShape, Overlong, Sequence, Vocabulary, batches, made_up_sequences, sameness_note};
+use mabert_transfer::progress::Progress as _;
 use serde::Serialize;
 
-use crate::arguments::{Choice as _, DataArguments, Global, one_of};
-use crate::engines::{EngineName, max_seq, run_on, tract_options};
+use crate::arguments::{Choice as _, DataArguments, Global, count, one_of, read_texts};
+use crate::bars::Bars;
+use crate::engines::{EngineName, Reads, refuse_negative_ids, run_on, tract_options};
 use crate::failure::{CheckFailed, Usage};
-use crate::print;
+use crate::print::{self, Page};
 
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArguments {
@@ -31,7 +33,7 @@ pub(crate) struct VerifyArguments {
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     npz: Option<PathBuf>,
     /// Sequences to compare on; the first ones of the data, or made up
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = count(1 << 20))]
     sequences: usize,
     /// The largest absolute difference allowed [default: 1e-3, unless --cosine is given]
     #[arg(long, value_name = "X")]
@@ -71,18 +73,28 @@ struct Verified {
     outputs: Vec<OutputDistance>,
     sites: Vec<OutputDistance>,
     holds: bool,
+    /// What makes it doubtful that the figures say something.
+    notes: Vec<String>,
 }
 
 pub(super) fn verify(arguments: &VerifyArguments, global: &Global) -> Result<()> {
     let paths = [&arguments.first, arguments.second.as_ref().unwrap_or(&arguments.first)].map(PathBuf::as_path);
+    arguments.data.check("")?;
+    if arguments.npz.is_some() {
+        arguments.data.refuse_tokenizer("with --npz, which has token ids")?;
+    }
     let engines = engines(arguments)?;
+    let bars = Bars::new(global);
+    bars.begin("verify", 0);
     let sites = if arguments.sites { shared_sites(paths, engines)? } else { Vec::new() };
     let tolerance = tolerance(arguments);
     let pair = Pair {
         paths,
         models: [load(paths[0], engines[0], &sites, global)?, load(paths[1], engines[1], &sites, global)?],
     };
-    let (distances, inputs) = pair.compare(arguments, tolerance, global)?;
+    let (distances, Compared { described: inputs, notes, .. }) = pair.compare(arguments, tolerance, global)?;
+    bars.end();
+    print::notes(&notes, global);
     let (at_sites, outputs): (Vec<_>, Vec<_>) =
         distances.outputs().into_iter().partition(|o| sites.contains(&o.output));
     if outputs.is_empty() {
@@ -99,11 +111,12 @@ pub(super) fn verify(arguments: &VerifyArguments, global: &Global) -> Result<()>
         holds: outputs.iter().all(|o| o.holds(&tolerance)),
         outputs,
         sites: at_sites,
+        notes,
     };
     if global.json {
         print::json(&verified)?;
-    } else {
-        print_verified(&verified);
+    } else if !global.quiet {
+        print_verified(&verified)?;
     }
     match verified.holds {
         true => Ok(()),
@@ -132,20 +145,26 @@ impl Pair<'_> {
         arguments: &VerifyArguments,
         tolerance: Tolerance,
         global: &Global,
-    ) -> Result<(Distances, String)> {
+    ) -> Result<(Distances, Compared)> {
         let [first, second] = self.models.each_ref().map(Box::as_ref);
         let mut distances = Distances::new(tolerance);
         if let Some(path) = &arguments.npz {
-            let arrays = npz::read(path)?;
-            distances.add(&run_on(first, &arrays)?, &run_on(second, &arrays)?, None)?;
-            return Ok((distances, path.display().to_string()));
+            let arrays = npz::for_inputs(path, first.inputs())?;
+            refuse_negative_ids(&Model::load(self.paths[0])?, &arrays, &arguments.data.input_roles)
+                .with_context(|| path.display().to_string())?;
+            let others = npz::for_inputs(path, second.inputs())?;
+            distances.add(&run_on(first, &arrays)?, &run_on(second, &others)?, None)?;
+            return Ok((distances, Compared::arrays(path)));
         }
-        let (sequences, described) = sequences(arguments, self.paths, global)?;
-        for batch in batches(&sequences, BATCH_TOKENS, BATCH_ROWS, BatchShape::from_inputs(first.inputs())) {
-            let run = |model: &dyn Engine| -> Result<_> { Ok(model.run(&borrowed(&batch.inputs(model.inputs())?))?) };
-            distances.add(&run(first)?, &run(second)?, Some(&batch.lengths))?;
+        let compared = compared(arguments, self.paths, global)?;
+        let [first_shape, second_shape] = &compared.shapes;
+        for batch in batches(&compared.sequences, BATCH_TOKENS, BATCH_ROWS, first_shape) {
+            let run = |model: &dyn Engine, shape: &BatchShape| -> Result<_> {
+                Ok(model.run(&borrowed(&batch.inputs_as(&shape.roles, model.inputs())?))?)
+            };
+            distances.add(&run(first, first_shape)?, &run(second, second_shape)?, Some(&batch))?;
         }
-        Ok((distances, described))
+        Ok((distances, compared))
     }
 }
 
@@ -171,32 +190,54 @@ fn tolerance(arguments: &VerifyArguments) -> Tolerance {
     Tolerance { elements, cosine: arguments.cosine }
 }
 
-/// Texts, or made-up sequences, that both models take; and what they are.
-fn sequences(arguments: &VerifyArguments, paths: [&Path; 2], global: &Global) -> Result<(Vec<Sequence>, String)> {
-    let models = [Model::load(paths[0])?, Model::load(paths[1])?];
-    let longest = models.iter().try_fold(LONGEST, |limit, model| max_seq(model, limit))?;
-    let wanted = arguments.sequences.max(1);
-    if arguments.data.data.is_some() {
-        let mut texts = arguments.data.texts(longest, Overlong::Truncate, None)?;
-        texts.sequences.truncate(wanted);
-        let (count, file, cut) = (texts.sequences.len(), texts.file.display(), texts.truncated());
-        let described = format!("{count} sequences of {file}, {cut} of them cut to {longest} tokens");
-        return Ok((texts.sequences, described));
-    }
-    let frame = arguments.data.encoder(longest, Overlong::Truncate)?.frame()?;
-    let vocabulary = Vocabulary { size: vocabulary_size(&models[0])?.min(vocabulary_size(&models[1])?), frame };
-    let mut sequences = made_up_sequences(&vocabulary, longest, wanted * longest, global.seed);
-    sequences.truncate(wanted);
-    let described = format!("{} sequences of random tokens, up to {longest} each", sequences.len());
-    Ok((sequences, described))
+/// What two models are compared on.
+struct Compared {
+    sequences: Vec<Sequence>,
+    /// What the models' batches are like.
+    shapes: [BatchShape; 2],
+    /// What the sequences are, for people.
+    described: String,
+    notes: Vec<String>,
 }
 
-/// As many token ids as a table of embeddings has rows; the smallest vocabulary where there is none. Tables of two rows
-/// are of token types.
-fn vocabulary_size(model: &Model) -> Result<usize> {
-    let index = mabert_graph::Index::new(model)?;
-    let rows = model.inputs().iter().find_map(|i| token_rows(&index, model, &i.name).filter(|&rows| rows > 2));
-    Ok(rows.unwrap_or(2))
+impl Compared {
+    fn arrays(path: &Path) -> Self {
+        let described = path.display().to_string();
+        Self { sequences: Vec::new(), shapes: Default::default(), described, notes: Vec::new() }
+    }
+}
+
+/// Texts, or made-up sequences, that both models take.
+fn compared(arguments: &VerifyArguments, paths: [&Path; 2], global: &Global) -> Result<Compared> {
+    let given = &arguments.data.input_roles;
+    let first = Reads::new(&Model::load(paths[0])?, LONGEST, given)?;
+    let second = Reads::new(&Model::load(paths[1])?, first.max_seq, given)?;
+    let longest = second.max_seq;
+    let encoder = arguments.data.encoder(longest, Overlong::Truncate)?;
+    let shapes = [first.shape(&encoder), second.shape(&encoder)];
+    let wanted = arguments.sequences;
+    if arguments.data.data.is_some() {
+        let rows = [&first, &second].into_iter().filter_map(|reads| reads.vocabulary()).min();
+        let mut texts = read_texts(&arguments.data.open(None)?, &encoder, rows)?;
+        texts.sequences.truncate(wanted);
+        texts.notes.extend(sameness_note(&texts.file, &texts.sequences));
+        let (count, file, cut) = (texts.sequences.len(), texts.file.display(), texts.truncated());
+        let described = format!("{count} sequences of {file}, {cut} of them cut to {longest} tokens");
+        return Ok(Compared { sequences: texts.sequences, shapes, described, notes: texts.notes });
+    }
+    let Some(size) = first.vocabulary().zip(second.vocabulary()).map(|(a, b)| a.min(b)) else {
+        let reason = "no table that token ids index was found in both models, so that none can be made up: give data";
+        return Err(mabert_transfer::Error::Setting {
+            reason: reason.to_owned(),
+            settings: &[Setting::Data, Setting::Arrays],
+        }
+        .into());
+    };
+    let vocabulary = Vocabulary { size, frame: encoder.frame()? };
+    let mut sequences = made_up_sequences(&vocabulary, longest, wanted.saturating_mul(longest), global.seed);
+    sequences.truncate(wanted);
+    let described = format!("{} sequences of random tokens, up to {longest} each", sequences.len());
+    Ok(Compared { sequences, shapes, described, notes: encoder.notes(size)? })
 }
 
 /// The sites' values that both models have under the same name.
@@ -222,9 +263,10 @@ fn shared_sites(paths: [&Path; 2], engines: [EngineName; 2]) -> Result<Vec<Strin
     Ok(shared)
 }
 
-fn print_verified(v: &Verified) {
-    println!("{} on {} against {} on {}", v.first, v.engines[0], v.second, v.engines[1]);
-    println!("on {}", v.inputs);
+fn print_verified(v: &Verified) -> Result<()> {
+    let mut page = Page::default();
+    page.line(format!("{} on {} against {} on {}", v.first, v.engines[0], v.second, v.engines[1]));
+    page.line(format!("on {}", v.inputs));
     let row = |o: &OutputDistance| {
         vec![
             o.output.clone(),
@@ -237,8 +279,9 @@ fn print_verified(v: &Verified) {
         ]
     };
     let header = ["Value", "Largest difference", "Mean", "Least cosine", "Mean cosine", "Same argmax", "Tolerance"];
-    println!("{}", print::table(&header, 1, v.outputs.iter().chain(&v.sites).map(row)));
+    page.lines(print::table(&header, 1, v.outputs.iter().chain(&v.sites).map(row)));
     let elements = v.tolerance.elements.map(|(atol, rtol)| format!("|a - b| <= {atol} + {rtol} |a|"));
     let cosine = v.tolerance.cosine.map(|c| format!("cosine >= {c}"));
-    println!("tolerance: {}", elements.into_iter().chain(cosine).collect::<Vec<_>>().join(", "));
+    page.line(format!("tolerance: {}", elements.into_iter().chain(cosine).collect::<Vec<_>>().join(", ")));
+    page.print()
 }

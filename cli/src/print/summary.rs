@@ -6,11 +6,12 @@ use std::fmt::{self, Display, Formatter};
 use mabert_passes::contract::NonLinear;
 use mabert_passes::pipeline::{Pass, Skipped};
 use mabert_passes::sites::{LayerSite, SiteId};
+use mabert_transfer::compare::OutputDistance;
 use mabert_transfer::full::{FullReport, Losses};
-use mabert_transfer::job::{Report, SiteReport, Source};
+use mabert_transfer::job::{Dequantised, Report, SiteReport, Source};
 use serde::Serialize;
 
-use super::{megabytes, number, optional, percentage, table};
+use super::{megabytes, number, one_line, optional, percentage, table};
 
 /// The library's report, with what only the files tell.
 #[derive(Serialize)]
@@ -34,9 +35,15 @@ impl Display for StudentReport<'_> {
             end_to_end(f, full)?;
         }
         for miss in &report.misses {
-            writeln!(f, "left alone: {miss}")?;
+            writeln!(f, "left alone: {}", one_line(miss))?;
+        }
+        for note in &report.notes {
+            writeln!(f, "note: {}", one_line(note))?;
         }
         writeln!(f)?;
+        if let Some(dequantised) = &report.dequantised {
+            quantised(f, dequantised)?;
+        }
         source(f, report)?;
         outputs(f, report)?;
         odd_inputs(f, report)?;
@@ -132,15 +139,16 @@ fn source(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         return writeln!(f, "Not calibrated: only the structure is MA-BERT's; the outputs mean nothing yet. Measured:");
     };
     let uses = uses(report, source).join(", ");
-    let others = source.held_out;
+    let measured = match (source.kept_apart, source.held_out) {
+        (true, others) => format!("measured on {others} others"),
+        (false, same) => format!("measured on the same {same}, as none were kept apart"),
+    };
     match &source.file {
         Some(file) => {
-            writeln!(f, "Of {}: {uses}; {} texts cut; measured on {others} others:", file.display(), source.truncated)
+            let file = one_line(file.display());
+            writeln!(f, "Of {file}: {uses}; {} texts cut; {measured}:", source.truncated)
         }
-        None => writeln!(
-            f,
-            "Without data: {uses}; measured on {others} others. For accuracy on text give --data and --tokenizer."
-        ),
+        None => writeln!(f, "Without data: {uses}; {measured}. For accuracy on text give --data and --tokenizer."),
     }
 }
 
@@ -152,6 +160,22 @@ fn uses(report: &Report, source: &Source) -> Vec<String> {
         .map(|closed_form| format!("calibrated on {} {tokens} ({} sequences)", closed_form.tokens, source.sequences));
     let trained = report.full.as_ref().map(|_| format!("trained on {} sequences", source.training));
     calibrated.into_iter().chain(trained).collect()
+}
+
+/// What the teacher is where the model is quantised.
+fn quantised(f: &mut Formatter<'_>, dequantised: &Dequantised) -> fmt::Result {
+    let distance = |o: &OutputDistance| {
+        let same = o.agreement.map_or_else(String::new, |a| format!(", same argmax {:.1} %", 100.0 * a));
+        let cosine = o.mean_cosine.map_or_else(String::new, |cosine| format!(", mean cosine {cosine:.4}"));
+        format!("{} differs by {}{cosine}{same}", o.output, number(o.mean_abs))
+    };
+    let distances: Vec<String> = dequantised.outputs.iter().map(distance).collect();
+    writeln!(
+        f,
+        "The model is quantised ({} operators): the teacher is the same in single precision. From the model as it came, {}.",
+        dequantised.operators,
+        distances.join("; ")
+    )
 }
 
 /// How far the student's outputs are from the teacher's.
@@ -199,7 +223,7 @@ fn contract(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
 }
 
 fn listed(nodes: &[&NonLinear]) -> String {
-    let listed: Vec<String> = nodes.iter().map(|n| format!("{} `{}`", n.operator, n.node)).collect();
+    let listed: Vec<String> = nodes.iter().map(|n| one_line(format!("{} `{}`", n.operator, n.node))).collect();
     if listed.is_empty() { "none".to_owned() } else { listed.join(", ") }
 }
 
@@ -209,8 +233,8 @@ fn files(f: &mut Formatter<'_>, student: &StudentReport<'_>) -> fmt::Result {
     writeln!(
         f,
         "{} -> {}: {} -> {}, up to {} tokens, in {:.1} s{memory}",
-        report.model,
-        student.output,
+        one_line(&report.model),
+        one_line(&student.output),
         megabytes(student.bytes_before),
         megabytes(student.bytes_after),
         report.options.approximator.max_seq,
@@ -241,7 +265,7 @@ mod tests {
         let job = Job::default()
             .max_seq(16)
             .transfer(Transfer::Full(options.into()))
-            .data(Data { path: data.path().to_owned(), columns: Default::default() })
+            .data(Data::new(data.path()))
             .calibration_tokens(400);
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
         let teacher = Model::load(fixtures.join("coverage/bert-classification-torchscript-17.onnx")).unwrap();

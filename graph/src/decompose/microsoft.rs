@@ -8,11 +8,11 @@ use crate::{ElementType, Expr, NodeExt as _, Tensor};
 pub(super) fn plain<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
     let only = |y: Option<Expr<'b>>| Some(vec![(0, y?)]);
     match fused.node.op_type.as_str() {
-        "Gelu" => only(fused.operand(0).map(gelu_erf)),
-        "BiasGelu" => only(Some(gelu_erf(fused.operand(0)? + fused.operand(1)?))),
+        "Gelu" => only(fused.operand(0).map(Expr::gelu_erf)),
+        "BiasGelu" => only(Some((fused.operand(0)? + fused.operand(1)?).gelu_erf())),
         "FastGelu" => {
             let x = fused.operand(0)?;
-            only(Some(gelu_tanh(fused.operand(1).map_or(x, |bias| x + bias))))
+            only(Some(fused.operand(1).map_or(x, |bias| x + bias).gelu_tanh()))
         }
         "QuickGelu" => {
             let x = fused.operand(0)?;
@@ -21,23 +21,13 @@ pub(super) fn plain<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
         }
         "FusedMatMul" => only(fused_matmul(fused)),
         "FusedGemm" => only(fused_gemm(fused)),
-        "SkipLayerNormalization" => skip_layer_norm(fused),
+        "SkipLayerNormalization" => skip_layer_norm(fused, (2, Some(3), 4)),
+        "SkipSimplifiedLayerNormalization" => skip_layer_norm(fused, (2, None, 3)),
         "EmbedLayerNormalization" => embed_layer_norm(fused),
         "Attention" => only(attention(fused)),
         "MultiHeadAttention" => only(multi_head_attention(fused)),
         _ => None,
     }
-}
-
-/// `x / 2 (1 + erf(x / sqrt 2))`.
-fn gelu_erf(x: Expr<'_>) -> Expr<'_> {
-    0.5 * x * ((x / std::f32::consts::SQRT_2).erf() + 1.0)
-}
-
-/// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
-fn gelu_tanh(x: Expr<'_>) -> Expr<'_> {
-    let c = (2.0 / std::f32::consts::PI).sqrt();
-    0.5 * x * ((c * (x + 0.044_715 * x * x * x)).tanh() + 1.0)
 }
 
 /// `alpha A B`, either of them transposed in its last two axes where it is a matrix or a batch of heads.
@@ -53,8 +43,8 @@ fn fused_matmul<'b>(fused: &Fused<'b, '_>) -> Option<Expr<'b>> {
         }
         // The rank has to be known to be transposed: a constant tells its own; products of two computed values are those
         // of heads, whose rank is 4.
-        let rank = match fused.model.initializer(fused.name(at)?) {
-            Some(constant) => constant.dims.len() as i64,
+        let rank = match fused.dims(fused.name(at)?) {
+            Some(dims) => dims.len() as i64,
             None => 4,
         };
         let mut order: Vec<i64> = (0..rank).collect();
@@ -80,16 +70,24 @@ fn fused_gemm<'b>(fused: &Fused<'b, '_>) -> Option<Expr<'b>> {
     Some(fused.b.op(&activation, &[product], vec![]))
 }
 
-/// `LayerNorm(x + skip + bias)`, and the sum as the fourth output.
-fn skip_layer_norm<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
+/// `LayerNorm(x + skip + bias)`, and the sum as the fourth output. Where gamma, beta and the bias are among the operands, is
+/// told; without a place for beta it is the norm by the root of the mean square.
+fn skip_layer_norm<'b>(
+    fused: &Fused<'b, '_>,
+    (gamma, beta, bias): (usize, Option<usize>, usize),
+) -> Option<Outputs<'b>> {
     if fused.used(1) || fused.used(2) {
         return None;
     }
     let mut x = fused.operand(0)? + fused.operand(1)?;
-    if let Some(bias) = fused.operand(4) {
+    if let Some(bias) = fused.operand(bias) {
         x = x + bias;
     }
-    let y = x.layer_norm(fused.operand(2)?, fused.operand(3), fused.node.float("epsilon", 1e-12));
+    let (gamma, epsilon) = (fused.operand(gamma)?, fused.node.float("epsilon", 1e-12));
+    let y = match beta {
+        Some(beta) => x.layer_norm(gamma, fused.operand(beta), epsilon),
+        None => x.rms_norm(gamma, epsilon),
+    };
     let mut outputs = vec![(0, y)];
     outputs.extend(fused.used(3).then_some((3, x)));
     Some(outputs)
@@ -132,21 +130,27 @@ fn embed_layer_norm<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
 fn attention<'b>(fused: &Fused<'b, '_>) -> Option<Expr<'b>> {
     let node = fused.node;
     let more = (4..node.input.len()).any(|at| fused.name(at).is_some()) || fused.used(1);
-    if more
-        || node.int("unidirectional", 0) != 0
-        || node.int("do_rotary", 0) != 0
-        || node.attribute("qkv_hidden_sizes").is_some()
-    {
+    if more || node.int("unidirectional", 0) != 0 || node.int("do_rotary", 0) != 0 {
         return None;
     }
-    let width = fused.size(fused.name(1)?, 1)? / 3;
+    let whole = fused.size(fused.name(1)?, 1)?;
+    let widths = match node.ints("qkv_hidden_sizes") {
+        None | Some([]) => [whole / 3; 3],
+        Some(&[queries, keys, values]) if queries + keys + values == whole => [queries, keys, values],
+        Some(_) => return None,
+    };
     let (x, weight, bias) = (fused.operand(0)?, fused.operand(1)?, fused.operand(2));
     // Slices of constants are constants: a product for each, as exporters write them.
-    let parts = [0, 1, 2].map(|i| {
-        let part = x.matmul(weight.slice(1, i * width, (i + 1) * width));
-        bias.map_or(part, |bias| part + bias.slice(0, i * width, (i + 1) * width))
+    let parts = side_by_side(widths).map(|(start, end)| {
+        let part = x.matmul(weight.slice(1, start, end));
+        bias.map_or(part, |bias| part + bias.slice(0, start, end))
     });
-    attend_by_head(fused, parts, width, fused.name(3))
+    attend_by_head(fused, parts, widths, fused.name(3))
+}
+
+/// Where each of three parts side by side starts and ends.
+fn side_by_side([a, b, c]: [i64; 3]) -> [(i64, i64); 3] {
+    [(0, a), (a, a + b), (a + b, a + b + c)]
 }
 
 /// Attention on queries, keys and values `[batch, n, channels]`.
@@ -156,25 +160,38 @@ fn multi_head_attention<'b>(fused: &Fused<'b, '_>) -> Option<Expr<'b>> {
         return None;
     }
     let mut parts = [fused.operand(0)?, fused.operand(1)?, fused.operand(2)?];
-    // The bias tells how wide they are.
-    let bias = fused.name(3)?;
-    let width = fused.size(bias, 0)? / 3;
-    let bias = fused.operand(3)?;
-    for (i, part) in (0..).zip(&mut parts) {
-        *part = *part + bias.slice(0, i * width, (i + 1) * width);
+    // The maps that make them tell how wide they are, or the bias does, where all are as wide.
+    let [queries, values] = [0, 2].map(|at| fused.name(at).and_then(|name| fused.width(name)));
+    let bias = fused.name(3).map(|bias| fused.size(bias, 0));
+    let widths = match (queries, values, bias) {
+        (Some(keys), Some(values), _) => [keys, keys, values],
+        (_, _, Some(whole)) => [whole? / 3; 3],
+        _ => return None,
+    };
+    if let Some(bias) = fused.operand(3) {
+        for ((start, end), part) in side_by_side(widths).into_iter().zip(&mut parts) {
+            *part = *part + bias.slice(0, start, end);
+        }
     }
-    attend_by_head(fused, parts, width, fused.name(4))
+    attend_by_head(fused, parts, widths, fused.name(4))
 }
 
-/// Attention of all heads on queries, keys and values `[batch, n, width]`, heads side by side.
-fn attend_by_head<'b>(fused: &Fused<'b, '_>, parts: [Expr<'b>; 3], width: i64, mask: Option<&str>) -> Option<Expr<'b>> {
+/// Attention of all heads on queries, keys and values `[batch, n, width]` of these widths, heads side by side.
+fn attend_by_head<'b>(
+    fused: &Fused<'b, '_>,
+    parts: [Expr<'b>; 3],
+    widths: [i64; 3],
+    mask: Option<&str>,
+) -> Option<Expr<'b>> {
     let node = fused.node;
     let heads = node.int("num_heads", 0);
-    if heads < 1 || width < 1 || width % heads != 0 {
+    if heads < 1 || widths[0] != widths[1] || widths.iter().any(|&width| width < 1 || width % heads != 0) {
         return None;
     }
-    let d = width / heads;
-    let [q, k, v] = parts.map(|part| part.reshape(&[0, 0, heads, d]));
+    let d = widths[0] / heads;
+    let [q, k, v] = parts;
+    let [q, k] = [q, k].map(|part| part.reshape(&[0, 0, heads, d]));
+    let v = v.reshape(&[0, 0, heads, widths[2] / heads]);
     let scale = node.attribute("scale").map_or(0.0, |a| a.f);
     let scale = if scale == 0.0 { 1.0 / (d as f32).sqrt() } else { scale };
     let mut scores = q.transpose(&[0, 2, 1, 3]).matmul(k.transpose(&[0, 2, 3, 1])) * scale;
@@ -184,7 +201,7 @@ fn attend_by_head<'b>(fused: &Fused<'b, '_>, parts: [Expr<'b>; 3], width: i64, m
         scores = scores + removed * node.float("mask_filter_value", -10_000.0).max(-1e9);
     }
     let context = scores.softmax().matmul(v.transpose(&[0, 2, 1, 3]));
-    Some(context.transpose(&[0, 2, 1, 3]).reshape(&[0, 0, width]))
+    Some(context.transpose(&[0, 2, 1, 3]).reshape(&[0, 0, widths[2]]))
 }
 
 /// The mask `[batch, n]` behind what an attention is given: the mask itself, or the number of tokens that was counted in

@@ -10,9 +10,11 @@ use crate::{Builder, Error, Expr, Index, Model, NodeExt, Patch, Result};
 
 /// Replaces the fused operators of `model` by what they compute; returns how many were replaced.
 ///
-/// Handled are `Einsum` (as a matrix product), products with a `OneHot` (as a lookup), `CastLike` and `Attention` of the standard domain (opset 23, without cache, causality or soft cap) and, of
-/// `com.microsoft`, what onnxruntime's optimisers make of encoders: `Gelu`, `FastGelu`, `BiasGelu`, `QuickGelu`,
-/// `FusedMatMul`, `FusedGemm`, `SkipLayerNormalization`, `EmbedLayerNormalization`, `Attention` and `MultiHeadAttention`.
+/// Handled are `Einsum` (as a matrix product), products with a `OneHot` (as a lookup), `Sum`, `CastLike`,
+/// `RMSNormalization` and `Attention` of the standard domain (opset 23, without cache, causality or soft cap), and what
+/// onnxruntime's optimisers make of encoders: `SimplifiedLayerNormalization` and, of `com.microsoft`, `Gelu`, `FastGelu`,
+/// `BiasGelu`, `QuickGelu`, `FusedMatMul`, `FusedGemm`, `SkipLayerNormalization`, `SkipSimplifiedLayerNormalization`,
+/// `EmbedLayerNormalization`, `Attention` and `MultiHeadAttention`.
 /// Others, and variants that do more than an encoder needs, are left as they are.
 ///
 /// # Errors
@@ -23,7 +25,8 @@ pub fn decompose_fused(model: &mut Model) -> Result<usize> {
         model.graph().node.iter().filter_map(|node| plain(model, &index, node)).collect()
     };
     if patches.len() > MOST {
-        return Err(Error::Graph(format!("{} fused operators, more than {MOST}", patches.len())));
+        let reason = format!("{} fused operators, more than {MOST}", patches.len());
+        return Err(Error::Graph(reason).in_model(model.origin()));
     }
     let count = patches.len();
     // Each names values only: that an earlier one made some of them anew does not matter.
@@ -58,9 +61,39 @@ impl<'b, 'm> Fused<'b, 'm> {
         self.node.output.get(at).is_some_and(read)
     }
 
-    /// Axis `axis` of an initializer.
+    /// Whether a value is a constant of one axis, as what goes with the last axis of another is.
+    fn is_vector(&self, name: &str) -> bool {
+        self.dims(name).is_some_and(|dims| dims.len() == 1)
+    }
+
+    /// The size of the last axis of a value, where a linear map with a constant weight, or a vector that is added, tells.
+    fn width(&self, value: &str) -> Option<i64> {
+        let node = self.index.producer(value)?;
+        let inputs = || node.input.iter().map(String::as_str);
+        match node.op_type.as_str() {
+            "MatMul" if node.is("MatMul") => self.size(node.input.get(1)?, 1),
+            "Gemm" if node.is("Gemm") => self.size(node.input.get(1)?, usize::from(node.int("transB", 0) == 0)),
+            "Add" if node.is("Add") => {
+                let vector = inputs().find(|i| self.is_vector(i) && self.size(i, 0) > Some(1));
+                vector.map_or_else(|| inputs().find_map(|i| self.width(i)), |vector| self.size(vector, 0))
+            }
+            _ => None,
+        }
+    }
+
+    /// Axis `axis` of a constant.
     fn size(&self, name: &str, axis: usize) -> Option<i64> {
-        self.model.initializer(name)?.dims.get(axis).copied()
+        self.dims(name)?.get(axis).copied()
+    }
+
+    /// The axes of a constant: an initializer, or what a node holds, behind casts too.
+    fn dims(&self, name: &str) -> Option<&'m [i64]> {
+        let name = self.index.behind_casts(name);
+        if let Some(constant) = self.model.initializer(name) {
+            return Some(&constant.dims);
+        }
+        let node = self.index.producer(name).filter(|node| node.is("Constant"))?;
+        Some(&node.attribute("value")?.t.as_ref()?.dims)
     }
 }
 
@@ -77,6 +110,9 @@ fn plain(model: &Model, index: &Index<'_>, node: &NodeProto) -> Option<Patch> {
         "MatMul" if node.is("MatMul") => standard::one_hot_product(&fused),
         "Einsum" if node.is("Einsum") => einsum::einsum(&fused),
         "CastLike" if node.is("CastLike") => standard::cast_like(&fused),
+        "Sum" if node.is("Sum") => standard::sum(&fused),
+        // onnxruntime has the first in the standard domain, where it is not.
+        "SimplifiedLayerNormalization" | "RMSNormalization" if node.is(&node.op_type) => standard::rms_norm(&fused),
         _ if node.domain == "com.microsoft" => microsoft::plain(&fused),
         _ => None,
     }?;

@@ -42,6 +42,23 @@ fn head_size_scale(q: Expr<'_>) -> Expr<'_> {
     q.shape().slice(0, 3, 4).cast(ElementType::F32).sqrt().reciprocal()
 }
 
+/// One operand after the other.
+pub(super) fn sum<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
+    let mut operands = (0..fused.node.input.len()).map(|at| fused.operand(at));
+    let first = operands.next()??;
+    let second = operands.next()??;
+    operands.try_fold(first + second, |sum, operand| Some(sum + operand?)).map(|sum| vec![(0, sum)])
+}
+
+/// `x / sqrt(mean(x^2) + epsilon) scale`, over the last axis.
+pub(super) fn rms_norm<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
+    if fused.used(1) || !fused.is_vector(fused.name(1)?) {
+        return None;
+    }
+    let y = fused.operand(0)?.rms_norm(fused.operand(1)?, fused.node.float("epsilon", 1e-5));
+    Some(vec![(0, y)])
+}
+
 /// `Cast` to the type of the other operand, which is needed for nothing else.
 pub(super) fn cast_like<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
     let element = fused.index.element_type(fused.name(1)?)?;
@@ -56,7 +73,7 @@ pub(super) fn one_hot_product<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> 
     let constant =
         |at: usize| Some(model.constant(one_hot.input.get(at)?).ok()?.to_f32().iter().copied().collect::<Vec<_>>());
     let rows = fused.size(fused.name(1)?, 0)?;
-    let matrix = fused.model.initializer(fused.name(1)?)?.dims.len() == 2;
+    let matrix = fused.dims(fused.name(1)?)?.len() == 2;
     if !matrix || constant(1)? != [rows as f32] || constant(2)? != [0.0, 1.0] {
         return None;
     }

@@ -10,7 +10,7 @@ use ndarray::Axis;
 use super::mask::float_mask;
 use super::position_bias::PositionBiases;
 use crate::Result;
-use crate::sites::{Encoder, Layer, LayerSite, LinearSite, NormSite, SiteId, ValueName};
+use crate::sites::{Activation, Encoder, Layer, LayerSite, LinearSite, NormSite, SiteId, ValueName};
 
 /// What a masked score is lowered by: far beyond every score, far from the largest float.
 const REMOVED: f32 = 1e9;
@@ -146,12 +146,34 @@ impl<'b, 'm> Writer<'b, 'm> {
         let stream = b.value(&layer.attention_norm.output);
         let old = [&layer.intermediate.output, &layer.output.output].map(String::clone);
         let up = self.linear(&mut layer.intermediate, stream, &format!("{scope}/intermediate"), 1.0)?;
-        let active = b.value(&layer.output.input);
+        let active = self.active(layer, up, &old[0]);
         let down = self.linear(&mut layer.output, active, &format!("{scope}/output"), 1.0)?;
         self.shunts.extend(old.into_iter().zip([up, down]));
         let sum = stream + down;
         self.shunts.push((layer.output_norm.input.clone(), sum));
         Ok(self.unflatten(id, &mut layer.output_norm, sum))
+    }
+
+    /// What goes into the layer's second map: its activation. A factor of that becomes the map's. `up` is what the first map
+    /// makes, and was called `old`.
+    fn active(&self, layer: &mut Layer, up: Expr<'b>, old: &str) -> Expr<'b> {
+        let b = self.b;
+        let scope = layer.site(LayerSite::Activation).to_string();
+        let site = &mut layer.activation;
+        if site.factor == 1.0 {
+            return b.value(&layer.output.input);
+        }
+        b.scope(&scope);
+        let x = if site.input == old { up } else { b.value(&site.input) };
+        let active = match site.function {
+            Activation::GeluErf => x.gelu_erf(),
+            Activation::GeluTanh => x.gelu_tanh(),
+            Activation::GeluSigmoid => x * b.op("Sigmoid", &[x * 1.702], vec![]),
+            Activation::Relu => x.relu(),
+        };
+        site.output = active.name();
+        layer.output.scale *= std::mem::replace(&mut site.factor, 1.0);
+        active
     }
 
     /// A norm of flattened tokens, which may name its axis by number, becomes one of `sum`, `[batch, n, channels]`; what the

@@ -36,4 +36,4 @@ pub use norm::norm_parameters;
 pub(crate) use reassociate::reassociate_attention;
 pub(crate) use sentences_first::put_sentences_first;
 pub(crate) use softmax::approximate_softmax;
-pub(crate) use spell_out::spell_out;
+pub(crate) use spell_out::{dequantise, spell_out};

@@ -5,7 +5,7 @@ use mabert_runtime::{LoadOptions, borrowed};
 use ndarray::{ArrayD, Axis, Slice};
 
 use super::mask::MASK;
-use crate::recording::made_up_inputs;
+use crate::inputs::EncoderInputs;
 use crate::sites::{Encoder, PositionBias, ValueName};
 use crate::{Error, Result};
 
@@ -58,8 +58,9 @@ fn whole(model: &Model, value: &str, max_seq: usize) -> Result<ArrayD<f32>> {
     let fault = |reason: String| Error::NotATable { value: value.to_owned(), reason };
     let part = model.extract_from_inputs(&[], &[value])?;
     let runnable = LoadOptions::default().prepare(&part)?;
+    let part_inputs = EncoderInputs::new(&part, &[])?;
     let at = |length: usize| -> Result<ArrayD<f32>> {
-        let inputs = made_up_inputs(&part, 1, length, 1)?;
+        let inputs = part_inputs.made_up(1, length, 1)?;
         let mut bias = runnable.run(&borrowed(&inputs))?.remove(0).1.to_f32();
         bias.slice_axis_inplace(Axis(0), Slice::from(..1));
         Ok(bias)

@@ -44,12 +44,24 @@ pub struct Simplified {
 pub fn simplify(model: &mut Model) -> Result<Simplified> {
     let mut simplified = Simplified { precision: Precision::Single, outcomes: Vec::new() };
     for pass in Pass::all_in(Stage::Simplify) {
-        if let Work::Graph(run) = &pass.row().work {
+        if let Work::Graph { applies, run } = &pass.row().work
+            && applies(model)
+        {
             let changed = run(model, &mut simplified.precision);
-            simplified.outcomes.push(checked(pass, model, changed)?);
+            let outcome = checked(pass, model, changed).map_err(|e| e.in_model(model.origin()))?;
+            simplified.outcomes.push(outcome);
         }
     }
     Ok(simplified)
+}
+
+/// Spells what is quantised in single precision, without the roundings of what is computed: the first step of
+/// [`simplify`]. Returns how many operators worked on quantised numbers.
+///
+/// # Errors
+/// The graph's wiring is broken, or a constant cannot be read.
+pub fn dequantise(model: &mut Model) -> Result<usize> {
+    crate::lower::dequantise(model)
 }
 
 /// A model prepared and recognised.
@@ -156,7 +168,7 @@ impl Student {
                 (Decision::Skip(reason), _) => Outcome::skipped(pass, reason),
                 (Decision::Run, _) => {
                     let changed = run(self);
-                    checked(pass, &self.model, changed)?
+                    checked(pass, &self.model, changed).map_err(|e| e.in_model(self.model.origin()))?
                 }
             };
             self.outcomes.push(outcome);
@@ -207,8 +219,8 @@ mod tests {
         };
         let passes = |told: &[(Pass, String)]| told.iter().map(|(pass, _)| *pass).collect::<Vec<_>>();
         let all = outcomes(options(None));
-        // All but the one for half precision.
-        assert_eq!(passes(&all), Pass::ALL[..11]);
+        // All but those for quantised models and for half precision.
+        assert_eq!(passes(&all), Pass::ALL[1..12]);
         assert!(all.iter().all(|(_, told)| told == "ran"), "{all:?}");
         let kept = Keep { softmax: true, activation: true, norm: true };
         let kept = outcomes(PassOptions { keep: kept, fold: false, ..options(None) });
@@ -217,7 +229,7 @@ mod tests {
         assert_eq!(kept[..4], ["softmax is kept", "activations are kept", "norms are kept", "softmax is kept"]);
         assert_eq!(kept[4..], [unfolded; 4]);
         let paper = outcomes(PassOptions { order: Order::Paper, ..options(Some(Pass::Reassociate)) });
-        assert_eq!(passes(&paper), Pass::ALL[..11]);
+        assert_eq!(passes(&paper), Pass::ALL[1..12]);
         assert_eq!(paper[6].1, "attention is in the paper's order");
         assert_eq!(paper[7].1, "reassociate was to be the last");
         let early = outcomes(options(Some(Pass::FoldConstants)));

@@ -15,6 +15,8 @@ use crate::{Error, Result, lower};
 pub enum PassKind {
     /// Outputs are equal within rounding.
     Exact,
+    /// Outputs differ by the roundings that are left out.
+    Dequantising,
     /// A function is replaced by one that matrix arithmetic and ReLU compute.
     Approximating,
 }
@@ -34,8 +36,9 @@ pub(super) enum Stage {
 
 /// What a pass does; how many sites, nodes or constants it changed is what it gives back.
 pub(super) enum Work {
-    /// On the graph alone, and always: recognising needs it. What precision the model comes in, it may find out.
-    Graph(fn(&mut Model, &mut Precision) -> Result<usize>),
+    /// On the graph alone, of every model that it `applies` to: recognising needs it. What precision the model comes in, it
+    /// may find out.
+    Graph { applies: fn(&Model) -> bool, run: fn(&mut Model, &mut Precision) -> Result<usize> },
     /// On graph and sites, unless `decide` says otherwise.
     Sites { decide: fn(&Student) -> Decision, run: fn(&mut Student) -> Result<usize> },
 }
@@ -78,15 +81,23 @@ macro_rules! passes {
 }
 
 use Decision::{Omit, Run, Skip};
-use PassKind::{Approximating, Exact};
+use PassKind::{Approximating, Dequantising, Exact};
 
 passes! {
+    /// What is quantised, in single precision, without the roundings on the way.
+    Dequantise = Row {
+        name: "dequantise",
+        kind: Dequantising,
+        stage: Stage::Simplify,
+        work: Work::Graph { applies: mabert_graph::is_quantised, run: |model, _| lower::dequantise(model) },
+    };
+
     /// The model's own functions, and fused operators, spelled out.
     DecomposeFused = Row {
         name: "decompose-fused",
         kind: Exact,
         stage: Stage::Simplify,
-        work: Work::Graph(lower::spell_out),
+        work: Work::Graph { applies: |_| true, run: lower::spell_out },
     };
 
     /// What depends on no input is computed once, what does nothing is taken out, and sentences come before tokens.
@@ -94,14 +105,18 @@ passes! {
         name: "fold-constants",
         kind: Exact,
         stage: Stage::Simplify,
-        work: Work::Graph(|model, _| {
-            let clean = |model: &mut Model| Ok::<_, Error>(lower::fold_constants(model)? + lower::remove_idle(model)?);
-            let gone = clean(model)?;
-            match lower::put_sentences_first(model)? {
-                0 => Ok(gone),
-                turned => Ok(gone + turned + clean(model)?),
-            }
-        }),
+        work: Work::Graph {
+            applies: |_| true,
+            run: |model, _| {
+                let clean =
+                    |model: &mut Model| Ok::<_, Error>(lower::fold_constants(model)? + lower::remove_idle(model)?);
+                let gone = clean(model)?;
+                match lower::put_sentences_first(model)? {
+                    0 => Ok(gone),
+                    turned => Ok(gone + turned + clean(model)?),
+                }
+            },
+        },
     };
 
     /// Attention and linear maps in one spelling.

@@ -18,12 +18,20 @@ const TOLERANCE: f32 = 1e-4;
 /// Values between a softmax and its product with the values, at most.
 const MOST_BETWEEN: usize = 16;
 
-/// Whether a node is the heart of attention.
+/// Whether a node is the heart of attention: the operator, or the exponential of one that is spelt out.
 pub(super) fn is_anchor(node: &NodeProto) -> bool {
-    node.is("Softmax")
+    node.is("Softmax") || node.is("Exp")
 }
 
-/// The attention around the `Softmax` at `anchor`.
+const NO_VALUES: &str = "its result does not go into a product with values";
+const NO_SCORES: &str = "no product of queries and keys leads to it";
+
+/// Exponentials are in other functions too.
+pub(super) fn explains_failure(node: &NodeProto, reason: &str) -> bool {
+    node.is("Softmax") || ![NO_VALUES, NO_SCORES].contains(&reason)
+}
+
+/// The attention around the node at `anchor`.
 pub(super) fn recognise(cx: &Context<'_>, anchor: usize) -> Verdict<AttentionSite> {
     let mut tried = None;
     match (read_off(cx, anchor, &mut tried), tried) {
@@ -38,10 +46,10 @@ fn read_off(cx: &Context<'_>, anchor: usize, tried: &mut Option<Region>) -> Resu
     let graph = cx.index.graph();
     let softmax = &graph.node[anchor];
     let Some((probabilities, with_values)) = product_after(cx, softmax) else {
-        return Err("its result does not go into a product with values".to_owned());
+        return Err(NO_VALUES.to_owned());
     };
     let Some(with_keys) = product_before(cx, softmax) else {
-        return Err("no product of queries and keys leads to it".to_owned());
+        return Err(NO_SCORES.to_owned());
     };
     let products = with_keys.output[0].as_str();
     // Some exporters have the heads of a batch side by side.
@@ -155,7 +163,7 @@ fn with_mask(cx: &Context<'_>, products: &str, probabilities: &str) -> Result<(R
     for input in &inputs {
         let region = Region::spanning(&cx.index, &[products, &input.name], probabilities);
         if let Some(region) = region {
-            if crate::recording::token_rows(&cx.index, cx.model, &input.name).is_some() {
+            if cx.recording.inputs.get(&input.name).is_some_and(|input| input.rows.is_some()) {
                 return Err(format!("its mask is computed from `{}`; a model with a mask input is needed", input.name));
             }
             if cx.recording.shape(&input.name).len() != 2 {

@@ -53,6 +53,14 @@ impl<T> Verdict<T> {
         matches!(self, Self::Site(..))
     }
 
+    /// Why it is no site.
+    pub(super) fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Site(..) => None,
+            Self::NotASite(reason, _) => Some(reason),
+        }
+    }
+
     pub(super) fn map<U>(self, wrap: impl FnOnce(T) -> U) -> Verdict<U> {
         match self {
             Self::Site(site, region) => Verdict::Site(wrap(site), region),

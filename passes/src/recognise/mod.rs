@@ -84,8 +84,8 @@ struct Anchor {
     recognise: fn(&Context<'_>, usize) -> Verdict<Site>,
     /// Whether nodes of a site's region are anchors no more.
     claims_region: bool,
-    /// Whether it is worth a word that a node is no site.
-    explains_failure: fn(&NodeProto) -> bool,
+    /// Whether it is worth a word that a node is no site, for this reason.
+    explains_failure: fn(&NodeProto, &str) -> bool,
 }
 
 /// A node is tried as what the first row that takes it says.
@@ -96,14 +96,14 @@ const ANCHORS: [Anchor; 3] = [
         recognise: |cx, at| attention::recognise(cx, at).map(Site::Attention),
         // The mask's preparation is in the regions of all layers.
         claims_region: false,
-        explains_failure: |_| true,
+        explains_failure: attention::explains_failure,
     },
     Anchor {
         kind: SiteKind::Activation,
         is_anchor: activation::is_anchor,
         recognise: |cx, at| activation::recognise(cx, at).map(Site::Activation),
         claims_region: true,
-        explains_failure: |_| true,
+        explains_failure: |_, _| true,
     },
     Anchor {
         kind: SiteKind::Norm,
@@ -111,7 +111,7 @@ const ANCHORS: [Anchor; 3] = [
         recognise: |cx, at| norm::recognise(cx, at).map(Site::Norm),
         claims_region: true,
         // Powers are everywhere.
-        explains_failure: |node| !node.is("Pow"),
+        explains_failure: |node, _| !node.is("Pow"),
     },
 ];
 
@@ -137,7 +137,7 @@ pub fn recognise(model: &Model) -> Result<Recognition> {
         }
         let Some(anchor) = ANCHORS.iter().find(|anchor| (anchor.is_anchor)(node)) else { continue };
         let verdict = (anchor.recognise)(&cx, at);
-        if verdict.is_site() || (anchor.explains_failure)(node) {
+        if verdict.reason().is_none_or(|reason| (anchor.explains_failure)(node, reason)) {
             recognition.explanations.push(cx.explanation(at, anchor.kind, &verdict));
         }
         if let Verdict::Site(site, region) = verdict {

@@ -36,7 +36,9 @@ impl Kernel {
             return Self::square(mmm);
         }
         let all = MmmDispatch::native().runnable().iter();
-        let square = all.filter_map(|mmm| Self::square(mmm.clone()));
+        // A student that overflows must not look as if it did not: some kernels' ReLU makes a number of NaN.
+        let square =
+            all.filter_map(|mmm| Self::square(mmm.clone())).filter(|k| k.keeps_not_a_number().unwrap_or(false));
         square.max_by_key(|k| (k.mmm.arch().is_some(), k.mmm.preference(), k.width()))
     }
 
@@ -48,6 +50,22 @@ impl Kernel {
         let fits = mmm.internal_type() == DatumType::F32 && mmm.mr() == mmm.nr() && mmm.mr() > 1;
         let format = (fits && !mmm.emulated() && plain(a) && plain(b)).then(|| a.clone())?;
         Some(Self { mmm, format, zero: tensor0(0f32) })
+    }
+
+    /// Whether its ReLU gives NaN for NaN.
+    fn keeps_not_a_number(&self) -> TractResult<bool> {
+        let filled = |rows: usize, value: f32| -> TractResult<Tensor> {
+            // SAFETY: every value is written here.
+            let mut panel = unsafe { self.room(1, rows) }?;
+            panel.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?.fill(value);
+            Ok(panel)
+        };
+        let (ones, none, square) = (filled(1, 1.0)?, filled(1, f32::NAN)?, filled(self.width(), 0.0)?);
+        let target = self.panels(&square)?;
+        let epilogue = Epilogue { relu: true, ..Epilogue::default() };
+        // SAFETY: nothing else has the target.
+        unsafe { self.product(self.panels(&none)?, self.panels(&ones)?, &epilogue, target) }?;
+        Ok(target.panel(0)[0].is_nan())
     }
 
     /// Lanes of a panel.
@@ -192,6 +210,15 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn relu_keeps_what_is_not_a_number() {
+        assert!(Kernel::get().unwrap().keeps_not_a_number().unwrap());
+        #[cfg(target_arch = "x86_64")]
+        if let Some(ours) = super::super::avx512::kernel() {
+            assert!(Kernel::square(ours).unwrap().keeps_not_a_number().unwrap());
         }
     }
 

@@ -1,28 +1,17 @@
 //! Sequences of similar length, padded on the right and named as a model's inputs.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use mabert_graph::Dim;
+use mabert_passes::inputs::{EncoderInput, EncoderInputs, Role};
 use mabert_runtime::{ElementType, Named, Tensor, TensorType};
 
 use super::tokens::Sequence;
 use crate::{Error, Result};
 
-/// What an input of a model holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Token ids.
-    Ids,
-    /// 1 for tokens, 0 for padding.
-    Mask,
-    /// Token types.
-    Types,
-    /// Positions, from 0.
-    Positions,
-    /// One number a sequence, which some exports hand through to tell them apart (`unique_ids`): its row.
-    Rows,
-}
-
 /// What a model's inputs ask of batches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BatchShape {
     /// Sentences in a batch, where the model takes no other number.
     pub batch: Option<usize>,
@@ -30,43 +19,29 @@ pub struct BatchShape {
     pub length: Option<usize>,
     /// Whether the model takes no mask: it would take padding for text, so only equally long sentences go together.
     pub unmasked: bool,
+    /// What each input holds, by its name.
+    pub roles: Roles,
+    /// The token id of padding.
+    pub pad: i64,
 }
+
+/// What inputs hold, by their names.
+pub type Roles = Arc<BTreeMap<String, Role>>;
 
 impl BatchShape {
     /// Of a model with these inputs.
-    pub fn from_inputs(inputs: &[TensorType]) -> Self {
+    pub fn new(inputs: &EncoderInputs) -> Self {
         let fixed = |axis: usize| {
-            inputs.iter().find_map(|i| match i.dims.as_ref()?.get(axis)? {
+            inputs.iter().find_map(|input| match input.declared.dims.as_ref()?.get(axis)? {
                 Dim::Fixed(n) => Some(*n),
                 _ => None,
             })
         };
-        let unmasked = input_roles(inputs).is_ok_and(|roles| !roles.contains(&Role::Mask));
-        Self { batch: fixed(0), length: fixed(1), unmasked }
+        let role = |input: &EncoderInput| Some((input.declared.name.clone(), input.role?));
+        let roles: BTreeMap<String, Role> = inputs.iter().filter_map(role).collect();
+        let unmasked = !roles.values().any(|role| *role == Role::Mask);
+        Self { batch: fixed(0), length: fixed(1), unmasked, roles: Arc::new(roles), pad: 0 }
     }
-}
-
-/// The inputs of a model by what they hold, told by their names (`input_ids`, `attention_mask`, `input_mask`,
-/// `token_type_ids`, `segment_ids`, `position_ids`, `unique_ids`...).
-///
-/// # Errors
-/// An input is none of these.
-pub fn input_roles(inputs: &[TensorType]) -> Result<Vec<Role>> {
-    let alone = inputs.len() == 1;
-    let role = |input: &TensorType| {
-        let name = input.name.to_lowercase();
-        if input.dims.as_ref().is_some_and(|dims| dims.len() == 1) {
-            return name.contains("unique").then_some(Role::Rows);
-        }
-        Some(match name.as_str() {
-            n if n.contains("mask") => Role::Mask,
-            n if n.contains("type") || n.contains("segment") => Role::Types,
-            n if n.contains("position") => Role::Positions,
-            n if n.contains("ids") || n.contains("token") || alone => Role::Ids,
-            _ => return None,
-        })
-    };
-    inputs.iter().map(|i| role(i).ok_or_else(|| Error::Role(i.name.clone()))).collect()
 }
 
 /// Sequences side by side.
@@ -82,10 +57,11 @@ pub struct Batch {
     pub length: usize,
     ids: Vec<i64>,
     types: Vec<i64>,
+    roles: Roles,
 }
 
 impl Batch {
-    fn new(sequences: &[Sequence], rows: &[usize], shape: BatchShape) -> Self {
+    fn new(sequences: &[Sequence], rows: &[usize], shape: &BatchShape) -> Self {
         let count = shape.batch.unwrap_or(rows.len());
         let longest = rows.iter().map(|&r| sequences[r].ids.len()).max().unwrap_or(1);
         let length = shape.length.unwrap_or(longest);
@@ -94,8 +70,9 @@ impl Batch {
             lengths: vec![0; count],
             made_up: vec![false; count],
             length,
-            ids: vec![0; count * length],
+            ids: vec![shape.pad; count * length],
             types: vec![0; count * length],
+            roles: Arc::clone(&shape.roles),
         };
         for (at, &row) in rows.iter().enumerate() {
             let sequence = &sequences[row];
@@ -124,13 +101,21 @@ impl Batch {
         Tensor::new(&[self.size(), self.length], (0..self.ids.len()).map(keep).collect())
     }
 
-    /// The batch as the inputs of a model.
+    /// The batch as the inputs of the model that it was made for, or of a part of it.
     ///
     /// # Errors
     /// An input's role or element type is not one that text fills.
     pub fn inputs(&self, inputs: &[TensorType]) -> Result<Named> {
-        let roles = input_roles(inputs)?;
-        let all = inputs.iter().zip(roles).map(|(input, role)| {
+        self.inputs_as(&self.roles, inputs)
+    }
+
+    /// The batch as the inputs of another model.
+    ///
+    /// # Errors
+    /// As those of [`Self::inputs`].
+    pub fn inputs_as(&self, roles: &Roles, inputs: &[TensorType]) -> Result<Named> {
+        let all = inputs.iter().map(|input| {
+            let role = *roles.get(&input.name).ok_or_else(|| Error::Role(input.name.clone()))?;
             let value = |at: usize| match role {
                 Role::Ids => self.ids[at],
                 Role::Types => self.types[at],
@@ -155,7 +140,7 @@ impl Batch {
 }
 
 /// Puts sequences of similar length together, at most `tokens` positions (padding counted) and `largest` rows a batch.
-pub fn batches(sequences: &[Sequence], tokens: usize, largest: usize, shape: BatchShape) -> Vec<Batch> {
+pub fn batches(sequences: &[Sequence], tokens: usize, largest: usize, shape: &BatchShape) -> Vec<Batch> {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
     // The sort is stable: the order within a length is the caller's.
     order.sort_by_key(|&row| sequences[row].ids.len());
@@ -188,7 +173,7 @@ mod tests {
     #[test]
     fn similar_lengths_go_together_and_every_row_once() {
         let sequences: Vec<Sequence> = [9, 2, 30, 3, 8, 29].map(Sequence::with_length).to_vec();
-        let made = batches(&sequences, 64, 2, BatchShape::default());
+        let made = batches(&sequences, 64, 2, &BatchShape::default());
         assert_eq!(made.iter().map(|b| b.rows.clone()).collect::<Vec<_>>(), [vec![1, 3], vec![4, 0], vec![5, 2]]);
         assert_eq!(made[0].lengths, [2, 3]);
         let mask = made[0].mask();
@@ -198,16 +183,25 @@ mod tests {
     #[test]
     fn without_a_mask_nothing_is_padded() {
         let sequences: Vec<Sequence> = [3, 2, 3, 4, 3].map(Sequence::with_length).to_vec();
-        let made = batches(&sequences, 64, 8, BatchShape { unmasked: true, ..BatchShape::default() });
+        let made = batches(&sequences, 64, 8, &BatchShape { unmasked: true, ..BatchShape::default() });
         assert_eq!(made.iter().map(|b| b.lengths.clone()).collect::<Vec<_>>(), [vec![2], vec![3; 3], vec![4]]);
     }
 
     #[test]
     fn fixed_sizes_are_filled_up() {
         let sequences: Vec<Sequence> = [3, 2, 4].map(Sequence::with_length).to_vec();
-        let made = batches(&sequences, 64, 8, BatchShape { batch: Some(2), length: Some(6), unmasked: false });
+        let shape = BatchShape { batch: Some(2), length: Some(6), ..BatchShape::default() };
+        let made = batches(&sequences, 64, 8, &shape);
         assert_eq!(made.iter().map(|b| (b.size(), b.length)).collect::<Vec<_>>(), [(2, 6), (2, 6)]);
         assert_eq!(made[1].lengths, [4, 0]);
         assert_eq!(made[1].tokens(), 4);
+    }
+
+    #[test]
+    fn padding_has_the_id_that_is_given() {
+        let sequences: Vec<Sequence> = [3, 2].map(Sequence::with_length).to_vec();
+        let made = batches(&sequences, 64, 8, &BatchShape { pad: 9, batch: Some(3), ..BatchShape::default() });
+        assert_eq!(made[0].ids, [1, 1, 9, 1, 1, 1, 9, 9, 9]);
+        assert_eq!(made[0].types, [0; 9]);
     }
 }

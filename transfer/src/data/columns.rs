@@ -44,11 +44,27 @@ impl Columns {
         Some(((*text).to_owned(), pair))
     }
 
-    /// A label as a number, where it is one of the classes' words.
+    /// Whether these are the names of columns: those that were asked for, or usual ones.
+    pub(super) fn are_among(&self, names: &[&str]) -> bool {
+        let exists = |name: &str| names.contains(&name);
+        let mut asked = [&self.text, &self.pair, &self.label].into_iter().flatten();
+        asked.all(|name| exists(name)) && (self.are_named() || self.texts(&exists).is_some())
+    }
+
+    /// Whether any were asked for.
+    pub(super) fn are_named(&self) -> bool {
+        self.text.is_some() || self.pair.is_some() || self.label.is_some()
+    }
+
+    /// A label as a number, where it is one of the classes' words, or a truth value.
     pub(super) fn label(&self, path: &Path, line: usize, text: &str) -> Result<String> {
         let text = text.trim();
         if self.classes.is_empty() {
-            return Ok(text.to_owned());
+            return Ok(match text.to_ascii_lowercase().as_str() {
+                "true" => "1".to_owned(),
+                "false" => "0".to_owned(),
+                _ => text.to_owned(),
+            });
         }
         match self.classes.iter().position(|class| class == text) {
             Some(at) => Ok(at.to_string()),

@@ -1,19 +1,18 @@
 //! Examples out of data files, one at a time: files may be larger than memory.
 
 use std::fmt::Display;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, Lines};
-use std::iter::Enumerate;
 use std::path::{Path, PathBuf};
 
 use super::arrays::Arrays;
 use super::columns::Columns;
-use super::json;
+use super::json::Json;
+use super::lines::NumberedLines;
+use super::source::{DataFile, DataFormat};
 use super::table::Table;
 use crate::{Error, Result};
 
 /// What a model is to read.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Content {
     /// A text, or a pair of them.
     Text {
@@ -42,24 +41,47 @@ pub struct Example {
     pub line: usize,
 }
 
+/// A row of a file: an example, or one without a text.
+pub(super) enum Row {
+    Example(Example),
+    Without(usize),
+}
+
+/// Rows without a text: `null`, or blank.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Skipped {
+    /// How many were left out.
+    pub rows: usize,
+    /// The line of the first.
+    pub first: usize,
+}
+
+impl Skipped {
+    /// What is said of them, if there are any.
+    pub fn note(&self, file: &Path) -> Option<String> {
+        let Self { rows, first } = self;
+        (*rows > 0)
+            .then(|| format!("{}: {rows} rows without a text were left out, the first in line {first}", file.display()))
+    }
+}
+
 /// The examples of a file, read as they are asked for.
 pub struct Reader {
     path: PathBuf,
     columns: Columns,
-    format: Format,
+    rows: Rows,
+    skipped: Skipped,
 }
 
-/// How a file holds its examples.
-enum Format {
+/// How a file is read.
+enum Rows {
     /// A text a line.
     Text(NumberedLines),
     Table(Box<Table>),
-    /// An object a line.
-    Json(NumberedLines),
+    Json(Json),
     Arrays(Arrays),
 }
-
-type NumberedLines = Enumerate<Lines<BufReader<File>>>;
 
 impl std::fmt::Debug for Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -68,35 +90,31 @@ impl std::fmt::Debug for Reader {
 }
 
 impl Reader {
-    /// Opens a `.txt` (one text a line), `.tsv` or `.csv` (with a header), `.jsonl` (one object a line; `.json` and
-    /// `.ndjson` too) or `.npz` file.
+    /// The examples of a file; one reader of a file at a time.
     ///
     /// # Errors
-    /// The file cannot be read, is of another kind, or lacks a column that `columns` names.
-    pub fn open(path: impl AsRef<Path>, columns: &Columns) -> Result<Self> {
-        let path = path.as_ref();
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-        let open = || File::open(path).map_err(|e| Error::data(path, format!("cannot be read: {e}")));
-        let lines = || open().map(|f| BufReader::new(f).lines().enumerate());
-        let table = |delimiter: u8| Table::open(path, open()?, delimiter, columns).map(Box::new);
-        let format = match extension.as_str() {
-            "txt" => Format::Text(lines()?),
-            "jsonl" | "json" | "ndjson" => Format::Json(lines()?),
-            "tsv" => Format::Table(table(b'\t')?),
-            "csv" => Format::Table(table(b',')?),
-            "npz" => Format::Arrays(Arrays::read(path, columns)?),
-            _ => return Err(Error::data(path, "not a kind of data file that is read: .txt, .tsv, .csv, .jsonl, .npz")),
-        };
-        let Columns { text, pair, label, .. } = columns;
-        if extension == "txt" && (text.is_some() || pair.is_some() || label.is_some()) {
+    /// The file cannot be read, is of another kind, or lacks a column that its columns name.
+    pub fn new(file: &DataFile) -> Result<Self> {
+        let path = file.path();
+        let columns = file.columns();
+        if columns.text.is_some() && columns.text == columns.pair {
+            return Err(Error::data(path, "the text and the second text of a pair are the same column"));
+        }
+        if file.format() == DataFormat::Text && columns.are_named() {
             return Err(Error::data(path, "a .txt file has no columns; use .tsv, .csv or .jsonl"));
         }
-        Ok(Self { path: path.to_owned(), columns: columns.clone(), format })
+        let rows = match (file.format(), file.delimiter()) {
+            (_, Some(delimiter)) => Rows::Table(Box::new(Table::open(file, delimiter)?)),
+            (DataFormat::Json, _) => Rows::Json(Json::open(file)?),
+            (DataFormat::Npz, _) => Rows::Arrays(Arrays::read(path, columns)?),
+            _ => Rows::Text(NumberedLines::new(file.text()?)),
+        };
+        Ok(Self { path: path.to_owned(), columns: columns.clone(), rows, skipped: Skipped::default() })
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Rows without a text, so far.
+    pub fn skipped(&self) -> Skipped {
+        self.skipped
     }
 }
 
@@ -104,29 +122,30 @@ impl Iterator for Reader {
     type Item = Result<Example>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let Self { path, columns, format } = self;
-        match format {
-            Format::Text(lines) => Some(next_line(lines, path)?.map(|(line, text)| {
-                let content = Content::Text { text, pair: None };
-                Example { content, label: None, line }
-            })),
-            Format::Table(table) => table.next(path, columns),
-            Format::Json(lines) => {
-                Some(next_line(lines, path)?.and_then(|(line, text)| json::example(path, line, &text, columns)))
+        let Self { path, columns, rows, skipped } = self;
+        loop {
+            let row = match rows {
+                Rows::Text(lines) => {
+                    let (line, text) = lines.next()?;
+                    let text = text.map_err(|e| unreadable(path, line, &e));
+                    text.map(|text| {
+                        Row::Example(Example { content: Content::Text { text, pair: None }, label: None, line })
+                    })
+                }
+                Rows::Table(table) => table.next(path, columns)?,
+                Rows::Json(json) => json.next(path, columns)?,
+                Rows::Arrays(arrays) => arrays.next(path, columns)?,
+            };
+            match row {
+                Ok(Row::Example(example)) => return Some(Ok(example)),
+                Ok(Row::Without(line)) => {
+                    if skipped.rows == 0 {
+                        skipped.first = line;
+                    }
+                    skipped.rows += 1;
+                }
+                Err(e) => return Some(Err(e)),
             }
-            Format::Arrays(arrays) => arrays.next(path, columns),
-        }
-    }
-}
-
-/// The next line that is not blank, with its number from 1.
-fn next_line(lines: &mut NumberedLines, path: &Path) -> Option<Result<(usize, String)>> {
-    loop {
-        let (at, line) = lines.next()?;
-        match line {
-            Ok(text) if text.trim().is_empty() => {}
-            Ok(text) => return Some(Ok((at + 1, text))),
-            Err(e) => return Some(Err(unreadable(path, at + 1, &e))),
         }
     }
 }
@@ -138,13 +157,18 @@ pub(super) fn unreadable(path: &Path, line: usize, error: &dyn Display) -> Error
 #[cfg(test)]
 mod tests {
     use super::super::columns::USUAL_PAIRS;
+    use super::super::source::Data;
     use super::*;
 
     fn read(name: &str, text: &str, columns: &Columns) -> Result<Vec<Example>> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
-        Reader::open(path, columns)?.collect()
+        open(&path, columns)?.collect()
+    }
+
+    fn open(path: &Path, columns: &Columns) -> Result<Reader> {
+        Reader::new(&DataFile::open(&Data::new(path).columns(columns.clone()))?)
     }
 
     fn single(text: &str, label: Option<&str>, line: usize) -> Example {
@@ -210,7 +234,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("a.csv");
             std::fs::write(&path, text).unwrap();
-            let rows: Vec<Result<Example>> = Reader::open(&path, &columns).unwrap().collect();
+            let rows: Vec<Result<Example>> = open(&path, &columns).unwrap().collect();
             let lines: Vec<usize> = rows.iter().flatten().map(|e| e.line).collect();
             assert_eq!(lines, [2, 3, 5], "{end:?}");
             assert!(rows[3].as_ref().unwrap_err().to_string().contains("line 6"), "{end:?}");
@@ -233,7 +257,7 @@ mod tests {
         let bytes = tempfile::tempdir().unwrap();
         let path = bytes.path().join("a.txt");
         std::fs::write(&path, b"fine\n\xff\xfe\n").unwrap();
-        let invalid: Result<Vec<_>> = Reader::open(&path, &Columns::default()).unwrap().collect();
+        let invalid: Result<Vec<_>> = open(&path, &Columns::default()).unwrap().collect();
         assert!(invalid.unwrap_err().to_string().contains("line 2"));
     }
 

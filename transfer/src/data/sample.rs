@@ -6,9 +6,9 @@ use std::path::Path;
 use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-use super::columns::Columns;
 use super::made_up::any_length;
-use super::reader::{Content, Example, Reader};
+use super::reader::{Content, Example, Reader, Skipped};
+use super::source::DataFile;
 use super::tokens::{Sequence, TextEncoder};
 use crate::{Error, Result};
 
@@ -50,6 +50,12 @@ pub struct Sample {
     pub held_out: Vec<Sequence>,
     /// Examples that the file holds.
     pub examples: usize,
+    /// Its rows without a text.
+    pub skipped: Skipped,
+    /// Different ones among all that were drawn.
+    pub different: usize,
+    /// Of those for measuring, how many are word for word among those for statistics too.
+    pub repeated: usize,
     /// Of those for statistics and for measuring, sequences that were cut to the longest length.
     pub truncated: usize,
     /// Whether they are pairs of texts.
@@ -64,35 +70,36 @@ const TRAINING_SEED: u64 = 0x7ea1_7ea1;
 const JUDGES: usize = 20;
 const MOST_JUDGES: usize = 256;
 
-/// Reads every example of a file, in order.
+/// Reads every example of a file, in order; and says how many rows have no text.
 ///
 /// # Errors
 /// The file or an example cannot be used, or there is none.
-pub fn read_sequences(path: &Path, columns: &Columns, encoder: &TextEncoder) -> Result<Vec<Sequence>> {
-    let sequences: Vec<Sequence> =
-        Reader::open(path, columns)?.map(|e| encoder.encode(path, e?)).collect::<Result<_>>()?;
-    if sequences.is_empty() {
-        return Err(Error::data(path, "it holds no examples"));
+pub fn read_sequences(file: &DataFile, encoder: &TextEncoder) -> Result<(Vec<Sequence>, Skipped)> {
+    let mut reader = Reader::new(file)?;
+    let sequences: Vec<Sequence> = reader.by_ref().map(|e| encoder.encode(file.path(), e?)).collect::<Result<_>>()?;
+    match sequences.is_empty() {
+        true => Err(no_examples(file, reader.skipped())),
+        false => Ok((sequences, reader.skipped())),
     }
-    Ok(sequences)
+}
+
+fn no_examples(file: &DataFile, skipped: Skipped) -> Error {
+    match skipped.rows {
+        0 => Error::data(file.path(), "it holds no examples"),
+        rows => Error::data(file.path(), format!("it holds no examples: none of its {rows} rows has a text")),
+    }
 }
 
 /// Draws sequences of a file, which is read once; only the examples drawn are kept.
 ///
 /// # Errors
 /// The file or an example cannot be used, or there is none.
-pub fn draw_sample(
-    path: &Path,
-    columns: &Columns,
-    encoder: &TextEncoder,
-    wanted: &Wanted,
-    seed: u64,
-) -> Result<Sample> {
+pub fn draw_sample(file: &DataFile, encoder: &TextEncoder, wanted: &Wanted, seed: u64) -> Result<Sample> {
     // What is trained on is drawn apart, with random numbers of its own: it must not change what is calibrated and
     // measured on.
     let mut rng = StdRng::seed_from_u64(seed);
     let mut training_rng = StdRng::seed_from_u64(seed ^ TRAINING_SEED);
-    let Drawn { mut for_statistics, mut for_training, examples } = Drawn::read(path, columns, wanted, seed)?;
+    let Drawn { mut for_statistics, mut for_training, examples, skipped } = Drawn::read(file, wanted, seed)?;
     for_statistics.shuffle(&mut rng);
     let held_out_count = wanted.held_out.min(examples / 10).min(for_statistics.len() - 1);
     let calibrated = for_statistics.split_off(held_out_count);
@@ -101,9 +108,13 @@ pub fn draw_sample(
     for_training.retain(|e| !held_out_lines.contains(&e.line));
     for_training.shuffle(&mut training_rng);
     for_training.truncate(wanted.training);
+    let calibrated_contents: HashSet<&Content> = calibrated.iter().map(|e| &e.content).collect();
+    let repeated = held_out.iter().filter(|e| calibrated_contents.contains(&e.content)).count();
+    let different = calibrated_contents.len() + different_beside(&held_out, &calibrated_contents);
+    drop(calibrated_contents);
     let pairs = calibrated.iter().any(|e| matches!(e.content, Content::Text { pair: Some(_), .. }));
 
-    let encoding = Encoding { path, encoder, lone_texts: wanted.lone_texts };
+    let encoding = Encoding { path: file.path(), encoder, lone_texts: wanted.lone_texts };
     let held_out: Vec<Sequence> =
         held_out.into_iter().map(|e| encoding.sequence(e, &mut rng)).collect::<Result<_>>()?;
     let natural = (wanted.tokens as f64 * (1.0 - EVERY_LENGTH)) as usize;
@@ -113,7 +124,13 @@ pub fn draw_sample(
     let mut judges = encoding.sequences(for_training, wanted.training_tokens, &mut training_rng)?;
     let training = judges.split_off((judges.len() / JUDGES).min(MOST_JUDGES));
     let training = encoding.with_every_length(training, &mut training_rng);
-    Ok(Sample { calibration, training, judges, held_out, examples, truncated, pairs })
+    Ok(Sample { calibration, training, judges, held_out, examples, skipped, different, repeated, truncated, pairs })
+}
+
+/// Different contents of examples that are not among others.
+fn different_beside(examples: &[Example], others: &HashSet<&Content>) -> usize {
+    let contents: HashSet<&Content> = examples.iter().map(|e| &e.content).collect();
+    contents.difference(others).count()
 }
 
 /// Examples of a file, as many as may be needed.
@@ -124,24 +141,26 @@ struct Drawn {
     for_training: Vec<Example>,
     /// How many the file holds.
     examples: usize,
+    skipped: Skipped,
 }
 
 impl Drawn {
-    fn read(path: &Path, columns: &Columns, wanted: &Wanted, seed: u64) -> Result<Self> {
+    fn read(file: &DataFile, wanted: &Wanted, seed: u64) -> Result<Self> {
         // No example has fewer than three tokens worth having: enough are drawn whatever their length.
         let mut for_statistics = Reservoir::new(wanted.tokens / 3 + wanted.held_out + 1, seed);
         let enough = if wanted.training > 0 { wanted.training + wanted.held_out } else { 0 };
         let mut for_training = Reservoir::new(enough, seed ^ TRAINING_SEED);
-        for example in Reader::open(path, columns)? {
+        let mut reader = Reader::new(file)?;
+        for example in reader.by_ref() {
             let example = example?;
             for_training.offer(&example);
             for_statistics.offer(&example);
         }
-        let examples = for_statistics.seen;
+        let (examples, skipped) = (for_statistics.seen, reader.skipped());
         if examples == 0 {
-            return Err(Error::data(path, "it holds no examples"));
+            return Err(no_examples(file, skipped));
         }
-        Ok(Self { for_statistics: for_statistics.drawn, for_training: for_training.drawn, examples })
+        Ok(Self { for_statistics: for_statistics.drawn, for_training: for_training.drawn, examples, skipped })
     }
 }
 
@@ -243,7 +262,7 @@ fn every_length(sequences: &[Sequence], longest: usize, tokens: usize, rng: &mut
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Overlong;
+    use crate::data::{Data, Overlong};
 
     #[test]
     fn a_sample_is_seeded_holds_some_out_and_covers_every_length() {
@@ -254,7 +273,8 @@ mod tests {
         let encoder = TextEncoder::new(None, 16, Overlong::Truncate).unwrap();
         let wanted =
             Wanted { tokens: 800, training: 300, training_tokens: usize::MAX, held_out: 20, ..Wanted::default() };
-        let draw = |wanted: &Wanted, seed| draw_sample(&path, &Columns::default(), &encoder, wanted, seed).unwrap();
+        let file = DataFile::open(&Data::new(&path)).unwrap();
+        let draw = |wanted: &Wanted, seed| draw_sample(&file, &encoder, wanted, seed).unwrap();
         let sample = |seed| draw(&wanted, seed);
         let first = sample(1);
         let fewer = draw(&Wanted { training_tokens: 400, ..wanted }, 1);

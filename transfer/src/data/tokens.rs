@@ -1,5 +1,7 @@
 //! Texts to token ids.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use tokenizers::utils::truncation::truncate_encodings;
@@ -7,6 +9,9 @@ use tokenizers::{Encoding, PostProcessor as _, Tokenizer, TruncationParams};
 
 use super::reader::{Content, Example};
 use crate::{Error, Result, Setting};
+
+/// Bytes of a tokenizer's file: those of the largest vocabularies have some tens of megabytes.
+const LARGEST: u64 = 256 << 20;
 
 /// What a model reads of one example, without padding.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +55,15 @@ pub struct TextEncoder {
     path: PathBuf,
     longest: usize,
     overlong: Overlong,
+    pad: i64,
 }
+
+/// What padding is called, where a tokenizer's file does not say.
+const PADDING: [&str; 2] = ["[PAD]", "<pad>"];
+/// What stands for what a tokenizer does not know.
+const UNKNOWN: [&str; 2] = ["[UNK]", "<unk>"];
+/// What the family puts before a text and after it.
+const FRAMES: [[&str; 2]; 2] = [["[CLS]", "[SEP]"], ["<s>", "</s>"]];
 
 impl TextEncoder {
     /// Reads a `tokenizer.json`. Without one only ready token ids can be encoded.
@@ -59,12 +72,18 @@ impl TextEncoder {
     /// The file is no tokenizer, or `longest` leaves no room beside its special tokens.
     pub fn new(path: Option<&Path>, longest: usize, overlong: Overlong) -> Result<Self> {
         let Some(path) = path else {
-            return Ok(Self { tokenizer: None, path: PathBuf::new(), longest, overlong });
+            return Ok(Self { tokenizer: None, path: PathBuf::new(), longest, overlong, pad: 0 });
         };
         let fault = |reason: String| Error::Tokenizer { path: path.to_owned(), reason };
-        let bytes = std::fs::read(path).map_err(|e| fault(format!("cannot be read: {e}")))?;
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes));
+        read.map_err(|e| fault(format!("cannot be read: {e}")))?;
+        if bytes.len() as u64 > LARGEST {
+            return Err(fault(format!("larger than {} MiB, which no tokenizer.json is", LARGEST >> 20)));
+        }
         let mut tokenizer = Tokenizer::from_bytes(&bytes)
             .map_err(|e| fault(format!("not a tokenizer.json of the tokenizers library: {e}")))?;
+        let pad = tokenizer.get_padding().map(|padding| padding.pad_id).or_else(|| first_id(&tokenizer, &PADDING));
         tokenizer.with_padding(None);
         // Checked here: the library subtracts without looking.
         let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(true));
@@ -73,7 +92,54 @@ impl TextEncoder {
             return Err(fault(reason));
         }
         tokenizer.with_truncation(None).map_err(|e| fault(e.to_string()))?;
-        Ok(Self { tokenizer: Some(tokenizer), path: path.to_owned(), longest, overlong })
+        let pad = i64::from(pad.unwrap_or(0));
+        Ok(Self { tokenizer: Some(tokenizer), path: path.to_owned(), longest, overlong, pad })
+    }
+
+    /// The id that fills sequences up; 0 where no tokenizer tells.
+    pub fn pad(&self) -> i64 {
+        self.pad
+    }
+
+    /// The id of what the tokenizer does not know, if it has one.
+    pub(super) fn unknown(&self) -> Option<i64> {
+        first_id(self.tokenizer.as_ref()?, &UNKNOWN).map(i64::from)
+    }
+
+    /// What makes it doubtful that the tokenizer is that of a model whose table of words has so many rows.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn notes(&self, rows: usize) -> Result<Vec<String>> {
+        let Some(tokenizer) = &self.tokenizer else { return Ok(Vec::new()) };
+        let mut notes = Vec::new();
+        let size = tokenizer.get_vocab_size(true);
+        // Tables are often larger by a few, to be of a round size.
+        if size > rows || rows - size > ROUNDING.max(size / 32) {
+            notes.push(format!("it has {size} tokens, the model's table of words {rows} rows: is it this model's?"));
+        }
+        notes.extend(self.missing_frame(tokenizer)?);
+        Ok(notes.into_iter().map(|note| format!("{}: {note}", self.path.display())).collect())
+    }
+
+    /// Says where it knows special tokens that it does not put around a text: the models of the family were trained with
+    /// them.
+    fn missing_frame(&self, tokenizer: &Tokenizer) -> Result<Option<String>> {
+        let (before, after) = self.frame()?;
+        let known = FRAMES.into_iter().filter_map(|[first, last]| {
+            let id = |token: &str| tokenizer.token_to_id(token).map(i64::from);
+            Some(([first, last], id(first)?, id(last)?))
+        });
+        let known: Vec<_> = known.collect();
+        let is_used = |(_, first, last): &([&str; 2], i64, i64)| before.contains(first) && after.contains(last);
+        Ok(match known.first() {
+            Some(([first, last], ..)) if !known.iter().any(is_used) => Some(format!(
+                "it does not put `{first}` before a text and `{last}` after it, though it knows them: a model that was \
+                 trained with them reads other texts than it will be given. Save it again from the model's own, by \
+                 `AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)`, or give it a `post_processor`"
+            )),
+            _ => None,
+        })
     }
 
     /// The longest sequence it makes.
@@ -165,9 +231,83 @@ impl TextEncoder {
     }
 }
 
+/// Rows that a table may have for no token.
+const ROUNDING: usize = 128;
+
+/// The id of the first of these tokens that is known.
+fn first_id(tokenizer: &Tokenizer, tokens: &[&str]) -> Option<u32> {
+    tokens.iter().find_map(|token| tokenizer.token_to_id(token))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The tokenizer of the tests, changed.
+    fn changed(change: impl Fn(&mut serde_json::Value)) -> TextEncoder {
+        let mut json = serde_json::from_slice(&std::fs::read(tokenizer()).unwrap()).unwrap();
+        change(&mut json);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, json.to_string()).unwrap();
+        TextEncoder::new(Some(&path), 16, Overlong::Truncate).unwrap()
+    }
+
+    #[test]
+    fn a_tokenizer_that_leaves_out_the_special_tokens_is_doubted() {
+        const ROWS: usize = 4096;
+        let notes = |change: &dyn Fn(&mut serde_json::Value)| changed(change).notes(ROWS).unwrap();
+        assert_eq!(notes(&|_| {}), [""; 0]);
+        let without = |json: &mut serde_json::Value| json["post_processor"] = serde_json::Value::Null;
+        // A template that puts nothing around a text, as plain as none.
+        let plain = |json: &mut serde_json::Value| {
+            let text = |id: &str, kind: u8| serde_json::json!({ "Sequence": { "id": id, "type_id": kind } });
+            json["post_processor"] = serde_json::json!({
+                "type": "TemplateProcessing", "single": [text("A", 0)], "pair": [text("A", 0), text("B", 1)],
+                "special_tokens": {},
+            });
+        };
+        for change in [&without as &dyn Fn(&mut serde_json::Value), &plain] {
+            let notes = notes(change);
+            assert!(notes.len() == 1 && notes[0].contains("`[CLS]` before a text"), "{notes:?}");
+        }
+        let wrong = changed(|_| {});
+        assert!(wrong.notes(ROWS - 1).unwrap()[0].contains("4096 tokens, the model's table of words 4095 rows"));
+        assert_eq!(wrong.notes(ROWS + 100).unwrap(), [""; 0]);
+        assert_eq!(wrong.notes(ROWS + 2000).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn padding_is_the_tokenizers() {
+        let [named, section] = [7, 9];
+        let rename = |json: &mut serde_json::Value, from: &str, to: &str| {
+            let vocabulary = json["model"]["vocab"].as_object_mut().unwrap();
+            let id = vocabulary.remove(from).unwrap();
+            vocabulary.insert(to.to_owned(), id);
+        };
+        let moved = changed(|json| {
+            let tokens = json["model"]["vocab"].as_object_mut().unwrap();
+            let other = tokens.iter().find(|(_, id)| **id == named).unwrap().0.clone();
+            let pad = tokens["[PAD]"].clone();
+            tokens.insert(other, pad);
+            tokens.insert("[PAD]".to_owned(), named.into());
+            json["added_tokens"] = serde_json::json!([]);
+            json["padding"] = serde_json::Value::Null;
+        });
+        assert_eq!(moved.pad(), named);
+        let none = changed(|json| {
+            json["added_tokens"] = serde_json::json!([]);
+            json["padding"] = serde_json::Value::Null;
+            rename(json, "[PAD]", "nothing");
+        });
+        assert_eq!(none.pad(), 0);
+        let padding = serde_json::json!({
+            "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": null, "pad_id": section,
+            "pad_type_id": 0, "pad_token": "[PAD]",
+        });
+        assert_eq!(changed(|json| json["padding"] = padding.clone()).pad(), section);
+        assert_eq!(TextEncoder::new(None, 16, Overlong::Truncate).unwrap().pad(), 0);
+    }
 
     fn tokenizer() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/bert-mini-sst2/tokenizer.json")

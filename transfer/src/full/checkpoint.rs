@@ -21,6 +21,8 @@ const START: &str = "start.onnx";
 const STARTED: &str = "start.json";
 const STATE: &str = "state.safetensors";
 const UNFINISHED: &str = "state.unfinished";
+/// The files in the folder of a checkpoint; the first is a model, whose data may lie beside it.
+pub const CHECKPOINT_FILES: [&str; 4] = [START, STARTED, STATE, UNFINISHED];
 /// A state is written each time so many steps were taken.
 const EVERY: usize = 50;
 const STEP: &str = "step";
@@ -54,6 +56,9 @@ impl Checkpoint {
         let checkpoint = Self { folder: folder.to_owned(), made_by, resume };
         mabert_graph::check_writable(&checkpoint.file(STATE))?;
         let started = checkpoint.started()?;
+        if started.is_none() {
+            checkpoint.refuse_strangers()?;
+        }
         if started.is_some() && !resume {
             let reason = "holds a checkpoint already: go on with it, or choose another folder";
             return Err(Error::setting(
@@ -68,6 +73,21 @@ impl Checkpoint {
             return Err(Error::setting(reason, &[Setting::Checkpoint]));
         }
         Ok(checkpoint)
+    }
+
+    /// Refuses files that are called as a checkpoint's, but are none: they would be written over. `start.json` is written
+    /// before any state; a run that was killed before that may have left the student, which goes where it is to be resumed.
+    fn refuse_strangers(&self) -> Result<()> {
+        let strange = |name: &&&str| self.file(name).exists() && !(self.resume && **name == START);
+        match [START, STATE].iter().find(strange) {
+            None => Ok(()),
+            Some(name) => {
+                let reason = format!(
+                    "there is no `{STARTED}` beside it, as in a checkpoint: remove it, or choose another folder"
+                );
+                Err(Error::checkpoint(&self.file(name), reason))
+            }
+        }
     }
 
     fn file(&self, name: &str) -> PathBuf {

@@ -228,7 +228,7 @@ mod tests {
 
     fn batch(lengths: &[usize]) -> Batch {
         let all: Vec<Sequence> = lengths.iter().map(|&length| Sequence::with_length(length)).collect();
-        batches(&all, 1000, 100, BatchShape::default()).remove(0)
+        batches(&all, 1000, 100, &BatchShape::default()).remove(0)
     }
 
     fn real(shape: &[usize], values: &[f32]) -> Real {

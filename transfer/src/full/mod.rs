@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use mabert_passes::pipeline::{Rewriting, Student};
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{CHECKPOINT_FILES, Checkpoint};
 pub use losses::Losses;
 pub use options::{DEFAULT_POSITIONS, DEFAULT_RATE, FullOptions};
 pub use parameters::adopt;
@@ -34,7 +34,7 @@ use pair::{PIECE, Pair, Piece};
 const MOST_JUDGES: usize = 256;
 
 /// What the student is trained on. Labels are read where [`FullOptions::alpha`] is below 1.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct TrainingData<'d> {
     /// The sequences.
     pub sequences: &'d [Sequence],
@@ -63,7 +63,8 @@ impl Training<'_> {
     pub fn rehearse(&self, student: &Student) -> Result<()> {
         self.usable()?;
         let few = &self.data.sequences[..self.data.sequences.len().min(4)];
-        let pair = Pair::new(&Training { data: TrainingData { sequences: few, ..self.data }, ..*self }, student)?;
+        let pair =
+            Pair::new(&Training { data: TrainingData { sequences: few, ..self.data.clone() }, ..*self }, student)?;
         self.data.sequences.iter().chain(self.data.judges).try_for_each(|s| pair.criterion.check_label(s))?;
         // Not calibrated yet, it may overflow: only that everything can be computed and differentiated counts.
         let pieces = pair.pieces(few, PIECE, few.len());

@@ -80,7 +80,7 @@ impl Pair {
         let graph = Graph::new(&part, &names, &compared, &there)?;
 
         let mut pair = Self {
-            shape: data.shape,
+            shape: data.shape.clone(),
             entry,
             teacher,
             graph,
@@ -158,7 +158,7 @@ impl Pair {
     pub(super) fn pieces(&self, sequences: &[Sequence], positions: usize, rows: usize) -> Vec<Piece> {
         let label = |row: &usize| self.criterion.label(&sequences[*row]);
         let piece = |batch: Batch| Piece { labels: batch.rows.iter().map(label).collect(), batch };
-        batches(sequences, positions, rows, self.shape).into_iter().map(piece).collect()
+        batches(sequences, positions, rows, &self.shape).into_iter().map(piece).collect()
     }
 
     /// Sequences of like lengths cut into pieces of as many rows, about as many pieces a thread.

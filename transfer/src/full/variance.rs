@@ -60,7 +60,7 @@ mod tests {
         let mut sum = Variance::default();
         let value = Tensor::new(&[2, 3, 2], vec![1f32, 10., 3., 10., 99., 99., 1., 10., 3., 10., 2., 10.]);
         let texts = [Sequence::with_length(2), Sequence::with_length(3)];
-        let batch = batches(&texts, 1000, 100, BatchShape::default()).remove(0);
+        let batch = batches(&texts, 1000, 100, &BatchShape::default()).remove(0);
         sum.add(&value, &batch, RowUnit::Token);
         // Of 1 3 1 3 2, and of five tens.
         approx::assert_abs_diff_eq!(sum.value(), 0.8 / 2.0, epsilon = 1e-9);

@@ -7,10 +7,13 @@ use mabert_runtime::{LoadOptions, Model as Runnable, Named, Taps, borrowed};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
 
+use super::quantised;
 use super::report::DevReport;
 use super::settings::Dev;
 use crate::compare::{self, Distances, OutputDistance, Tolerance};
-use crate::data::{Batch, Sequence, TextEncoder, read_sequences};
+use crate::data::{
+    Batch, BatchShape, DataFile, Sequence, TextEncoder, Unknown, check_ids, read_sequences, sameness_note,
+};
 use crate::evaluate::{self, Metric, Spread};
 use crate::{Error, Result, Setting};
 
@@ -62,6 +65,12 @@ impl Reference {
         inner_overflows(model, encoder_end, &self.batches)
     }
 
+    /// The mean size of each of the teacher's outputs.
+    pub(super) fn sizes(&self) -> Result<Vec<f64>> {
+        let zeros: Vec<Named> = self.teacher_outputs.iter().map(quantised::zeros).collect();
+        Ok(self.distances(&zeros)?.into_iter().map(|output| output.mean_abs).collect())
+    }
+
     /// How far `outputs` are from the teacher's.
     pub(super) fn distances(&self, outputs: &[Named]) -> Result<Vec<OutputDistance>> {
         distances(&self.batches, &self.teacher_outputs, outputs)
@@ -69,7 +78,7 @@ impl Reference {
 
     /// How many sequences have an output that is not finite.
     pub(super) fn overflows(&self, outputs: &[Named]) -> usize {
-        overflows(&self.batches, outputs)
+        compare::overflows(&self.batches, outputs)
     }
 
     /// How far a student's outputs are from its own before, the furthest of all, relative to outputs above 1.
@@ -133,23 +142,40 @@ pub(super) struct DevSet {
     file: PathBuf,
     metric: Metric,
     sequences: Vec<Sequence>,
+    shape: BatchShape,
     labels: Vec<f64>,
     teacher: Vec<f64>,
+    /// What makes it doubtful that they mean anything.
+    pub(super) notes: Vec<String>,
 }
 
 impl DevSet {
-    pub(super) fn new(dev: &Dev, encoder: &TextEncoder, teacher: &Runnable) -> Result<Self> {
+    /// `rows` are those of the teacher's table of words.
+    pub(super) fn new(
+        dev: &Dev,
+        encoder: &TextEncoder,
+        rows: usize,
+        teacher: &Runnable,
+        shape: &BatchShape,
+    ) -> Result<Self> {
         let file: &Path = &dev.data.path;
-        let sequences = read_sequences(file, &dev.data.columns, encoder)?;
+        let opened = DataFile::open(&dev.data)?;
+        let (sequences, skipped) = read_sequences(&opened, encoder)?;
+        check_ids(file, rows, &sequences)?;
         let labels = evaluate::labels(file, &sequences)?;
-        let logits = evaluate::logits(teacher, &sequences, Spread::Batches)?;
+        let mut notes = opened.notes();
+        notes.extend(skipped.note(file));
+        notes.extend(sameness_note(file, &sequences));
+        notes.extend(Unknown::count(&sequences, encoder)?.note(file));
+        let logits = evaluate::logits(teacher, shape, &sequences, None, Spread::Batches)?;
         evaluate::check_labels(dev.metric, logits.ncols(), file, &sequences, &labels)?;
+        notes.extend(evaluate::label_notes(dev.metric, logits.ncols(), file, &labels));
         let teacher = evaluate::predictions(dev.metric, &logits)?;
-        Ok(Self { file: file.to_owned(), metric: dev.metric, sequences, labels, teacher })
+        Ok(Self { file: file.to_owned(), metric: dev.metric, sequences, shape: shape.clone(), labels, teacher, notes })
     }
 
     fn measure(&self, student: &Runnable) -> Result<DevReport> {
-        let logits = evaluate::logits(student, &self.sequences, Spread::Batches)?;
+        let logits = evaluate::logits(student, &self.shape, &self.sequences, None, Spread::Batches)?;
         // A text without an answer is answered wrongly; it does not stop the work.
         let (predictions, overflow) = evaluate::predictions_with_overflow(self.metric, &logits)?;
         Ok(DevReport {
@@ -177,7 +203,7 @@ pub(super) fn outputs(model: &Runnable, batches: &[Batch]) -> Result<Vec<Named>>
 fn distances(batches: &[Batch], first: &[Named], second: &[Named]) -> Result<Vec<OutputDistance>> {
     let mut distances = Distances::new(Tolerance { elements: Some((1.0, 1.0)), cosine: None });
     for (batch, (a, b)) in batches.iter().zip(first.iter().zip(second)) {
-        distances.add(a, b, Some(&batch.lengths))?;
+        distances.add(a, b, Some(batch))?;
     }
     Ok(distances.outputs())
 }
@@ -199,10 +225,5 @@ pub(super) fn inner_overflows(model: &Model, encoder_end: Option<&str>, batches:
     let known = model.value_names();
     let taps = encoder_end.filter(|value| known.contains(*value)).map(str::to_owned);
     let runnable = LoadOptions::default().taps(Taps::Values(taps.into_iter().collect())).prepare(model)?;
-    Ok(overflows(batches, &outputs(&runnable, batches)?))
-}
-
-/// How many sequences have an output that is not finite.
-fn overflows(batches: &[Batch], outputs: &[Named]) -> usize {
-    batches.iter().zip(outputs).map(|(batch, outputs)| compare::overflows(outputs, &batch.lengths)).sum()
+    Ok(compare::overflows(batches, &outputs(&runnable, batches)?))
 }

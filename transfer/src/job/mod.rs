@@ -7,6 +7,7 @@ mod finish;
 mod measure;
 mod origin;
 mod prepare;
+mod quantised;
 mod report;
 mod sequences;
 mod settings;
@@ -14,11 +15,13 @@ mod stages;
 
 use mabert_graph::Model;
 
+pub use quantised::Dequantised;
 pub use report::{DevReport, OddInputs, Report, SiteReport, StageReport};
 pub use sequences::{DEFAULT_TOKENS, Source};
-pub use settings::{CheckpointFolder, Data, Dev, FullStage, Job, Transfer, TransferKind};
+pub use settings::{CheckpointFolder, Dev, FullStage, Job, Transfer, TransferKind};
 
 use crate::Result;
+pub use crate::data::Data;
 use crate::progress::Progress;
 use prepare::Prepared;
 
@@ -39,6 +42,11 @@ const EXACT: f64 = 1e-3;
 /// The model is no encoder, has sites that are not recognised, or options or data do not fit it; or a check of the
 /// result does not hold.
 pub fn rewrite(model: Model, job: &Job, progress: &dyn Progress) -> Result<(Model, Report)> {
+    let origin = model.origin().to_owned();
+    make(model, job, progress).map_err(|e| e.in_model(&origin))
+}
+
+fn make(model: Model, job: &Job, progress: &dyn Progress) -> Result<(Model, Report)> {
     let prepared = Prepared::new(model, job, progress)?;
     let mut transferring = prepared.approximate()?;
     transferring.calibrate()?;

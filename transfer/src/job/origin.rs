@@ -42,6 +42,11 @@ impl StartStudent {
 pub(super) fn checkpoint(model: &Model, job: &Job) -> Result<Option<full::Checkpoint>> {
     let Some(stage) = job.transfer.full() else { return Ok(None) };
     let Some(folder) = &stage.checkpoint else { return Ok(None) };
+    let files = job.data.iter().map(|data| &data.path).chain(&job.extra_data).chain(&job.tokenizer);
+    if let Some(pipe) = files.into_iter().find(|path| std::fs::metadata(path).is_ok_and(|facts| !facts.is_file())) {
+        let reason = format!("{}: a run that goes on reads its files again: give a file", pipe.display());
+        return Err(Error::setting(reason, &[Setting::Checkpoint]));
+    }
     full::Checkpoint::new(&folder.path, made_by(model, job, stage)?, folder.resume).map(Some)
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use mabert_graph::Model;
+use mabert_passes::inputs::EncoderInputs;
 use mabert_passes::lower::ApproximatorOptions;
 use mabert_passes::lower::refuse_unusable_weights;
 use mabert_passes::pipeline::{Pass, PassOptions, Rewriting};
@@ -13,6 +14,7 @@ use mabert_runtime::{LoadOptions, Model as Runnable};
 
 use super::measure::{DevSet, Reference};
 use super::origin::{StartStudent, checkpoint};
+use super::quantised::{Dequantised, in_single_precision};
 use super::sequences::{HELD_OUT_SEED, Sequences, Source, vocabulary};
 use super::stages::{Record, Transferring};
 use super::{DEFAULT_HIDDEN, DEFAULT_MAX_SEQ, EXACT, Job, Transfer};
@@ -24,6 +26,8 @@ use crate::{Error, Result, Setting};
 /// Positions of one batch, and rows at most.
 const BATCH_TOKENS: usize = 1024;
 const BATCH_ROWS: usize = 64;
+/// Several times what a head has a use for; much more would fill any machine's memory.
+const MOST_HIDDEN: usize = 4096;
 /// Batches on which the model in canonical form is compared with itself.
 const CANONICAL_BATCHES: usize = 4;
 
@@ -43,10 +47,14 @@ pub(super) struct Context<'j> {
     /// The model's file, for messages.
     pub(super) origin: String,
     pub(super) operators_before: BTreeMap<String, usize>,
+    /// Where it is quantised.
+    pub(super) dequantised: Option<Dequantised>,
     /// How far the model in canonical form is from itself, relative to outputs above 1.
     pub(super) canonical_change: f64,
     pub(super) texts: Texts,
     pub(super) reference: Reference,
+    /// What a user should know of the data and the tokenizer.
+    pub(super) notes: Vec<String>,
 }
 
 /// What the student is made from and tried on.
@@ -66,7 +74,7 @@ pub(super) struct Texts {
 impl Texts {
     /// What the full stage works on.
     pub(super) fn training_data(&self) -> full::TrainingData<'_> {
-        full::TrainingData { sequences: &self.training, judges: &self.judges, shape: self.shape }
+        full::TrainingData { sequences: &self.training, judges: &self.judges, shape: self.shape.clone() }
     }
 }
 
@@ -75,35 +83,65 @@ impl<'j> Prepared<'j> {
     pub(super) fn new(model: Model, job: &'j Job, progress: &'j dyn Progress) -> Result<Self> {
         let begun = Instant::now();
         progress.begin("prepare", 3);
+        let operators_before = model.operators();
+        let (model, original) = in_single_precision(model)?;
         let runnable = LoadOptions::default().prepare(&model)?;
-        check_sizes(&model, &runnable, PROBED)?;
+        let inputs = EncoderInputs::new(&model, &job.input_roles)?;
+        if let Some(disagreement) = inputs.disagreement() {
+            tracing::warn!("{}: {disagreement}", model.origin());
+        }
+        check_sizes(&model, &inputs, &runnable, PROBED)?;
         let start = job.start().map(StartStudent::load).transpose()?;
         let options = match &start {
             Some(start) => start.options.clone(),
-            None => pass_options(job, max_seq(&model, &runnable, job.max_seq)?)?,
+            None => pass_options(job, max_seq(&inputs, &runnable, job.max_seq)?)?,
         };
         progress.step("loaded");
         let encoder = TextEncoder::new(job.tokenizer.as_deref(), options.approximator.max_seq, Overlong::Truncate)?;
-        let vocabulary = vocabulary(&model, &encoder)?;
+        let Some(words) = inputs.vocabulary() else {
+            // What the recogniser says of such a model comes first.
+            drop(runnable);
+            Rewriting::new(model, options)?;
+            return Err(no_word_table(&inputs));
+        };
+        let vocabulary = vocabulary(words, &encoder)?;
         let checkpoint = checkpoint(&model, job)?;
-        let Sequences { source, calibration, training, judges, held_out } = Sequences::new(job, &encoder, &vocabulary)?;
+        let Sequences { source, calibration, training, judges, held_out, notes: of_texts } =
+            Sequences::new(job, &encoder, &vocabulary)?;
         let odd = odd_sequences(&vocabulary, encoder.longest(), job.seed ^ HELD_OUT_SEED);
-        let shape = BatchShape::from_inputs(runnable.inputs());
+        let pad = Some(encoder.pad()).filter(|id| vocabulary.holds(*id));
+        let shape = BatchShape { pad: pad.unwrap_or(0), ..BatchShape::new(&inputs) };
         let [calibration, held_out, odd] =
-            [calibration, held_out, odd].map(|s| batches(&s, BATCH_TOKENS, BATCH_ROWS, shape));
+            [calibration, held_out, odd].map(|s| batches(&s, BATCH_TOKENS, BATCH_ROWS, &shape));
         let origin = model.origin().to_owned();
         // Where the outputs are not finite, a weight that is not says why.
         let named = |fault: Error| refuse_unusable_weights(&model).map_or_else(Error::from, |()| fault);
         let mut reference = Reference::new(&origin, &runnable, held_out).map_err(named)?;
-        reference.dev = job.dev.as_ref().map(|dev| DevSet::new(dev, &encoder, &runnable)).transpose()?;
+        let rows = vocabulary.size;
+        reference.dev = job.dev.as_ref().map(|dev| DevSet::new(dev, &encoder, rows, &runnable, &shape)).transpose()?;
+        let mut notes = encoder.notes(rows)?;
+        notes.extend(of_texts);
+        notes.extend(reference.dev.iter().flat_map(|dev| dev.notes.clone()));
+        notes.iter().for_each(|note| progress.summary(&format!("note: {note}")));
         // Large models are held as few times as possible: nothing prepared is kept longer than it runs.
         drop(runnable);
         progress.step("teacher measured");
-        let operators_before = model.operators();
+        let dequantised = original.map(|original| original.measure(&reference)).transpose()?;
         let rewriting = Rewriting::new(model, options)?;
         let canonical_change = canonical_change(&reference, &rewriting)?;
         let texts = Texts { source, calibration, training, judges, odd, shape };
-        let context = Context { job, progress, begun, origin, operators_before, canonical_change, texts, reference };
+        let context = Context {
+            job,
+            progress,
+            begun,
+            origin,
+            operators_before,
+            dequantised,
+            canonical_change,
+            texts,
+            reference,
+            notes,
+        };
         Ok(Self { context, rewriting, start, checkpoint })
     }
 
@@ -130,11 +168,18 @@ fn canonical_change(reference: &Reference, rewriting: &Rewriting) -> Result<f64>
     }
 }
 
+/// Without the table of words it is not known which token ids there are, and nothing can be calibrated.
+fn no_word_table(inputs: &EncoderInputs) -> Error {
+    let reason = "the table of word embeddings, which its token ids index, was not found".to_owned();
+    mabert_passes::Error::NotBert { origin: inputs.origin().to_owned(), reason }.into()
+}
+
 /// How the passes are told to work.
 fn pass_options(job: &Job, max_seq: usize) -> Result<PassOptions> {
     let hidden = job.hidden.unwrap_or(max_seq.min(DEFAULT_HIDDEN));
-    if hidden == 0 {
-        return Err(Error::setting("the hidden size of the approximators must be at least 1", &[Setting::Hidden]));
+    if !(1..=MOST_HIDDEN).contains(&hidden) {
+        let reason = format!("the hidden size of the approximators must be from 1 to {MOST_HIDDEN}, not {hidden}");
+        return Err(Error::setting(reason, &[Setting::Hidden]));
     }
     let approximator = ApproximatorOptions { max_seq, hidden, sharing: job.sharing, length_tables: job.length_tables };
     Ok(PassOptions {
@@ -148,13 +193,13 @@ fn pass_options(job: &Job, max_seq: usize) -> Result<PassOptions> {
 }
 
 /// The longest sequence that the student will take: what was asked for, if the model can do it.
-fn max_seq(model: &Model, runnable: &Runnable, wanted: Option<usize>) -> Result<usize> {
+fn max_seq(inputs: &EncoderInputs, runnable: &Runnable, wanted: Option<usize>) -> Result<usize> {
     let fault = |reason: String| Error::setting(reason, &[Setting::MaxSeq]);
     // One position leaves no room for text between [CLS] and [SEP], and nothing to attend to.
     if wanted.is_some_and(|n| n < 2) {
         return Err(fault("the longest sequence must be of at least 2 tokens".to_owned()));
     }
-    if let Some(fixed) = BatchShape::from_inputs(runnable.inputs()).length {
+    if let Some(fixed) = BatchShape::new(inputs).length {
         return match wanted {
             Some(n) if n != fixed => {
                 Err(fault(format!("a longest sequence of {n}: the model's inputs have a fixed length of {fixed}")))
@@ -162,7 +207,7 @@ fn max_seq(model: &Model, runnable: &Runnable, wanted: Option<usize>) -> Result<
             _ => Ok(fixed),
         };
     }
-    match (longest_sequence(model, runnable, wanted.unwrap_or(DEFAULT_MAX_SEQ))?, wanted) {
+    match (longest_sequence(inputs, runnable, wanted.unwrap_or(DEFAULT_MAX_SEQ))?, wanted) {
         ((limit, Some(limited_by)), Some(n)) => {
             Err(fault(format!("a longest sequence of {n} is beyond the model's limit of {limit} ({limited_by})")))
         }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::finish::{Finished, non_linear};
 use super::measure::Measured;
+use super::quantised::Dequantised;
 use super::sequences::Source;
 use super::{Job, TransferKind};
 use crate::compare::OutputDistance;
@@ -131,10 +132,14 @@ pub struct Report {
     pub sites: Vec<SiteReport>,
     /// Sites that were missed and accepted.
     pub misses: Vec<Miss>,
+    /// How the teacher was read, where it is quantised: what is said of the teacher is said of it in single precision.
+    pub dequantised: Option<Dequantised>,
     /// What folding did.
     pub fold: FoldReport,
     /// What the student was calibrated on; `None` where it was not.
     pub source: Option<Source>,
+    /// What makes it doubtful that the data and the tokenizer are the model's, or say anything.
+    pub notes: Vec<String>,
     /// What the closed-form stage did.
     pub closed_form: Option<LayerwiseReport>,
     /// What the full stage did.
@@ -198,8 +203,10 @@ impl Finished<'_> {
             passes: student.outcomes.clone(),
             sites,
             misses,
+            dequantised: context.dequantised,
             fold: student.fold,
             source: record.calibrates.then_some(context.texts.source),
+            notes: context.notes,
             closed_form: record.layerwise,
             full: record.full,
             stages: record.stages,
@@ -309,6 +316,34 @@ pub(super) fn describe(model: &mut Model, job: &Job, options: &PassOptions, site
     model.set_metadata(MAX_SEQ_KEY, &options.approximator.max_seq.to_string());
     model.set_metadata(OPTIONS_KEY, &json(serde_json::to_string(&how)));
     model.set_metadata(SITES_KEY, &json(serde_json::to_string(sites)));
+    describe_limit(model, options.approximator.max_seq);
+    raise_ir_version(model);
+}
+
+/// Says where people and tools look how long a sequence may be: an engine that is given a longer one only says that some
+/// shapes do not match.
+fn describe_limit(model: &mut Model, max_seq: usize) {
+    let add = |to: &mut String, said: &str| *to = if to.is_empty() { said.to_owned() } else { format!("{to}; {said}") };
+    let version = env!("CARGO_PKG_VERSION");
+    let said = format!("rewritten by onnx-mabert {version} for sequences of at most {max_seq} tokens");
+    add(&mut model.proto_mut().doc_string, &said);
+    let given: Vec<String> =
+        model.inputs().into_iter().filter(|i| i.dims.as_ref().is_none_or(|d| d.len() == 2)).map(|i| i.name).collect();
+    for input in model.graph_mut().input.iter_mut().filter(|input| given.contains(&input.name)) {
+        add(&mut input.doc_string, &format!("[batch, n], n at most {max_seq}"));
+    }
+}
+
+/// Before this version every initializer must be an input too, which those of a student are not.
+const IR_WITH_INITIALIZERS_ALONE: i64 = 4;
+
+fn raise_ir_version(model: &mut Model) {
+    let graph = model.graph();
+    let is_input = |name: &str| graph.input.iter().any(|input| input.name == name);
+    if !graph.initializer.iter().all(|tensor| is_input(&tensor.name)) {
+        let proto = model.proto_mut();
+        proto.ir_version = proto.ir_version.max(IR_WITH_INITIALIZERS_ALONE);
+    }
 }
 
 /// How the passes were told to work when a student was made.

@@ -2,14 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use mabert_graph::Model;
-use mabert_passes::recording::token_rows;
 use serde::Serialize;
 
-use super::{Data, Job};
+use super::Job;
 use crate::data::{
-    Columns, LoneTexts, Reader, Sample, Sequence, TextEncoder, Vocabulary, Wanted, draw_sample, made_up_sequences,
-    odd_sequences,
+    Columns, Data, DataFile, DataFormat, LoneTexts, Reader, Sample, Sequence, TextEncoder, Unknown, Vocabulary, Wanted,
+    check_ids, draw_sample, made_up_sequences, odd_sequences,
 };
 use crate::{Error, Result, Setting, evaluate};
 
@@ -37,8 +35,12 @@ pub struct Source {
     pub sequences: usize,
     /// Sequences that the full stage drew from.
     pub training: usize,
-    /// Sequences kept apart to measure on.
+    /// Sequences that are measured on.
     pub held_out: usize,
+    /// Whether these were kept apart; a file of a few texts leaves none to keep.
+    pub kept_apart: bool,
+    /// Rows of the file that were left out, as they have no text.
+    pub skipped: usize,
     /// Texts that were cut to the longest length.
     pub truncated: usize,
 }
@@ -53,6 +55,8 @@ pub(super) struct Sequences {
     pub(super) judges: Vec<Sequence>,
     /// For measuring.
     pub(super) held_out: Vec<Sequence>,
+    /// What makes it doubtful that they mean anything.
+    pub(super) notes: Vec<String>,
 }
 
 /// How many sequences the full stage draws, and the positions that they have at most; none without that stage.
@@ -87,9 +91,11 @@ impl Sequences {
             sequences: calibration.len(),
             training: training.len(),
             held_out: held_out.len(),
+            kept_apart: true,
+            skipped: 0,
             truncated: 0,
         };
-        Self { source, calibration, training, judges, held_out }
+        Self { source, calibration, training, judges, held_out, notes: Vec::new() }
     }
 
     /// Texts of the job's files, with some of what text has next to nothing of.
@@ -108,9 +114,13 @@ impl Sequences {
             held_out: HELD_OUT,
             lone_texts: LoneTexts::Whole,
         };
-        let mut sample = draw_sample(&data.path, &data.columns, encoder, &wanted, job.seed)?;
+        let opened = DataFile::open(data)?;
+        let mut sample = draw_sample(&opened, encoder, &wanted, job.seed)?;
         check_labels(&data.path, &sample)?;
-        check_ids(&data.path, vocabulary, [&sample.calibration, &sample.training, &sample.judges, &sample.held_out])?;
+        let drawn = [&sample.calibration, &sample.training, &sample.judges, &sample.held_out];
+        check_ids(&data.path, vocabulary.size, drawn.into_iter().flatten())?;
+        let mut notes = opened.notes();
+        notes.extend(doubts(&data.path, &sample, encoder)?);
         let share = |count: usize| count.div_ceil(job.extra_data.len().max(1));
         // As much again as there is of the task's own.
         let wanted_more = Wanted {
@@ -122,19 +132,24 @@ impl Sequences {
         };
         for (at, file) in job.extra_data.iter().enumerate() {
             let seed = job.seed ^ (at as u64 + 1);
-            let more = draw_sample(file, &extra_columns(file, data), encoder, &wanted_more, seed)?;
-            check_ids(file, vocabulary, [&more.calibration, &more.training])?;
+            let opened = open_extra(file, data, opened.format())?;
+            let more = draw_sample(&opened, encoder, &wanted_more, seed)?;
+            check_ids(file, vocabulary.size, more.calibration.iter().chain(&more.training))?;
+            notes.extend(opened.notes());
+            notes.extend(more.skipped.note(file));
+            notes.extend(Unknown::count(&more.calibration, encoder)?.note(file));
             sample.calibration.extend(more.calibration);
             sample.training.extend(more.training);
         }
         let odd = odd_sequences(vocabulary, encoder.longest(), job.seed);
-        Ok(Self::with_odd(sample, odd, data))
+        Ok(Self::with_odd(sample, odd, data, notes))
     }
 
-    fn with_odd(sample: Sample, odd: Vec<Sequence>, data: &Data) -> Self {
-        let Sample { mut calibration, mut training, judges, held_out, examples, truncated, .. } = sample;
+    fn with_odd(sample: Sample, odd: Vec<Sequence>, data: &Data, notes: Vec<String>) -> Self {
+        let Sample { mut calibration, mut training, judges, held_out, examples, skipped, truncated, .. } = sample;
         // A file of a few texts leaves none to keep apart: then it is measured on what it was calibrated on.
-        let held_out = if held_out.is_empty() { calibration.clone() } else { held_out };
+        let kept_apart = !held_out.is_empty();
+        let held_out = if kept_apart { held_out } else { calibration.clone() };
         let odd_count = training.len().div_ceil(ODD);
         training.extend(odd.iter().cycle().take(odd_count).cloned());
         calibration.extend(odd);
@@ -144,9 +159,11 @@ impl Sequences {
             sequences: calibration.len(),
             training: training.len(),
             held_out: held_out.len(),
+            kept_apart,
+            skipped: skipped.rows,
             truncated,
         };
-        Self { source, calibration, training, judges, held_out }
+        Self { source, calibration, training, judges, held_out, notes }
     }
 }
 
@@ -157,35 +174,46 @@ fn check_labels(file: &Path, sample: &Sample) -> Result<()> {
     evaluate::labels(file, &labelled).map(drop)
 }
 
-/// The task's columns where a file of the same kind has them too; the usual ones elsewhere.
-fn extra_columns(file: &Path, data: &Data) -> Columns {
-    let columns = Columns { label: None, classes: Vec::new(), ..data.columns.clone() };
-    let alike = file.extension() == data.path.extension();
-    let first = || Reader::open(file, &columns).ok().and_then(|mut reader| reader.next());
-    if alike && matches!(first(), Some(Ok(_))) { columns } else { Columns::default() }
-}
-
-fn check_ids<'s>(file: &Path, vocabulary: &Vocabulary, all: impl IntoIterator<Item = &'s Vec<Sequence>>) -> Result<()> {
-    for sequence in all.into_iter().flatten() {
-        if let Some(id) = sequence.ids.iter().find(|id| !vocabulary.holds(**id)) {
-            let size = vocabulary.size;
-            let reason =
-                format!("token id {id} is outside the model's vocabulary of {size}: is the tokenizer this model's?");
-            return Err(Error::line(file, sequence.line, reason));
+/// Refuses a sample of which nothing can be learnt, and says what makes it doubtful that something can.
+fn doubts(file: &Path, sample: &Sample, encoder: &TextEncoder) -> Result<Vec<String>> {
+    const FEW: usize = 10;
+    let Sample { examples, different, repeated, .. } = sample;
+    let (examples, different, repeated, measured) = (*examples, *different, *repeated, sample.held_out.len());
+    match (examples, different) {
+        (1, _) => return Err(Error::data(file, "it holds one text: nothing can be learnt of it, nor measured on it")),
+        (_, 1) => {
+            let reason = format!("its {examples} texts are all the same: nothing can be learnt of one text");
+            return Err(Error::data(file, reason));
         }
+        _ => {}
     }
-    Ok(())
+    let unknown = Unknown::count(sample.calibration.iter().chain(&sample.held_out), encoder)?;
+    unknown.refuse_too_many(file)?;
+    let few = (different < FEW).then(|| format!("only {different} of its {examples} texts are different"));
+    let none_apart = (measured == 0).then(|| {
+        format!("of its {examples} texts none is kept apart: the student is measured on what it is calibrated on")
+    });
+    let seen = (repeated > 0 && repeated * 10 >= measured).then(|| {
+        format!("{repeated} of the {measured} texts that are kept apart are among those that it is calibrated on too")
+    });
+    let said = [few, none_apart, seen].into_iter().flatten().map(|note| format!("{}: {note}", file.display()));
+    Ok(said.chain(sample.skipped.note(file)).chain(unknown.note(file)).collect())
 }
 
-/// As many token ids as the table of word embeddings has rows, the largest that an input indexes; and the tokenizer's
-/// special tokens.
-pub(super) fn vocabulary(model: &Model, encoder: &TextEncoder) -> Result<Vocabulary> {
-    let index = mabert_graph::Index::new(model)?;
-    let rows = model.inputs().iter().filter_map(|i| token_rows(&index, model, &i.name)).max();
-    let size = rows.ok_or_else(|| {
-        let reason = "no input indexes a table of embeddings".to_owned();
-        mabert_passes::Error::NotBert { origin: model.origin().to_owned(), reason }
-    })?;
+/// A file of more text: of the task's columns where it is of the same kind and has them too, of the usual ones elsewhere.
+fn open_extra(file: &Path, data: &Data, format: DataFormat) -> Result<DataFile> {
+    // What the task's file was said to be is said of a file without an ending, too.
+    let said = data.format.filter(|_| DataFormat::from_name(file).is_none());
+    let opened = DataFile::open(&Data::new(file).format(said))?;
+    let columns = Columns { label: None, classes: Vec::new(), ..data.columns.clone() };
+    let opened = opened.with_columns(columns);
+    let has_columns =
+        opened.format() == format && matches!(Reader::new(&opened).map(|mut r| r.next()), Ok(Some(Ok(_))));
+    Ok(if has_columns { opened } else { opened.with_columns(Columns::default()) })
+}
+
+/// As many token ids as the table of word embeddings has rows; and the tokenizer's special tokens.
+pub(super) fn vocabulary(size: usize, encoder: &TextEncoder) -> Result<Vocabulary> {
     let vocabulary = Vocabulary { size, frame: encoder.frame()? };
     let (before, after) = &vocabulary.frame;
     match before.iter().chain(after).find(|id| !vocabulary.holds(**id)) {

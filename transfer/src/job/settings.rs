@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use mabert_passes::inputs::Role;
 use mabert_passes::lower::Sharing;
 use mabert_passes::pipeline::{Keep, Order, Pass};
 use serde::{Deserialize, Serialize};
 
-use crate::data::Columns;
+use crate::data::Data;
 use crate::evaluate::Metric;
 use crate::full::FullOptions;
 
@@ -111,22 +112,6 @@ pub struct CheckpointFolder {
     pub resume: bool,
 }
 
-/// A file of texts.
-#[derive(Clone, Debug)]
-pub struct Data {
-    /// The file.
-    pub path: PathBuf,
-    /// Its columns.
-    pub columns: Columns,
-}
-
-impl Data {
-    /// A file whose columns have [usual names](crate::data::USUAL_TEXTS).
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), columns: Columns::default() }
-    }
-}
-
 /// A labelled file on which teacher and student are compared.
 #[derive(Clone, Debug)]
 pub struct Dev {
@@ -160,6 +145,7 @@ pub struct Job {
     pub(super) extra_data: Vec<PathBuf>,
     pub(super) dev: Option<Dev>,
     pub(super) tokenizer: Option<PathBuf>,
+    pub(super) input_roles: Vec<(Role, String)>,
     pub(super) calibration_tokens: Option<usize>,
     pub(super) seed: u64,
 }
@@ -181,6 +167,7 @@ impl Default for Job {
             extra_data: Vec::new(),
             dev: None,
             tokenizer: None,
+            input_roles: Vec::new(),
             calibration_tokens: None,
             seed: 0,
         }
@@ -288,6 +275,13 @@ impl Job {
     #[must_use]
     pub fn tokenizer(mut self, file: impl Into<PathBuf>) -> Self {
         self.tokenizer = Some(file.into());
+        self
+    }
+
+    /// What inputs of the model hold, by their names, where neither the graph nor the name tells.
+    #[must_use]
+    pub fn input_roles(mut self, roles: Vec<(Role, String)>) -> Self {
+        self.input_roles = roles;
         self
     }
 

@@ -46,11 +46,12 @@ pub(super) fn depends_on_first_token_alone(model: &Model, encoder: &Encoder, bat
 #[cfg(test)]
 mod tests {
     use mabert_graph::proto::ValueInfoProto;
+    use mabert_passes::inputs::EncoderInputs;
     use mabert_passes::lower::{ApproximatorOptions, Sharing};
     use mabert_passes::pipeline::{Keep, Order, PassOptions, Rewriting};
 
     use super::*;
-    use crate::data::{Vocabulary, batches, made_up_sequences};
+    use crate::data::{BatchShape, Vocabulary, batches, made_up_sequences};
 
     #[test]
     fn a_pooler_reads_the_first_token_and_hidden_states_are_read_whole() {
@@ -65,7 +66,9 @@ mod tests {
         };
         let rewriting = Rewriting::new(Model::load(path).unwrap(), options).unwrap();
         let vocabulary = Vocabulary { size: 100, ..Vocabulary::default() };
-        let batch = batches(&made_up_sequences(&vocabulary, 8, 30, 1), 64, 4, Default::default()).pop().unwrap();
+        let inputs = EncoderInputs::new(&rewriting.teacher, &[]).unwrap();
+        let shape = BatchShape::new(&inputs);
+        let batch = batches(&made_up_sequences(&vocabulary, 8, 30, 1), 64, 4, &shape).pop().unwrap();
         let reads_first = |model: &Model| depends_on_first_token_alone(model, &rewriting.encoder, &batch).unwrap();
         assert!(reads_first(&rewriting.teacher));
         // A mean over tokens, as sentence embeddings have it, reads them all.

@@ -1,0 +1,118 @@
+//! Options that would be passed over in silence, ask for more than there can be, or say nothing; and what a student says of
+//! itself.
+
+use mabert_graph::Model;
+
+use super::{fails, fixture, json, run, teacher, tokenizer};
+
+#[test]
+fn what_would_be_ignored_is_refused() {
+    let text = ["run", &teacher(), "--tokenizer", &tokenizer(), "--text", "a film"];
+    let with = |more: &[&str], part: &str| fails(&[&text[..], more].concat(), 2, &[part]);
+    with(&["--pair-column", "second"], "--pair");
+    with(&["--text-column", "first"], "--data");
+    with(&["--classes", "bad,good"], "--data");
+    with(&["--pair", " "], "--pair is empty");
+    let arrays = ["run", &teacher(), "--npz", "a.npz"];
+    fails(&[&arrays[..], &["--tokenizer", &tokenizer()]].concat(), 2, &["--tokenizer"]);
+    fails(&[&arrays[..], &["--truncate"]].concat(), 2, &["--truncate"]);
+    fails(&["bench", &teacher(), "--tokenizer", &tokenizer()], 2, &["--tokenizer"]);
+    let eval = ["eval", &teacher(), "--data", &fixture("reviews/reviews.tsv"), "--tokenizer", &tokenizer()];
+    let labelled = [&eval[..], &["--label-column", "label"]].concat();
+    fails(&[&labelled[..], &["--classes", "bad,bad"]].concat(), 2, &["bad", "twice"]);
+    fails(&[&labelled[..], &["--classes", "bad,,good"]].concat(), 2, &["a class has no name"]);
+}
+
+#[test]
+fn a_pair_may_be_given_beside_a_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pair.jsonl").display().to_string();
+    std::fs::write(&path, "{\"text\": \"a film\", \"text_pair\": \"a fine one\"}").unwrap();
+    let base = ["run", &teacher(), "--tokenizer", &tokenizer()];
+    let given = json(&[&base[..], &["--text", "a film", "--pair", "a fine one"]].concat());
+    assert_eq!(given["outputs"], json(&[&base[..], &["--data", &path]].concat())["outputs"]);
+    assert_ne!(given["outputs"], json(&[&base[..], &["--text", "a film"]].concat())["outputs"]);
+}
+
+#[test]
+fn classes_may_stand_between_blanks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("words.csv").display().to_string();
+    std::fs::write(&path, "sentence,label\na fine film,good\na silly mess,bad\n").unwrap();
+    let eval = ["eval", &teacher(), "--data", &path, "--tokenizer", &tokenizer(), "--label-column", "label"];
+    json(&[&eval[..], &["--classes", "bad, good"]].concat());
+    std::fs::write(&path, "sentence,label\na fine film,True\na silly mess,false\n").unwrap();
+    json(&eval);
+}
+
+#[test]
+fn more_than_there_can_be_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("student.onnx").display().to_string();
+    let rewrite = |more: &[&str], part: &str| fails(&[&["rewrite", &teacher(), "-o", &out], more].concat(), 2, &[part]);
+    rewrite(&["--hidden", "100000"], "--hidden");
+    rewrite(&["--hidden", "18446744073709551615"], "--hidden");
+    rewrite(&["--calibration-tokens", "1000000000000"], "--calibration-tokens");
+    for more in [["--batch", "1000000000"], ["--batch", "0"], ["--seq", "0"], ["--seq", "99999999999"]] {
+        fails(&[&["bench", &teacher()], &more[..]].concat(), 2, &[more[0]]);
+    }
+    fails(&["bench", &teacher(), "--batch", "100000", "--seq", "64"], 2, &["tokens at once"]);
+    for count in ["0", "-1", "99999999999999"] {
+        fails(&["verify", &teacher(), &teacher(), "--sequences", count], 2, &["--sequences"]);
+    }
+}
+
+#[test]
+fn quiet_commands_print_what_is_nowhere_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let model = fixture("coverage/bert-classification-torchscript-17.onnx");
+    let text = ["run", &teacher(), "--tokenizer", &tokenizer(), "--text", "fine", "-q"];
+    let silent = [
+        vec!["rewrite", &model, "-q", "-o", &at("student.onnx")].iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["verify", &model, &model, "-q"].map(str::to_owned).to_vec(),
+        [&text[..], &["-o", &at("out.npz")]].concat().iter().map(ToString::to_string).collect(),
+    ];
+    for command in &silent {
+        let output = run(&command.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(
+            output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(),
+            "{command:?}: {output:?}"
+        );
+    }
+    assert!(!run(&text).stdout.is_empty());
+    let wrong = run(&["inspect", "nowhere.onnx", "-q"]);
+    assert!(!wrong.stderr.is_empty());
+}
+
+#[test]
+fn bench_times_what_the_models_take() {
+    let timed = json(&["bench", &teacher(), "--runs", "1"]);
+    assert_eq!(timed["results"][0]["seq"], 64);
+    fails(&["bench", &teacher(), "--seq", "128"], 3, &["128", "64"]);
+}
+
+#[test]
+fn a_student_says_how_long_a_sequence_may_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let mut old = Model::load(fixture("coverage/bert-classification-torchscript-17.onnx")).unwrap();
+    // As files of version 3 have it: every initializer is an input too.
+    old.proto_mut().ir_version = 3;
+    let graph = old.graph_mut();
+    let inputs = graph
+        .initializer
+        .iter()
+        .map(|tensor| mabert_graph::proto::ValueInfoProto { name: tensor.name.clone(), ..Default::default() });
+    let inputs: Vec<_> = inputs.collect();
+    graph.input.extend(inputs);
+    old.save(at("old.onnx")).unwrap();
+    json(&["rewrite", &at("old.onnx"), "-o", &at("student.onnx"), "--max-seq", "16"]);
+    let student = Model::load(at("student.onnx")).unwrap();
+    assert!(student.proto().ir_version >= 4);
+    assert_eq!(student.inputs().len(), 3);
+    assert!(student.proto().doc_string.contains("at most 16 tokens"), "{}", student.proto().doc_string);
+    for input in student.graph().input.iter().filter(|i| student.inputs().iter().any(|given| given.name == i.name)) {
+        assert!(input.doc_string.contains("n at most 16"), "{}", input.doc_string);
+    }
+}

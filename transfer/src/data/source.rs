@@ -1,0 +1,292 @@
+//! A data file as it lies there: opened, its kind told, and read as often as it takes.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use super::columns::Columns;
+use super::quotes::{Quotes, Quoting};
+use crate::{Error, Result, Setting};
+
+/// A file of texts.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Data {
+    /// The file.
+    pub path: PathBuf,
+    /// Its columns.
+    pub columns: Columns,
+    /// How it holds its examples; without it the ending of its name says, or, where it has none, what is in it.
+    pub format: Option<DataFormat>,
+}
+
+impl Data {
+    /// A file whose columns have [usual names](crate::data::USUAL_TEXTS).
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), columns: Columns::default(), format: None }
+    }
+
+    /// Says which columns hold what.
+    #[must_use]
+    pub fn columns(mut self, columns: Columns) -> Self {
+        self.columns = columns;
+        self
+    }
+
+    /// Says how it holds its examples.
+    #[must_use]
+    pub fn format(mut self, format: impl Into<Option<DataFormat>>) -> Self {
+        self.format = format.into();
+        self
+    }
+}
+
+/// How a file holds its examples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DataFormat {
+    /// A text a line.
+    Text,
+    /// A table with a header, its fields between tabs.
+    Tsv,
+    /// A table with a header, its fields between commas.
+    Csv,
+    /// Objects, a line each or in an array, or lists of what each column holds.
+    Json,
+    /// Arrays of token ids.
+    Npz,
+}
+
+impl DataFormat {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Text, Self::Tsv, Self::Csv, Self::Json, Self::Npz];
+
+    /// The usual ending of a file's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "txt",
+            Self::Tsv => "tsv",
+            Self::Csv => "csv",
+            Self::Json => "jsonl",
+            Self::Npz => "npz",
+        }
+    }
+
+    /// Told by the ending of a file's name.
+    pub fn from_name(path: &Path) -> Option<Self> {
+        let ending = path.extension()?.to_str()?.to_ascii_lowercase();
+        match ending.as_str() {
+            "json" | "ndjson" => Some(Self::Json),
+            ending => Self::ALL.into_iter().find(|format| format.name() == ending),
+        }
+    }
+}
+
+/// An open data file. A pipe was read to its end, into a temporary file.
+#[derive(Debug)]
+pub struct DataFile {
+    path: PathBuf,
+    columns: Columns,
+    format: DataFormat,
+    file: File,
+    /// Where the text begins, behind a mark of its encoding.
+    start: u64,
+    /// Of a table.
+    quotes: Quotes,
+    /// Whether neither its name nor a user told the format.
+    guessed: bool,
+}
+
+/// Bytes that tell what kind of file it is.
+const HEAD: u64 = 1 << 16;
+
+impl DataFile {
+    /// Opens a file and tells its kind.
+    ///
+    /// # Errors
+    /// It cannot be read, is of another kind, or its kind cannot be told.
+    pub fn open(data: &Data) -> Result<Self> {
+        let Data { path, columns, format } = data;
+        let file = open(path)?;
+        let told = format.or_else(|| DataFormat::from_name(path));
+        if told.is_none() && path.extension().is_some() {
+            let reason = "not a kind of data file that is read: .txt, .tsv, .csv, .json, .jsonl, .npz";
+            return Err(Error::data(path, reason).helped_by(&[Setting::DataFormat]));
+        }
+        let mut opened = Self {
+            path: path.clone(),
+            columns: columns.clone(),
+            format: told.unwrap_or(DataFormat::Text),
+            file,
+            start: 0,
+            quotes: Quotes::default(),
+            guessed: told.is_none(),
+        };
+        if opened.format == DataFormat::Npz {
+            return opened.if_no_pipe();
+        }
+        let head = opened.head()?;
+        opened.start = mark_of_encoding(path, &head)?;
+        if told.is_none() {
+            opened.format = opened.told_by(&head[opened.start as usize..])?;
+        }
+        if opened.format == DataFormat::Npz {
+            return opened.if_no_pipe();
+        }
+        if let Some(delimiter) = opened.delimiter() {
+            opened.quotes = Quotes::scan(opened.text()?, delimiter).map_err(|e| opened.unreadable(&e))?;
+            opened.refuse_open_quote(delimiter)?;
+        }
+        Ok(opened)
+    }
+
+    fn if_no_pipe(self) -> Result<Self> {
+        match self.path.is_file() {
+            true => Ok(self),
+            false => {
+                Err(Error::data(&self.path, "an .npz file is read from its end, which a pipe cannot: give a file"))
+            }
+        }
+    }
+
+    /// The same file, of which other columns are read.
+    #[must_use]
+    pub fn with_columns(mut self, columns: Columns) -> Self {
+        self.columns = columns;
+        self
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its columns.
+    pub fn columns(&self) -> &Columns {
+        &self.columns
+    }
+
+    /// How it holds its examples.
+    pub fn format(&self) -> DataFormat {
+        self.format
+    }
+
+    /// What stands between the fields of a table.
+    pub(super) fn delimiter(&self) -> Option<u8> {
+        match self.format {
+            DataFormat::Tsv => Some(b'\t'),
+            DataFormat::Csv => Some(b','),
+            _ => None,
+        }
+    }
+
+    /// How the quotation marks of a table are read.
+    pub(super) fn quoting(&self) -> Quoting {
+        match self.format {
+            DataFormat::Csv => Quoting::Marks,
+            _ => self.quotes.quoting(),
+        }
+    }
+
+    /// The text from its beginning; one reader at a time.
+    pub(super) fn text(&self) -> Result<BufReader<File>> {
+        let mut file = self.file.try_clone().map_err(|e| self.unreadable(&e))?;
+        file.seek(SeekFrom::Start(self.start)).map_err(|e| self.unreadable(&e))?;
+        Ok(BufReader::new(file))
+    }
+
+    /// What a user may not expect of how it is read.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.guessed && self.format == DataFormat::Text {
+            notes.push("it is read as lines of text: its name has no ending that says otherwise".to_owned());
+        }
+        if self.format == DataFormat::Tsv {
+            notes.extend(self.quotes.note());
+        }
+        notes.into_iter().map(|note| format!("{}: {note}", self.path.display())).collect()
+    }
+
+    fn unreadable(&self, error: &std::io::Error) -> Error {
+        Error::data(&self.path, format!("cannot be read: {error}"))
+    }
+
+    fn head(&self) -> Result<Vec<u8>> {
+        let mut head = Vec::new();
+        self.text()?.take(HEAD).read_to_end(&mut head).map_err(|e| self.unreadable(&e))?;
+        Ok(head)
+    }
+
+    /// What kind of file begins so.
+    fn told_by(&self, head: &[u8]) -> Result<DataFormat> {
+        if head.starts_with(b"PK\x03\x04") {
+            return Ok(DataFormat::Npz);
+        }
+        if head.trim_ascii_start().starts_with(b"{") || head.trim_ascii_start().starts_with(b"[") {
+            return Ok(DataFormat::Json);
+        }
+        let first = head.lines().next().and_then(|line| line.ok()).unwrap_or_default();
+        for format in [DataFormat::Tsv, DataFormat::Csv] {
+            let delimiter = if format == DataFormat::Tsv { '\t' } else { ',' };
+            let names: Vec<&str> = first.split(delimiter).map(|name| name.trim_matches(['"', '\r'])).collect();
+            if self.columns.are_among(&names) {
+                return Ok(format);
+            }
+        }
+        if first.contains('\t') || self.columns.are_named() {
+            let reason = "neither its name nor its first line tells what kind of data it is: say which";
+            return Err(Error::data(&self.path, reason).helped_by(&[Setting::DataFormat]));
+        }
+        Ok(DataFormat::Text)
+    }
+
+    /// A mark that is never closed would swallow the rest of the file.
+    fn refuse_open_quote(&self, delimiter: u8) -> Result<()> {
+        match self.quotes.never_closed() {
+            Some(line) if delimiter == b',' => {
+                let reason = "a quotation mark opens a field here and is never closed: double the marks within fields";
+                Err(Error::line(&self.path, line, reason))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A file that can be read from its beginning again.
+fn open(path: &Path) -> Result<File> {
+    let unreadable = |e: std::io::Error| Error::data(path, format!("cannot be read: {e}"));
+    let kind = std::fs::metadata(path).map_err(unreadable)?.file_type();
+    if kind.is_dir() {
+        return Err(Error::data(path, "it is a folder; name a file in it"));
+    }
+    if is_device(kind) {
+        return Err(Error::data(path, "it is a device or a terminal; give a file or a pipe"));
+    }
+    let mut file = File::open(path).map_err(unreadable)?;
+    if kind.is_file() {
+        return Ok(file);
+    }
+    let mut copy = tempfile::tempfile().map_err(Error::Temporary)?;
+    std::io::copy(&mut file, &mut copy).map_err(unreadable)?;
+    Ok(copy)
+}
+
+#[cfg(unix)]
+fn is_device(kind: std::fs::FileType) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    kind.is_char_device() || kind.is_block_device()
+}
+
+#[cfg(not(unix))]
+fn is_device(_: std::fs::FileType) -> bool {
+    false
+}
+
+/// Bytes of the mark that says that a text is UTF-8.
+fn mark_of_encoding(path: &Path, head: &[u8]) -> Result<u64> {
+    match head {
+        [0xef, 0xbb, 0xbf, ..] => Ok(3),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err(Error::data(path, "it is UTF-16: save it as UTF-8")),
+        _ => Ok(0),
+    }
+}
