@@ -8,19 +8,25 @@ use mabert_runtime::borrowed;
 use crate::inputs::EncoderInputs;
 
 /// Numbers that are tried as a size, at most; the most frequent first.
-const MOST_TRIED: usize = 12;
+const MOST_TRIED: usize = 16;
 const LARGEST: i64 = 512;
 
 /// What to say of a model that fails at sizes that its inputs declare: at which it runs, where that can be found out.
 pub(crate) fn in_words(model: &Model, inputs: &EncoderInputs, runnable: &mabert_runtime::Model) -> String {
-    match fixed_sizes(model, inputs, runnable) {
-        Some((batch, length)) => format!(
-            ", as its inputs declare that it takes, but runs on {batch} of {length}: these sizes were fixed inside it when it \
-             was exported; declare its inputs at them, or export it by an exporter that leaves them open"
-        ),
-        None => ", as its inputs declare that it takes; if its exporter fixed a size, export it with dynamic axes"
-            .to_owned(),
-    }
+    let declared = ", as its inputs declare that it takes";
+    let Some((batch, length)) = fixed_sizes(model, inputs, runnable) else {
+        return format!("{declared}; if its exporter fixed a size, export it with dynamic axes");
+    };
+    let runs = |batch: usize, length: usize| runs(inputs, runnable, (batch, length));
+    let fixed = match (runs(batch + 1, length), runs(batch, length + 1)) {
+        (true, _) => "its length",
+        (false, true) => "its batch size",
+        (false, false) => "both sizes",
+    };
+    format!(
+        "{declared}, but runs on {batch} of {length}: {fixed} became fixed inside it when it was exported; declare its \
+         inputs so, or export it by an exporter that leaves that open"
+    )
 }
 
 /// A number of sentences and of tokens at which the model runs. Both are sought among the numbers that it holds for shapes.
@@ -28,20 +34,22 @@ fn fixed_sizes(model: &Model, inputs: &EncoderInputs, runnable: &mabert_runtime:
     let numbers = numbers(model);
     let batches = std::iter::once(1).chain(numbers.iter().copied().filter(|&n| n != 1));
     let pairs = batches.flat_map(|batch| numbers.iter().map(move |&length| (batch, length)));
-    pairs.into_iter().find(|&(batch, length)| {
-        let inputs = inputs.made_up(batch, length, 1);
-        inputs.is_ok_and(|inputs| runnable.run(&borrowed(&inputs)).is_ok())
-    })
+    pairs.into_iter().find(|&sizes| runs(inputs, runnable, sizes))
 }
 
-/// The integers in the model's small vectors.
+fn runs(inputs: &EncoderInputs, runnable: &mabert_runtime::Model, (batch, length): (usize, usize)) -> bool {
+    let inputs = inputs.made_up(batch, length, 1);
+    inputs.is_ok_and(|inputs| runnable.run(&borrowed(&inputs)).is_ok())
+}
+
+/// The integers of the model, alone or in small vectors.
 fn numbers(model: &Model) -> Vec<usize> {
     let graph = model.graph();
     let held = graph.node.iter().filter(|node| node.is("Constant")).filter_map(|n| attribute::constant(n).ok()?);
-    let stored = graph.initializer.iter().filter(|t| t.data_type == ElementType::I64.onnx() && t.dims.len() == 1);
-    let stored = stored.filter(|t| t.dims[0] <= 8).filter_map(|t| Tensor::from_proto(t).ok());
+    let stored = graph.initializer.iter().filter(|t| t.data_type == ElementType::I64.onnx() && t.dims.len() <= 1);
+    let stored = stored.filter(|t| t.dims.first().is_none_or(|&n| n <= 8)).filter_map(|t| Tensor::from_proto(t).ok());
     let mut counts: HashMap<i64, usize> = HashMap::new();
-    for vector in held.chain(stored).filter(|t| (2..=8).contains(&t.len())).filter_map(|t| t.to_i64()) {
+    for vector in held.chain(stored).filter(|t| t.len() <= 8).filter_map(|t| t.to_i64()) {
         vector.iter().filter(|n| (1..=LARGEST).contains(*n)).for_each(|n| *counts.entry(*n).or_default() += 1);
     }
     let mut numbers: Vec<(i64, usize)> = counts.into_iter().collect();
@@ -62,12 +70,17 @@ mod tests {
         let b = Builder::new(17, "test");
         let ids = b.input("input_ids", ElementType::I64, &["batch", "n"]);
         let words = b.constant("words", &Tensor::new(&[9, 4], (0..36).map(|i| i as f32).collect()));
-        let model = b.model(&[words.gather(ids).reshape(&[12, 3 * 2, 2]).reshape(&[3, 12, 4]).named("y")]);
+        let x = words.gather(ids);
+        // TorchScript may also put a shape together from numbers.
+        let numbers =
+            [3i64, 12, 4].map(|n| b.op("Unsqueeze", &[b.parameter("n", &Tensor::scalar(n)), b.ints(&[0])], vec![]));
+        let turned = x.reshape(&[-1, 6, 2]).reshape_to(b.concat(&numbers, 0));
+        let model = b.model(&[(x + turned).named("y")]);
         let runnable = mabert_runtime::LoadOptions::default().prepare(&model).unwrap();
         let inputs = EncoderInputs::new(&model, &[]).unwrap();
         let message = check_sizes(&model, &inputs, &runnable, (2, 7)).unwrap_err().to_string();
         assert!(
-            message.contains("fails on 2 sentences of 7 tokens") && message.contains("runs on 3 of 12"),
+            message.contains("fails on 2 sentences of 7 tokens") && message.contains("runs on 3 of 12: both sizes"),
             "{message}"
         );
     }
