@@ -57,6 +57,7 @@ impl Recording {
                 but: fixed_sizes::in_words(model, &encoder_inputs, &runnable),
                 source: Box::new(source),
             },
+            Error::Runtime(source @ mabert_runtime::Error::Shape { .. }) => no_sentences(model.origin(), &source),
             other => other,
         };
         let (values, inputs) = match run(length) {
@@ -85,6 +86,12 @@ impl Recording {
     }
 }
 
+/// What is said of inputs that no sentences fit, as those of a product of two matrices.
+fn no_sentences(origin: &str, fault: &mabert_runtime::Error) -> Error {
+    let reason = format!("its inputs are not all [batch, length], as those of sentences are ({fault})");
+    Error::NotBert { origin: origin.to_owned(), reason }
+}
+
 /// Runs a model on `batch` sentences of `length` tokens, on one more, and on longer ones, as far as its inputs declare
 /// that it takes them.
 ///
@@ -102,6 +109,7 @@ pub fn check_sizes(
                 let (origin, but) = (inputs.origin().to_owned(), but());
                 Err(Error::Fails { origin, batch, length, but, source: Box::new(source) })
             }
+            Err(source @ mabert_runtime::Error::Shape { .. }) => Err(no_sentences(inputs.origin(), &source)),
             // Too long, say: that is no matter of sizes alone.
             _ => Ok(()),
         }
