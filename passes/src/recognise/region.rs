@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use mabert_graph::proto::NodeProto;
-use mabert_graph::{Dependence, Index, NodeExt as _};
+use mabert_graph::{Dependence, Index};
 
 /// The nodes that lead from `entries` to `exit`, in graph order. Nothing inside is used outside, but where it is said.
 #[derive(Clone, Debug)]
