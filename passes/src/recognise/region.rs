@@ -52,7 +52,8 @@ impl Region {
         Some(Self { entries: entries.iter().map(|e| (*e).to_owned()).collect(), exit: exit.to_owned(), nodes })
     }
 
-    fn has_single_exit(&self, index: &Index<'_>) -> bool {
+    /// Whether nothing inside is used outside.
+    pub(crate) fn has_single_exit(&self, index: &Index<'_>) -> bool {
         let inside = |at: &usize| self.nodes.binary_search(at).is_ok();
         self.nodes
             .iter()
