@@ -50,13 +50,9 @@ impl Recording {
             Ok((values, inputs))
         };
         let fails = |error: Error, length: usize| match error {
-            Error::Runtime(source @ mabert_runtime::Error::Engine { .. }) => Error::Fails {
-                origin: model.origin().to_owned(),
-                batch,
-                length,
-                but: FIXED.to_owned(),
-                source: Box::new(source),
-            },
+            Error::Runtime(source @ mabert_runtime::Error::Engine { .. }) => {
+                fails(&encoder_inputs, &runnable, (batch, length), source)
+            }
             other => other,
         };
         let (values, inputs) = match run(length) {
@@ -85,7 +81,50 @@ impl Recording {
     }
 }
 
-const FIXED: &str = ", as its inputs declare that it takes; if its exporter fixed a size, export it with dynamic axes";
+/// Batch sizes and lengths that exporters fix inside a model.
+const USUAL_BATCHES: [usize; 6] = [1, 2, 3, 4, 8, 16];
+const USUAL_LENGTHS: [usize; 8] = [8, 16, 32, 64, 128, 256, 384, 512];
+
+/// What to say of a model that fails on `batch` sentences of `length` tokens: whether a size was fixed inside it, other
+/// sizes tell.
+fn fails(
+    inputs: &EncoderInputs,
+    runnable: &mabert_runtime::Model,
+    (batch, length): (usize, usize),
+    source: mabert_runtime::Error,
+) -> Error {
+    // Inputs of fixed sizes have no others.
+    let shape = |(batch, length): (usize, usize)| {
+        let values = inputs.made_up(batch, length, 1).ok()?;
+        let shape = values.iter().find(|(_, t)| t.shape().len() == 2)?.1.shape();
+        Some((shape[0], shape[1]))
+    };
+    let tried = shape((batch, length)).unwrap_or((batch, length));
+    let of_length = USUAL_BATCHES.map(|batch| (batch, length)).into_iter();
+    let longer = [batch, 1].into_iter().flat_map(|batch| USUAL_LENGTHS.map(move |length| (batch, length)));
+    let mut others =
+        of_length.chain(longer).filter(|&size| shape(size).is_some_and(|shape| shape == size && shape != tried));
+    let takes = |&(batch, length): &(usize, usize)| {
+        let values = inputs.made_up(batch, length, 1);
+        values.is_ok_and(|values| runnable.run(&borrowed(&values)).is_ok())
+    };
+    let but = others.find(takes).map_or_else(String::new, |(batch, length)| {
+        format!(
+            ", though it runs on {batch} of {length}, and its inputs declare any size: one was fixed inside it when it was \
+             exported; export it with dynamic axes, or declare its inputs at the size that it takes"
+        )
+    });
+    failure(inputs, tried, but, source)
+}
+
+fn failure(
+    inputs: &EncoderInputs,
+    (batch, length): (usize, usize),
+    but: String,
+    source: mabert_runtime::Error,
+) -> Error {
+    Error::Fails { origin: inputs.origin().to_owned(), batch, length, but, source: Box::new(source.without_model()) }
+}
 
 /// Runs a model on `batch` sentences of `length` tokens, on one more, and on longer ones, as far as its inputs declare
 /// that it takes them.
@@ -97,22 +136,25 @@ pub fn check_sizes(
     runnable: &mabert_runtime::Model,
     (batch, length): (usize, usize),
 ) -> Result<()> {
-    let run = |batch: usize, length: usize, but: String| -> Result<()> {
-        match runnable.run(&borrowed(&inputs.made_up(batch, length, 1)?)) {
-            Err(source @ mabert_runtime::Error::Engine { .. }) => {
-                Err(Error::Fails { origin: inputs.origin().to_owned(), batch, length, but, source: Box::new(source) })
+    let run = |batch: usize, length: usize, but: Option<String>| -> Result<()> {
+        match (runnable.run(&borrowed(&inputs.made_up(batch, length, 1)?)), but) {
+            (Err(source @ mabert_runtime::Error::Engine { .. }), Some(but)) => {
+                Err(failure(inputs, (batch, length), but, source))
+            }
+            (Err(source @ mabert_runtime::Error::Engine { .. }), None) => {
+                Err(fails(inputs, runnable, (batch, length), source))
             }
             // Too long, say: that is no matter of sizes alone.
             _ => Ok(()),
         }
     };
-    run(batch, length, FIXED.to_owned())?;
+    run(batch, length, None)?;
     for (axis, more, longer) in [("batch size", 1, 0), ("length", 0, 1)] {
         let but = format!(
             ", though it runs on {batch} of {length}, and its inputs declare any {axis}: that size was fixed inside it when \
              it was exported; export it with that axis dynamic, or declare its inputs at the size that it takes"
         );
-        run(batch + more, length + longer, but)?;
+        run(batch + more, length + longer, Some(but))?;
     }
     Ok(())
 }

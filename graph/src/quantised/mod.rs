@@ -346,8 +346,8 @@ impl<'g> Writer<'g> {
         if self.constants.rank(y).is_some_and(|rank| rank > 1) || (self.constants.is_constant(y) && grid.axis != -1) {
             return None;
         }
-        let float = !self.codes.contains_key(y) && (!self.constants.is_constant(y) || self.constants.is_float(y));
-        let operand = if float { y.to_owned() } else { self.codes(y)? };
+        // Zero points are integers, scales are not.
+        let operand = if ["Add", "Sub"].contains(&operator) { self.codes(y)? } else { y.to_owned() };
         Some(self.op(operator, &[x, &operand], x))
     }
 
