@@ -12,25 +12,42 @@ const MOST_TRIED: usize = 12;
 const LARGEST: i64 = 512;
 
 /// What to say of a model that fails at sizes that its inputs declare: at which it runs, where that can be found out.
-pub(crate) fn in_words(model: &Model, inputs: &EncoderInputs, runnable: &mabert_runtime::Model) -> String {
-    match fixed_sizes(model, inputs, runnable) {
-        Some((batch, length)) => format!(
-            ", as its inputs declare that it takes, but runs on {batch} of {length}: these sizes were fixed inside it when it \
-             was exported; declare its inputs at them, or export it by an exporter that leaves them open"
-        ),
-        None => ", as its inputs declare that it takes; if its exporter fixed a size, export it with dynamic axes"
-            .to_owned(),
-    }
+pub(crate) fn in_words(
+    model: &Model,
+    inputs: &EncoderInputs,
+    runnable: &mabert_runtime::Model,
+    tried: (usize, usize),
+) -> String {
+    fixed_sizes(model, inputs, runnable, tried).map_or_else(String::new, |(batch, length)| {
+        format!(
+            ", though it runs on {batch} of {length}, and its inputs declare any size: one was fixed inside it when it was \
+             exported; export it with dynamic axes, or declare its inputs at the size that it takes"
+        )
+    })
 }
 
-/// A number of sentences and of tokens at which the model runs. Both are sought among the numbers that it holds for shapes.
-fn fixed_sizes(model: &Model, inputs: &EncoderInputs, runnable: &mabert_runtime::Model) -> Option<(usize, usize)> {
+/// The batch size and length that inputs have where others are asked for: some are fixed.
+pub(crate) fn taken(inputs: &EncoderInputs, (batch, length): (usize, usize)) -> Option<(usize, usize)> {
+    let values = inputs.made_up(batch, length, 1).ok()?;
+    let shape = values.iter().find(|(_, t)| t.shape().len() == 2)?.1.shape();
+    Some((shape[0], shape[1]))
+}
+
+/// A number of sentences and of tokens at which the model runs: one or both are among the numbers that it holds for shapes.
+fn fixed_sizes(
+    model: &Model,
+    inputs: &EncoderInputs,
+    runnable: &mabert_runtime::Model,
+    tried: (usize, usize),
+) -> Option<(usize, usize)> {
     let numbers = numbers(model);
-    let batches = std::iter::once(1).chain(numbers.iter().copied().filter(|&n| n != 1));
-    let pairs = batches.flat_map(|batch| numbers.iter().map(move |&length| (batch, length)));
-    pairs.into_iter().find(|&(batch, length)| {
-        let inputs = inputs.made_up(batch, length, 1);
-        inputs.is_ok_and(|inputs| runnable.run(&borrowed(&inputs)).is_ok())
+    let batches = || std::iter::once(1).chain(numbers.iter().copied().filter(|&n| n != 1));
+    let pairs = batches().flat_map(|batch| numbers.iter().map(move |&length| (batch, length)));
+    let one = batches().map(|batch| (batch, tried.1)).chain(numbers.iter().map(|&length| (tried.0, length)));
+    one.chain(pairs).find(|&size| {
+        let is_other = size != tried && taken(inputs, size) == Some(size);
+        let runs = |values| runnable.run(&borrowed(&values)).is_ok();
+        is_other && inputs.made_up(size.0, size.1, 1).is_ok_and(runs)
     })
 }
 

@@ -337,7 +337,7 @@ mod tests {
             let model = with_head(head);
             let recognition = recognised(&model);
             let Recognition { misses, explanations, .. } = &recognition;
-        assert!(misses.is_empty(), "{what}: {misses:#?} {explanations:#?}");
+            assert!(misses.is_empty(), "{what}: {misses:#?} {explanations:#?}");
             let mut student = Rewriting::new(model, options(None)).unwrap().approximate().unwrap();
             student.finish().unwrap();
             let end = student.encoder.layers[0].output_norm.output.clone();
