@@ -81,7 +81,21 @@ fn start_logging(global: &Global) {
         (_, 1) => LevelFilter::INFO,
         _ => LevelFilter::DEBUG,
     };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
+    tracing_subscriber::fmt().with_max_level(level).with_writer(|| Log).without_time().init();
+}
+
+/// Standard error, a line for each thing that is said, whatever names are in it.
+struct Log;
+
+impl std::io::Write for Log {
+    fn write(&mut self, said: &[u8]) -> std::io::Result<usize> {
+        print::on_standard_error(String::from_utf8_lossy(said).trim_end());
+        Ok(said.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Runs the command; a panic becomes an error.

@@ -69,7 +69,7 @@ pub use mabert_passes::inputs::Role;
 pub use mabert_passes::lower::Sharing;
 pub use mabert_passes::pipeline::{Keep, Order, Pass};
 pub use mabert_transfer::compare::OutputDistance;
-pub use mabert_transfer::data::Columns;
+pub use mabert_transfer::data::{Columns, DataFormat};
 pub use mabert_transfer::evaluate::Metric;
 pub use mabert_transfer::full::FullOptions;
 pub use mabert_transfer::job::{

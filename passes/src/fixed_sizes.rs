@@ -12,34 +12,43 @@ const MOST_TRIED: usize = 16;
 const LARGEST: i64 = 512;
 
 /// What to say of a model that fails at sizes that its inputs declare: at which it runs, where that can be found out.
-pub(crate) fn in_words(model: &Model, inputs: &EncoderInputs, runnable: &mabert_runtime::Model) -> String {
-    let declared = ", as its inputs declare that it takes";
-    let Some((batch, length)) = fixed_sizes(model, inputs, runnable) else {
-        return format!("{declared}; if its exporter fixed a size, export it with dynamic axes");
-    };
-    let runs = |batch: usize, length: usize| runs(inputs, runnable, (batch, length));
-    let fixed = match (runs(batch + 1, length), runs(batch, length + 1)) {
-        (true, _) => "its length",
-        (false, true) => "its batch size",
-        (false, false) => "both sizes",
-    };
-    format!(
-        "{declared}, but runs on {batch} of {length}: {fixed} became fixed inside it when it was exported; declare its \
-         inputs so, or export it by an exporter that leaves that open"
-    )
+pub(crate) fn in_words(
+    model: &Model,
+    inputs: &EncoderInputs,
+    runnable: &mabert_runtime::Model,
+    tried: (usize, usize),
+) -> String {
+    fixed_sizes(model, inputs, runnable, tried).map_or_else(String::new, |(batch, length)| {
+        format!(
+            ", though it runs on {batch} of {length}, and its inputs declare any size: one was fixed inside it when it was \
+             exported; export it with dynamic axes, or declare its inputs at the size that it takes"
+        )
+    })
 }
 
-/// A number of sentences and of tokens at which the model runs. Both are sought among the numbers that it holds for shapes.
-fn fixed_sizes(model: &Model, inputs: &EncoderInputs, runnable: &mabert_runtime::Model) -> Option<(usize, usize)> {
+/// The batch size and length that inputs have where others are asked for: some are fixed.
+pub(crate) fn taken(inputs: &EncoderInputs, (batch, length): (usize, usize)) -> Option<(usize, usize)> {
+    let values = inputs.made_up(batch, length, 1).ok()?;
+    let shape = values.iter().find(|(_, t)| t.shape().len() == 2)?.1.shape();
+    Some((shape[0], shape[1]))
+}
+
+/// A number of sentences and of tokens at which the model runs: one or both are among the numbers that it holds for shapes.
+fn fixed_sizes(
+    model: &Model,
+    inputs: &EncoderInputs,
+    runnable: &mabert_runtime::Model,
+    tried: (usize, usize),
+) -> Option<(usize, usize)> {
     let numbers = numbers(model);
-    let batches = std::iter::once(1).chain(numbers.iter().copied().filter(|&n| n != 1));
-    let pairs = batches.flat_map(|batch| numbers.iter().map(move |&length| (batch, length)));
-    pairs.into_iter().find(|&sizes| runs(inputs, runnable, sizes))
-}
-
-fn runs(inputs: &EncoderInputs, runnable: &mabert_runtime::Model, (batch, length): (usize, usize)) -> bool {
-    let inputs = inputs.made_up(batch, length, 1);
-    inputs.is_ok_and(|inputs| runnable.run(&borrowed(&inputs)).is_ok())
+    let batches = || std::iter::once(1).chain(numbers.iter().copied().filter(|&n| n != 1));
+    let pairs = batches().flat_map(|batch| numbers.iter().map(move |&length| (batch, length)));
+    let one = batches().map(|batch| (batch, tried.1)).chain(numbers.iter().map(|&length| (tried.0, length)));
+    one.chain(pairs).find(|&size| {
+        let is_other = size != tried && taken(inputs, size) == Some(size);
+        let values = inputs.made_up(size.0, size.1, 1);
+        is_other && values.is_ok_and(|values| runnable.run(&borrowed(&values)).is_ok())
+    })
 }
 
 /// The integers of the model, alone or in small vectors.
@@ -72,15 +81,14 @@ mod tests {
         let words = b.constant("words", &Tensor::new(&[9, 4], (0..36).map(|i| i as f32).collect()));
         let x = words.gather(ids);
         // TorchScript may also put a shape together from numbers.
-        let numbers =
-            [3i64, 12, 4].map(|n| b.op("Unsqueeze", &[b.parameter("n", &Tensor::scalar(n)), b.ints(&[0])], vec![]));
-        let turned = x.reshape(&[-1, 6, 2]).reshape_to(b.concat(&numbers, 0));
+        let one = |n: i64| b.op("Unsqueeze", &[b.parameter("n", &Tensor::scalar(n)), b.ints(&[0])], vec![]);
+        let turned = x.reshape(&[-1, 6, 2]).reshape_to(b.concat(&[3, 12, 4].map(one), 0));
         let model = b.model(&[(x + turned).named("y")]);
         let runnable = mabert_runtime::LoadOptions::default().prepare(&model).unwrap();
         let inputs = EncoderInputs::new(&model, &[]).unwrap();
         let message = check_sizes(&model, &inputs, &runnable, (2, 7)).unwrap_err().to_string();
         assert!(
-            message.contains("fails on 2 sentences of 7 tokens") && message.contains("runs on 3 of 12: both sizes"),
+            message.contains("fails on 2 sentences of 7 tokens") && message.contains("runs on 3 of 12"),
             "{message}"
         );
     }

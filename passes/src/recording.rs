@@ -50,13 +50,9 @@ impl Recording {
             Ok((values, inputs))
         };
         let fails = |error: Error, length: usize| match error {
-            Error::Runtime(source @ mabert_runtime::Error::Engine { .. }) => Error::Fails {
-                origin: model.origin().to_owned(),
-                batch,
-                length,
-                but: fixed_sizes::in_words(model, &encoder_inputs, &runnable),
-                source: Box::new(source),
-            },
+            Error::Runtime(source @ mabert_runtime::Error::Engine { .. }) => {
+                fails(model, &encoder_inputs, &runnable, (batch, length), source)
+            }
             Error::Runtime(source @ mabert_runtime::Error::Shape { .. }) => no_sentences(model.origin(), &source),
             other => other,
         };
@@ -86,6 +82,29 @@ impl Recording {
     }
 }
 
+/// What to say of a model that fails on `batch` sentences of `length` tokens: whether a size was fixed inside it, other
+/// sizes tell.
+fn fails(
+    model: &Model,
+    inputs: &EncoderInputs,
+    runnable: &mabert_runtime::Model,
+    asked: (usize, usize),
+    source: mabert_runtime::Error,
+) -> Error {
+    // Inputs of fixed sizes have no others.
+    let tried = fixed_sizes::taken(inputs, asked).unwrap_or(asked);
+    failure(inputs, tried, fixed_sizes::in_words(model, inputs, runnable, tried), source)
+}
+
+fn failure(
+    inputs: &EncoderInputs,
+    (batch, length): (usize, usize),
+    but: String,
+    source: mabert_runtime::Error,
+) -> Error {
+    Error::Fails { origin: inputs.origin().to_owned(), batch, length, but, source: Box::new(source.without_model()) }
+}
+
 /// What is said of inputs that no sentences fit, as those of a product of two matrices.
 fn no_sentences(origin: &str, fault: &mabert_runtime::Error) -> Error {
     let reason = format!("its inputs are not all [batch, length], as those of sentences are ({fault})");
@@ -103,26 +122,26 @@ pub fn check_sizes(
     runnable: &mabert_runtime::Model,
     (batch, length): (usize, usize),
 ) -> Result<()> {
-    let run = |batch: usize, length: usize, but: &dyn Fn() -> String| -> Result<()> {
-        match runnable.run(&borrowed(&inputs.made_up(batch, length, 1)?)) {
-            Err(source @ mabert_runtime::Error::Engine { .. }) => {
-                let (origin, but) = (inputs.origin().to_owned(), but());
-                Err(Error::Fails { origin, batch, length, but, source: Box::new(source) })
+    let run = |batch: usize, length: usize, but: Option<String>| -> Result<()> {
+        match (runnable.run(&borrowed(&inputs.made_up(batch, length, 1)?)), but) {
+            (Err(source @ mabert_runtime::Error::Engine { .. }), Some(but)) => {
+                Err(failure(inputs, (batch, length), but, source))
             }
-            Err(source @ mabert_runtime::Error::Shape { .. }) => Err(no_sentences(inputs.origin(), &source)),
+            (Err(source @ mabert_runtime::Error::Engine { .. }), None) => {
+                Err(fails(model, inputs, runnable, (batch, length), source))
+            }
+            (Err(source @ mabert_runtime::Error::Shape { .. }), _) => Err(no_sentences(inputs.origin(), &source)),
             // Too long, say: that is no matter of sizes alone.
             _ => Ok(()),
         }
     };
-    run(batch, length, &|| fixed_sizes::in_words(model, inputs, runnable))?;
+    run(batch, length, None)?;
     for (axis, more, longer) in [("batch size", 1, 0), ("length", 0, 1)] {
-        let but = || {
-            format!(
-                ", though it runs on {batch} of {length}, and its inputs declare any {axis}: that size was fixed inside it when \
+        let but = format!(
+            ", though it runs on {batch} of {length}, and its inputs declare any {axis}: that size was fixed inside it when \
              it was exported; export it with that axis dynamic, or declare its inputs at the size that it takes"
-            )
-        };
-        run(batch + more, length + longer, &but)?;
+        );
+        run(batch + more, length + longer, Some(but))?;
     }
     Ok(())
 }

@@ -146,13 +146,13 @@ fn json_is_read_as_its_writers_wrote_it() {
 fn ids_beyond_the_vocabulary_come_with_their_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ids.jsonl").display().to_string();
-    for id in [-1, 4096, 1 << 40] {
+    for id in [-1i64, 4096, 1 << 40] {
         let lines =
             format!("{{\"input_ids\": [2, 7, 3], \"label\": 1}}\n{{\"input_ids\": [2, {id}, 3], \"label\": 0}}\n");
         std::fs::write(&path, lines).unwrap();
         let id = id.to_string();
         for command in
-            [vec!["run"], vec!["verify", "--engine", "plain-tract,tract"], vec!["eval", "--label-column", "label"]]
+            [vec!["run"], vec!["verify", "--engine=plain-tract,tract"], vec!["eval", "--label-column", "label"]]
         {
             fails(&[&command[..], &[&teacher(), "--data", &path]].concat(), 3, &["ids.jsonl, line 2", &id, "4096"]);
         }

@@ -137,8 +137,9 @@ struct Inputs {
     runs: BTreeMap<(usize, usize), Vec<Named>>,
 }
 
-/// Tokens of a batch, padding counted, at most: more would fill any machine's memory.
-const MOST_POSITIONS: usize = 1 << 20;
+/// Tokens of a batch, and pairs of tokens that attend to each other, at most: more would fill any machine's memory.
+const MOST_POSITIONS: usize = 1 << 18;
+const MOST_PAIRS: usize = 1 << 28;
 /// The length where none is asked for.
 const SEQ: usize = 128;
 /// Texts of the data that a run is over, at most.
@@ -200,8 +201,12 @@ impl Plan {
         let file = data.data.as_ref().map(|_| data.open(None)).transpose()?;
         let seq = if seq.is_empty() { vec![arguments.usual_length()?] } else { seq.clone() };
         let plan = Self { batch: batch.clone(), seq, file };
-        if let Some((seq, batch)) = plan.sizes().find(|(seq, batch)| seq.saturating_mul(*batch) > MOST_POSITIONS) {
-            let reason = format!("--batch {batch} with --seq {seq}: more than {MOST_POSITIONS} tokens at once");
+        let is_much = |&(seq, batch): &(usize, usize)| {
+            let positions = seq.saturating_mul(batch);
+            positions > MOST_POSITIONS || positions.saturating_mul(seq) > MOST_PAIRS
+        };
+        if let Some((seq, batch)) = plan.sizes().find(is_much) {
+            let reason = format!("--batch {batch} with --seq {seq}: more at once than a machine's memory holds");
             return Err(Usage(reason).into());
         }
         Ok(plan)

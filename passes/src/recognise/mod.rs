@@ -194,7 +194,8 @@ mod tests {
     /// One layer, recognised whole, and brought into canonical form.
     fn has_each_site_once(model: &Model, what: &str) -> Encoder {
         let recognition = recognised(model);
-        assert!(recognition.misses.is_empty(), "{what}: {:#?}", recognition.misses);
+        let Recognition { misses, explanations, .. } = &recognition;
+        assert!(misses.is_empty(), "{what}: {misses:#?} {explanations:#?}");
         let sites = (recognition.attentions.len(), recognition.activations.len(), recognition.norms.len());
         assert_eq!(sites, (1, 1, 3), "{what}");
         let rewriting = Rewriting::new(model.clone(), options(None)).unwrap();
@@ -335,7 +336,8 @@ mod tests {
         for (what, head) in heads {
             let model = with_head(head);
             let recognition = recognised(&model);
-            assert!(recognition.misses.is_empty(), "{what}: {:#?}", recognition.misses);
+            let Recognition { misses, explanations, .. } = &recognition;
+            assert!(misses.is_empty(), "{what}: {misses:#?} {explanations:#?}");
             let mut student = Rewriting::new(model, options(None)).unwrap().approximate().unwrap();
             student.finish().unwrap();
             let end = student.encoder.layers[0].output_norm.output.clone();

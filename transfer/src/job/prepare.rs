@@ -28,6 +28,8 @@ const BATCH_TOKENS: usize = 1024;
 const BATCH_ROWS: usize = 64;
 /// Several times what a head has a use for; much more would fill any machine's memory.
 const MOST_HIDDEN: usize = 4096;
+/// Longer sequences than any encoder of the family was trained for, by far.
+const MOST_SEQ: usize = 1 << 16;
 /// Batches on which the model in canonical form is compared with itself.
 const CANONICAL_BATCHES: usize = 4;
 
@@ -196,8 +198,8 @@ fn pass_options(job: &Job, max_seq: usize) -> Result<PassOptions> {
 fn max_seq(inputs: &EncoderInputs, runnable: &Runnable, wanted: Option<usize>) -> Result<usize> {
     let fault = |reason: String| Error::setting(reason, &[Setting::MaxSeq]);
     // One position leaves no room for text between [CLS] and [SEP], and nothing to attend to.
-    if wanted.is_some_and(|n| n < 2) {
-        return Err(fault("the longest sequence must be of at least 2 tokens".to_owned()));
+    if let Some(n) = wanted.filter(|n| !(2..=MOST_SEQ).contains(n)) {
+        return Err(fault(format!("the longest sequence must be of 2 to {MOST_SEQ} tokens, not {n}")));
     }
     if let Some(fixed) = BatchShape::new(inputs).length {
         return match wanted {
