@@ -326,5 +326,10 @@ mod tests {
         (report.source, report.closed_form) = (None, None);
         report.sites.iter_mut().for_each(|site| site.relative_error = None);
         insta::assert_snapshot!("not_calibrated", printed(&report));
+
+        let order = report.passes.iter_mut().find(|outcome| outcome.pass == Pass::Reassociate).unwrap();
+        order.skipped = Some(Skipped::PositionBias);
+        let note = "Note: attention is in the paper's order: a bias by position is added to its scores.";
+        assert!(printed(&report).contains(note));
     }
 }
