@@ -25,7 +25,7 @@ pub enum Error {
     #[error(transparent)]
     Runtime(#[from] mabert_runtime::Error),
     /// The model fails on inputs that it declares to take.
-    #[error("{origin}: fails on {batch} sentences of {length} tokens{but} ({source})")]
+    #[error("{origin}: fails on {} of {}{but} ({source})", counted(*batch, "sentence"), counted(*length, "token"))]
     Fails {
         /// The model's file.
         origin: String,
@@ -99,6 +99,10 @@ pub enum Error {
         /// Its position in row-major order.
         at: usize,
     },
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 impl Error {

@@ -7,6 +7,7 @@
 
 pub mod contract;
 mod error;
+mod fixed_sizes;
 pub mod inputs;
 pub mod lower;
 pub mod pipeline;

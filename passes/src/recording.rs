@@ -7,7 +7,7 @@ use mabert_graph::{Dependence, Index, Model, Tensor};
 use mabert_runtime::{LoadOptions, Named, Taps, borrowed};
 
 use crate::inputs::EncoderInputs;
-use crate::{Error, Result};
+use crate::{Error, Result, fixed_sizes};
 
 /// Every value of one run.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Recording {
     /// As those of [`Self::new`] and [`check_sizes`].
     pub fn at_any_size(model: &Model, batch: usize, length: usize) -> Result<Self> {
         let (recording, runnable) = Self::with_runnable(model, batch, length)?;
-        check_sizes(&recording.inputs, &runnable, (recording.batch, recording.length))?;
+        check_sizes(model, &recording.inputs, &runnable, (recording.batch, recording.length))?;
         Ok(recording)
     }
 
@@ -50,13 +50,9 @@ impl Recording {
             Ok((values, inputs))
         };
         let fails = |error: Error, length: usize| match error {
-            Error::Runtime(source @ mabert_runtime::Error::Engine { .. }) => Error::Fails {
-                origin: model.origin().to_owned(),
-                batch,
-                length,
-                but: FIXED.to_owned(),
-                source: Box::new(source),
-            },
+            Error::Runtime(source @ mabert_runtime::Error::Engine { .. }) => {
+                fails(model, &encoder_inputs, &runnable, (batch, length), source)
+            }
             other => other,
         };
         let (values, inputs) = match run(length) {
@@ -85,7 +81,28 @@ impl Recording {
     }
 }
 
-const FIXED: &str = ", as its inputs declare that it takes; if its exporter fixed a size, export it with dynamic axes";
+/// What to say of a model that fails on `batch` sentences of `length` tokens: whether a size was fixed inside it, other
+/// sizes tell.
+fn fails(
+    model: &Model,
+    inputs: &EncoderInputs,
+    runnable: &mabert_runtime::Model,
+    asked: (usize, usize),
+    source: mabert_runtime::Error,
+) -> Error {
+    // Inputs of fixed sizes have no others.
+    let tried = fixed_sizes::taken(inputs, asked).unwrap_or(asked);
+    failure(inputs, tried, fixed_sizes::in_words(model, inputs, runnable, tried), source)
+}
+
+fn failure(
+    inputs: &EncoderInputs,
+    (batch, length): (usize, usize),
+    but: String,
+    source: mabert_runtime::Error,
+) -> Error {
+    Error::Fails { origin: inputs.origin().to_owned(), batch, length, but, source: Box::new(source.without_model()) }
+}
 
 /// Runs a model on `batch` sentences of `length` tokens, on one more, and on longer ones, as far as its inputs declare
 /// that it takes them.
@@ -93,26 +110,30 @@ const FIXED: &str = ", as its inputs declare that it takes; if its exporter fixe
 /// # Errors
 /// It takes one batch size or length only: that was fixed inside it.
 pub fn check_sizes(
+    model: &Model,
     inputs: &EncoderInputs,
     runnable: &mabert_runtime::Model,
     (batch, length): (usize, usize),
 ) -> Result<()> {
-    let run = |batch: usize, length: usize, but: String| -> Result<()> {
-        match runnable.run(&borrowed(&inputs.made_up(batch, length, 1)?)) {
-            Err(source @ mabert_runtime::Error::Engine { .. }) => {
-                Err(Error::Fails { origin: inputs.origin().to_owned(), batch, length, but, source: Box::new(source) })
+    let run = |batch: usize, length: usize, but: Option<String>| -> Result<()> {
+        match (runnable.run(&borrowed(&inputs.made_up(batch, length, 1)?)), but) {
+            (Err(source @ mabert_runtime::Error::Engine { .. }), Some(but)) => {
+                Err(failure(inputs, (batch, length), but, source))
+            }
+            (Err(source @ mabert_runtime::Error::Engine { .. }), None) => {
+                Err(fails(model, inputs, runnable, (batch, length), source))
             }
             // Too long, say: that is no matter of sizes alone.
             _ => Ok(()),
         }
     };
-    run(batch, length, FIXED.to_owned())?;
+    run(batch, length, None)?;
     for (axis, more, longer) in [("batch size", 1, 0), ("length", 0, 1)] {
         let but = format!(
             ", though it runs on {batch} of {length}, and its inputs declare any {axis}: that size was fixed inside it when \
              it was exported; export it with that axis dynamic, or declare its inputs at the size that it takes"
         );
-        run(batch + more, length + longer, but)?;
+        run(batch + more, length + longer, Some(but))?;
     }
     Ok(())
 }

@@ -36,6 +36,8 @@ pub(crate) struct Spelling {
     pub(crate) mask: usize,
     /// Of linear maps, below [`LINEARS`].
     pub(crate) linear: usize,
+    /// Of hidden states, below [`LAYOUTS`].
+    pub(crate) layout: usize,
     /// Channels of the stream, for two heads.
     pub(crate) channels: usize,
     pub(crate) values: Values,
@@ -43,7 +45,7 @@ pub(crate) struct Spelling {
 
 impl Default for Spelling {
     fn default() -> Self {
-        Self { norm: 0, gelu: 0, mask: 0, linear: 0, channels: CHANNELS, values: Values::Random }
+        Self { norm: 0, gelu: 0, mask: 0, linear: 0, layout: 0, channels: CHANNELS, values: Values::Random }
     }
 }
 
@@ -51,6 +53,7 @@ pub(crate) const NORMS: usize = 6;
 pub(crate) const GELUS: usize = 5;
 pub(crate) const MASKS: usize = 5;
 pub(crate) const LINEARS: usize = 3;
+pub(crate) const LAYOUTS: usize = 4;
 
 /// Weights far from trivial, drawn from one seed.
 struct Weights<'b> {
@@ -174,21 +177,34 @@ pub(crate) fn encoder_with(spelling: Spelling, change: impl for<'b> Fn(Expr<'b>,
     let channels = spelling.channels;
     let head_size = channels / HEADS;
     let words = w.random("words", &[WORDS, channels], 0.0, 1.5);
-    let x = w.norm("embeddings", words.gather(ids)).named("embedded");
+    // Hidden states may have tokens before sentences, from the embeddings on, or from behind their norm.
+    let (tokens_first, swapped) = (spelling.layout != 0, [1, 0, 2]);
+    let embedded = match spelling.layout {
+        1 => words.gather(ids.transpose(&[1, 0])) + w.random("positions", &[1, 1, channels], 0.0, 0.5),
+        2 => words.gather(ids).transpose(&swapped),
+        _ => words.gather(ids),
+    };
+    let x = w.norm("embeddings", embedded).named("embedded");
+    let x = if spelling.layout == 3 { x.transpose(&swapped) } else { x };
+    let orders = match tokens_first {
+        true => [[1, 2, 0, 3], [1, 2, 3, 0], [2, 0, 1, 3]],
+        false => [[0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]],
+    };
     let heads = |y: Expr<'_>, order: &[i64]| y.reshape(&[0, 0, HEADS as i64, head_size as i64]).transpose(order).name();
-    let [q, k, v] = [("query", [0, 2, 1, 3]), ("key", [0, 2, 3, 1]), ("value", [0, 2, 1, 3])].map(|(name, order)| {
+    let [q, k, v] = [("query", orders[0]), ("key", orders[1]), ("value", orders[0])].map(|(name, order)| {
         let y = w.linear(name, x, channels, channels);
         b.value(&heads(y, &order))
     });
     let scores = change(q.matmul(k) / (head_size as f32).sqrt(), &b);
-    let context = w.probabilities(scores, mask).matmul(v).transpose(&[0, 2, 1, 3]).reshape(&[0, 0, channels as i64]);
+    let context = w.probabilities(scores, mask).matmul(v).transpose(&orders[2]).reshape(&[0, 0, channels as i64]);
     let attended = w.linear("attention.output", context, channels, channels) + x;
     let y = w.norm("attention.norm", attended);
     let up = w.linear("intermediate", y, channels, 2 * channels);
     let active = w.gelu(up);
     let down = w.linear("output", active, 2 * channels, channels) + y;
-    let out = w.norm("output.norm", down).named("last_hidden_state");
-    b.model(&[out])
+    let out = w.norm("output.norm", down);
+    let out = if tokens_first { out.transpose(&swapped) } else { out };
+    b.model(&[out.named("last_hidden_state")])
 }
 
 pub(crate) fn options(until: Option<Pass>) -> PassOptions {

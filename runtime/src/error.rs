@@ -80,6 +80,16 @@ pub enum Error {
         /// What the engine said.
         reason: String,
     },
+    /// The model has an operator that cannot be run.
+    #[error("{}operator {operator} (node `{node}`) is not supported{}", prefix(model), before_fusing(operator))]
+    Operator {
+        /// The model's file; empty where it has none.
+        model: String,
+        /// With its domain, where that is not ONNX's own.
+        operator: String,
+        /// The node.
+        node: String,
+    },
     /// The onnxruntime library cannot be loaded.
     #[error(
         "onnxruntime cannot be loaded ({0}); install it with `pip install onnxruntime` and set ORT_DYLIB_PATH to the \
@@ -105,6 +115,14 @@ impl Error {
         Self::Engine { model: String::new(), engine, reason }
     }
 
+    /// What an engine said, without the model's file: for messages that name it.
+    pub fn without_model(self) -> Self {
+        match self {
+            Self::Engine { engine, reason, .. } => Self::engine(engine, reason),
+            other => other,
+        }
+    }
+
     /// The same, naming the model's file where it does not name one yet; models that were made in memory have none.
     pub fn in_model(self, origin: &str) -> Self {
         match self {
@@ -112,8 +130,19 @@ impl Error {
             Self::Engine { model, engine, reason } if model.is_empty() && !origin.starts_with('<') => {
                 Self::Engine { model: origin.to_owned(), engine, reason }
             }
+            Self::Operator { model, operator, node } if model.is_empty() && !origin.starts_with('<') => {
+                Self::Operator { model: origin.to_owned(), operator, node }
+            }
             named => named,
         }
+    }
+}
+
+/// What to do about a fused operator.
+fn before_fusing(operator: &str) -> &'static str {
+    match operator.starts_with("com.microsoft.") {
+        true => " as it is used here; take the model from before onnxruntime's optimiser or builder fused it",
+        false => "",
     }
 }
 

@@ -44,6 +44,7 @@ mod not_a_number;
 pub mod npz;
 #[cfg(feature = "onnxruntime")]
 mod onnxruntime;
+mod operators;
 mod plan;
 mod tract_values;
 

@@ -16,7 +16,7 @@ use crate::check::Checks;
 use crate::engine::{Engine, Named};
 use crate::memory::Freed;
 use crate::plan::{Planner, Plans, guarded, symbolic};
-use crate::{Error, Result, adapt, bounded, limits, tract_values};
+use crate::{Error, Result, adapt, bounded, limits, operators, tract_values};
 
 impl Engine for Model {
     fn inputs(&self) -> &[TensorType] {
@@ -102,6 +102,10 @@ impl LoadOptions {
         // A part of the graph tells indices; it is adapted on its own.
         let checks = Checks::new(&graph, &|part| Ok(Box::new(Self::default().prepare(part)?)))?;
         adapt::adapt(&mut graph)?;
+        if self.taps == Taps::None {
+            graph.remove_dead();
+        }
+        operators::check(&graph)?;
         let declared = graph.inputs();
         let weights = tract_values::take_weights(&mut graph);
         let mut message = tract_values::message(&mut graph)?;

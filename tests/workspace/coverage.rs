@@ -43,7 +43,7 @@ const REFUSED: [(&str, &str); 8] = [
     ("modernbert", "it depends on where a token stands, as rotary positions do"),
     ("roformer", "it depends on where a token stands, as rotary positions do"),
     ("mobilebert", "queries, keys and values come from"),
-    ("xmod", "as its inputs declare that it takes; if its exporter fixed a size"),
+    ("xmod", "though it runs on 3 of 7, and its inputs declare any size"),
 ];
 
 /// The same in words.

@@ -201,7 +201,7 @@ fn order(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
     let decided = |skipped: &Skipped| matches!(skipped, Skipped::PositionBias | Skipped::ProbabilitiesShown);
     let reassociate = report.passes.iter().find(|outcome| outcome.pass == Pass::Reassociate);
     match reassociate.and_then(|outcome| outcome.skipped).filter(decided) {
-        Some(skipped) => writeln!(f, "Not in the linear order: {skipped}."),
+        Some(skipped) => writeln!(f, "Note: {skipped}."),
         None => Ok(()),
     }
 }

@@ -41,12 +41,12 @@ fn fused_matmul<'b>(fused: &Fused<'b, '_>) -> Option<Expr<'b>> {
         if node.int(flag, 0) == 0 {
             return Some(value);
         }
-        // The rank has to be known to be transposed: a constant tells its own; products of two computed values are those
-        // of heads, whose rank is 4.
-        let rank = match fused.dims(fused.name(at)?) {
-            Some(dims) => dims.len() as i64,
-            None => 4,
-        };
+        // The rank has to be known to be transposed: constants and inputs tell their own; products of two computed values
+        // are those of heads, whose rank is 4.
+        let name = fused.name(at)?;
+        let declared =
+            || fused.model.inputs().into_iter().find(|input| input.name == name)?.dims.map(|dims| dims.len());
+        let rank = fused.dims(name).map(<[i64]>::len).or_else(declared).unwrap_or(4) as i64;
         let mut order: Vec<i64> = (0..rank).collect();
         let last = order.len().checked_sub(2)?;
         order[last..].reverse();
@@ -130,7 +130,7 @@ fn embed_layer_norm<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
 fn attention<'b>(fused: &Fused<'b, '_>) -> Option<Expr<'b>> {
     let node = fused.node;
     let more = (4..node.input.len()).any(|at| fused.name(at).is_some()) || fused.used(1);
-    if more || node.int("unidirectional", 0) != 0 || node.int("do_rotary", 0) != 0 {
+    if more || node.int("do_rotary", 0) != 0 {
         return None;
     }
     let whole = fused.size(fused.name(1)?, 1)?;
@@ -156,7 +156,7 @@ fn side_by_side([a, b, c]: [i64; 3]) -> [(i64, i64); 3] {
 /// Attention on queries, keys and values `[batch, n, channels]`.
 fn multi_head_attention<'b>(fused: &Fused<'b, '_>) -> Option<Expr<'b>> {
     let more = (5..fused.node.input.len()).any(|at| fused.name(at).is_some()) || fused.used(1) || fused.used(2);
-    if more || fused.node.int("unidirectional", 0) != 0 {
+    if more {
         return None;
     }
     let mut parts = [fused.operand(0)?, fused.operand(1)?, fused.operand(2)?];
@@ -199,6 +199,9 @@ fn attend_by_head<'b>(
         let removed = 1.0 - keep(fused, mask).cast(ElementType::F32).reshape(&[0, 1, 1, -1]);
         // The attribute may be the lowest float, which a score's own sign could carry over the edge.
         scores = scores + removed * node.float("mask_filter_value", -10_000.0).max(-1e9);
+    }
+    if node.int("unidirectional", 0) != 0 {
+        scores = scores + fused.later_keys(scores) * -1e9;
     }
     let context = scores.softmax().matmul(v.transpose(&[0, 2, 1, 3]));
     Some(context.transpose(&[0, 2, 1, 3]).reshape(&[0, 0, widths[2]]))

@@ -6,12 +6,12 @@ mod standard;
 
 use onnx_protobuf::NodeProto;
 
-use crate::{Builder, Error, Expr, Index, Model, NodeExt, Patch, Result};
+use crate::{Builder, Error, Expr, Index, Model, NodeExt, Patch, Result, Tensor, attribute};
 
 /// Replaces the fused operators of `model` by what they compute; returns how many were replaced.
 ///
 /// Handled are `Einsum` (as a matrix product), products with a `OneHot` (as a lookup), `Sum`, `CastLike`,
-/// `RMSNormalization` and `Attention` of the standard domain (opset 23, without cache, causality or soft cap), and what
+/// `RMSNormalization` and `Attention` of the standard domain (opset 23, without cache or soft cap), and what
 /// onnxruntime's optimisers make of encoders: `SimplifiedLayerNormalization` and, of `com.microsoft`, `Gelu`, `FastGelu`,
 /// `BiasGelu`, `QuickGelu`, `FusedMatMul`, `FusedGemm`, `SkipLayerNormalization`, `SkipSimplifiedLayerNormalization`,
 /// `EmbedLayerNormalization`, `Attention` and `MultiHeadAttention`.
@@ -53,6 +53,14 @@ impl<'b, 'm> Fused<'b, 'm> {
 
     fn operand(&self, at: usize) -> Option<Expr<'b>> {
         self.name(at).map(|name| self.b.value(name))
+    }
+
+    /// 1 where a key comes after the query, 0 elsewhere, `[n, keys]`, for scores `[batch, heads, n, keys]`.
+    fn later_keys(&self, scores: Expr<'b>) -> Expr<'b> {
+        let (b, sizes) = (self.b, scores.shape().slice(0, 2, 4));
+        let ones = b.op("Expand", &[b.parameter("one", &Tensor::scalar(1f32)), sizes], vec![]);
+        let above = b.parameter("above", &Tensor::scalar(1i64));
+        b.op("Trilu", &[ones, above], vec![attribute::int("upper", 1)])
     }
 
     /// Whether anyone reads an output.

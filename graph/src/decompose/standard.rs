@@ -6,9 +6,12 @@ use crate::{ElementType, Expr, NodeExt as _, Tensor};
 /// `softmax(scale Q K^T + mask) V`, rows without any key giving zero.
 pub(super) fn attention<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
     let Fused { b, index, node, .. } = *fused;
-    let causal = node.int("is_causal", 0) != 0 || node.float("softcap", 0.0) != 0.0;
     let cached = (4..7).any(|at| fused.name(at).is_some());
-    if causal || cached || (1..4).any(|at| fused.used(at)) || node.attribute("q_num_heads").is_some() {
+    if node.float("softcap", 0.0) != 0.0
+        || cached
+        || (1..4).any(|at| fused.used(at))
+        || node.attribute("q_num_heads").is_some()
+    {
         return None;
     }
     let [q, k, v] = [fused.operand(0)?, fused.operand(1)?, fused.operand(2)?];
@@ -17,6 +20,9 @@ pub(super) fn attention<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
         None => head_size_scale(q),
     };
     let mut scores = q.matmul(k.transpose(&[0, 1, 3, 2])) * scale;
+    if node.int("is_causal", 0) != 0 {
+        scores = scores + fused.later_keys(scores) * -1e9;
+    }
     let mut guarded = false;
     if let Some(mask) = fused.name(3) {
         let mask_value = b.value(mask);

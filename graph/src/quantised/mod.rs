@@ -72,6 +72,10 @@ const LAYOUT: [&str; 11] = [
     "Split",
     "Concat",
 ];
+fn is_layout(node: &NodeProto) -> bool {
+    LAYOUT.iter().any(|op| node.is(op))
+}
+
 /// Operators on integers that are the same on floats.
 const ARITHMETIC: [&str; 5] = ["Add", "Sub", "Mul", "Max", "Min"];
 /// What is linear in its input, or ends a sum that is: where a ReLU may have been left to the saturation behind it.
@@ -116,6 +120,7 @@ struct Writer<'g> {
     opset: i64,
     constants: Constants<'g>,
     producers: HashMap<&'g str, &'g NodeProto>,
+    consumers: HashMap<&'g str, Vec<&'g NodeProto>>,
     /// Graph outputs, and what subgraphs read: they keep name and type.
     pinned: HashSet<&'g str>,
     names: HashSet<String>,
@@ -141,6 +146,10 @@ impl<'g> Writer<'g> {
     fn new(model: &'g Model, rounding: Rounding) -> Self {
         let graph = model.graph();
         let outputs = graph.output.iter().map(|o| o.name.as_str());
+        let mut consumers: HashMap<&str, Vec<&NodeProto>> = HashMap::new();
+        for node in &graph.node {
+            node.input.iter().for_each(|input| consumers.entry(input).or_default().push(node));
+        }
         let inner = graph.node.iter().filter(|n| !n.subgraphs().is_empty()).flat_map(used_values);
         Self {
             graph,
@@ -148,6 +157,7 @@ impl<'g> Writer<'g> {
             opset: model.opset(),
             constants: Constants::new(graph),
             producers: graph.node.iter().flat_map(|n| n.output.iter().map(move |o| (o.as_str(), n))).collect(),
+            consumers,
             pinned: outputs.chain(inner).collect(),
             names: model.value_names(),
             codes: HashMap::new(),
@@ -207,7 +217,7 @@ impl<'g> Writer<'g> {
             self.written.nodes.push(copy);
             return Some(());
         }
-        if !is(&LAYOUT) && !is(&ARITHMETIC) {
+        if !is_layout(node) && !is(&ARITHMETIC) {
             return None;
         }
         for output in copy.output.iter_mut().filter(|o| !o.is_empty()) {
@@ -293,7 +303,7 @@ impl<'g> Writer<'g> {
             name
         } else if let Some(meaning) = meaning {
             meaning.value
-        } else if let Some(moved) = self.producers.get(value).copied().filter(|n| LAYOUT.iter().any(|op| n.is(op)))
+        } else if let Some(moved) = self.producers.get(value).copied().filter(|n| is_layout(n))
             && depth > 0
             && whole(self, scheme.scale)
             && whole(self, scheme.zero)
@@ -346,8 +356,8 @@ impl<'g> Writer<'g> {
         if self.constants.rank(y).is_some_and(|rank| rank > 1) || (self.constants.is_constant(y) && grid.axis != -1) {
             return None;
         }
-        let float = !self.codes.contains_key(y) && (!self.constants.is_constant(y) || self.constants.is_float(y));
-        let operand = if float { y.to_owned() } else { self.codes(y)? };
+        // Zero points are integers, scales are not.
+        let operand = if ["Add", "Sub"].contains(&operator) { self.codes(y)? } else { y.to_owned() };
         Some(self.op(operator, &[x, &operand], x))
     }
 
@@ -362,7 +372,7 @@ impl<'g> Writer<'g> {
         let [low, high] = limits(data_type)?;
         let codes = match self.rounding {
             Rounding::Dropped => {
-                let x = self.saturated(x, scheme, low);
+                let x = self.saturated(x, scheme, low, value);
                 let scaled = self.with(&x, "Div", (scheme.scale, scheme.grid), 1.0)?;
                 let (scale, zero) = (self.key(scheme.scale, 1.0), self.key(scheme.zero, 0.0));
                 self.meanings.insert(value.to_owned(), Meaning { value: x, scale, zero });
@@ -381,14 +391,38 @@ impl<'g> Writer<'g> {
     }
 
     /// Quantisers take a ReLU out where the lowest integer stands for zero: what is below is cut off there.
-    fn saturated(&mut self, x: &str, scheme: Scheme<'_>, low: f32) -> String {
+    fn saturated(&mut self, x: &str, scheme: Scheme<'_>, low: f32, value: &str) -> String {
         let zero = if scheme.zero.is_empty() { Some(0.0) } else { self.constants.single(scheme.zero) };
         let latest = self.written.nodes.last().filter(|n| n.output.first().is_some_and(|o| o == x));
         let node = self.producers.get(x).copied().or(latest);
-        match zero == Some(low) && node.is_some_and(|n| BEFORE_RELU.iter().any(|op| n.is(op))) {
+        let is_sum = node.is_some_and(|n| BEFORE_RELU.iter().any(|op| n.is(op)));
+        match zero == Some(low) && is_sum && self.feeds_map(value, DEEPEST) {
             true => self.op("Relu", &[x], x),
             false => x.to_owned(),
         }
+    }
+
+    /// Whether a value goes into a product with a weight, as what a ReLU makes does in an encoder.
+    fn feeds_map(&self, value: &str, depth: usize) -> bool {
+        let users = self.consumers.get(value).map_or(&[] as &[_], Vec::as_slice);
+        users.iter().any(|node| {
+            let moves = ["DequantizeLinear", "Cast"].contains(&node.op_type.as_str()) || is_layout(node);
+            let product = ["MatMul", "Gemm"].iter().any(|op| node.op_type.contains(op));
+            let weight = || node.input.iter().any(|input| input != value && self.is_weight(input));
+            (product && weight())
+                || (moves && depth > 0 && node.output.iter().any(|output| self.feeds_map(output, depth - 1)))
+        })
+    }
+
+    /// Whether a value is a matrix that does not depend on the inputs.
+    fn is_weight(&self, value: &str) -> bool {
+        if self.constants.is_constant(value) {
+            return self.constants.rank(value) == Some(2);
+        }
+        let node = self.producers.get(value).copied();
+        node.filter(|n| n.op_type == "DequantizeLinear" || is_layout(n))
+            .and_then(|n| n.input.first())
+            .is_some_and(|input| self.constants.rank(input) == Some(2))
     }
 
     /// What tells one scale or zero point from another: the number itself where there is one.

@@ -61,6 +61,12 @@ fn read_off(cx: &Context<'_>, anchor: usize, tried: &mut Option<Region>) -> Resu
     let &[.., head_size] = cx.recording.shape(&with_keys.input[0]) else {
         return Err("queries are not [batch, heads, n, d]".to_owned());
     };
+    let values = cx.recording.shape(&with_values.input[1]);
+    if let Some(&size) = values.last().filter(|size| **size != head_size) {
+        return Err(format!(
+            "values have {size} channels a head, queries and keys {head_size}; equal ones are supported"
+        ));
+    }
     if n != keys || batch != cx.recording.batch || n != cx.recording.length {
         return Err(format!("scores [{batch}, {heads}, {n}, {keys}] are not those of self-attention"));
     }

@@ -46,16 +46,16 @@ pub(super) fn linear_before(cx: &Context<'_>, value: &str, layout: Layout) -> Re
     let mut nearest = Err(Miss::new(SiteKind::Linear, value, "no product with a constant weight leads to it"));
     let mut known: &[usize] = &[];
     let holds_weight = |region: &Region| region.nodes.iter().any(|&at| linear::has_weight(cx, at));
-    let mut regions = Region::ending_in(&cx.index, value, Users::InsideOnly);
-    if !regions.iter().any(holds_weight) {
-        // One product may make queries, keys and values.
-        regions = Region::ending_in(&cx.index, value, Users::Anyone);
-    }
+    let regions = Region::ending_in(&cx.index, value, Users::Anyone);
+    let has_own_product = |region: &Region| holds_weight(region) && region.has_single_exit(&cx.index);
+    // One product may make queries, keys and values; what moves elements before it they may share in any case.
+    let shares_product = !regions.iter().any(has_own_product);
     let moves_only = |at: &usize| {
         let node = &cx.index.graph().node[*at];
         is_layout_only(node) || node.is("Transpose")
     };
-    for region in regions.iter().skip_while(|region| !holds_weight(region)) {
+    let starts = |region: &&Region| if shares_product { holds_weight(region) } else { has_own_product(region) };
+    for region in regions.iter().skip_while(|region| !starts(region)) {
         if !known.is_empty() && !region.nodes.iter().filter(|at| !known.contains(at)).all(moves_only) {
             break;
         }

@@ -156,7 +156,8 @@ mod tests {
     use super::*;
     use crate::pipeline::Rewriting;
     use crate::testing::{
-        GELUS, LINEARS, MASKS, NORMS, Spelling, Values, encoder, encoder_with, largest_output_difference, options,
+        GELUS, LAYOUTS, LINEARS, MASKS, NORMS, Spelling, Values, encoder, encoder_with, largest_output_difference,
+        options,
     };
 
     fn recognised(model: &Model) -> Recognition {
@@ -174,7 +175,15 @@ mod tests {
         let linears = (0..LINEARS).map(|linear| Spelling { linear, ..plain });
         let mixed =
             (0..NORMS).map(|i| Spelling { norm: i, gelu: i % GELUS, mask: i % MASKS, linear: i % LINEARS, ..plain });
-        for spelling in norms.chain(gelus).chain(masks).chain(linears).chain(mixed) {
+        let layouts = (0..LAYOUTS * 2).map(|i| Spelling {
+            layout: i / 2,
+            linear: i % 2,
+            norm: i % NORMS,
+            gelu: i % GELUS,
+            mask: i % MASKS,
+            ..plain
+        });
+        for spelling in norms.chain(gelus).chain(masks).chain(linears).chain(mixed).chain(layouts) {
             let model = encoder_with(spelling, |scores, _| scores);
             let encoder = has_each_site_once(&model, &format!("{spelling:?}"));
             let layer = &encoder.layers[0];
@@ -185,7 +194,8 @@ mod tests {
     /// One layer, recognised whole, and brought into canonical form.
     fn has_each_site_once(model: &Model, what: &str) -> Encoder {
         let recognition = recognised(model);
-        assert!(recognition.misses.is_empty(), "{what}: {:#?}", recognition.misses);
+        let Recognition { misses, explanations, .. } = &recognition;
+        assert!(misses.is_empty(), "{what}: {misses:#?} {explanations:#?}");
         let sites = (recognition.attentions.len(), recognition.activations.len(), recognition.norms.len());
         assert_eq!(sites, (1, 1, 3), "{what}");
         let rewriting = Rewriting::new(model.clone(), options(None)).unwrap();
@@ -204,7 +214,8 @@ mod tests {
             for norm in 0..NORMS {
                 // With a mask, without one, and with flattened tokens.
                 for (mask, linear) in [(0, 0), (4, 1), (4, 2)] {
-                    let spelling = Spelling { norm, gelu: norm % GELUS, mask, linear, channels, values };
+                    let plain = Spelling::default();
+                    let spelling = Spelling { norm, gelu: norm % GELUS, mask, linear, channels, values, ..plain };
                     let what = format!("{spelling:?}");
                     let encoder = has_each_site_once(&encoder_with(spelling, |scores, _| scores), &what);
                     let layer = &encoder.layers[0];
@@ -325,7 +336,8 @@ mod tests {
         for (what, head) in heads {
             let model = with_head(head);
             let recognition = recognised(&model);
-            assert!(recognition.misses.is_empty(), "{what}: {:#?}", recognition.misses);
+            let Recognition { misses, explanations, .. } = &recognition;
+            assert!(misses.is_empty(), "{what}: {misses:#?} {explanations:#?}");
             let mut student = Rewriting::new(model, options(None)).unwrap().approximate().unwrap();
             student.finish().unwrap();
             let end = student.encoder.layers[0].output_norm.output.clone();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use mabert_graph::proto::NodeProto;
-use mabert_graph::{Dependence, Index, NodeExt as _};
+use mabert_graph::{Dependence, Index};
 
 /// The nodes that lead from `entries` to `exit`, in graph order. Nothing inside is used outside, but where it is said.
 #[derive(Clone, Debug)]
@@ -52,7 +52,8 @@ impl Region {
         Some(Self { entries: entries.iter().map(|e| (*e).to_owned()).collect(), exit: exit.to_owned(), nodes })
     }
 
-    fn has_single_exit(&self, index: &Index<'_>) -> bool {
+    /// Whether nothing inside is used outside.
+    pub(crate) fn has_single_exit(&self, index: &Index<'_>) -> bool {
         let inside = |at: &usize| self.nodes.binary_search(at).is_ok();
         self.nodes
             .iter()

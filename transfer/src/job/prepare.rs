@@ -92,7 +92,7 @@ impl<'j> Prepared<'j> {
         if let Some(disagreement) = inputs.disagreement() {
             tracing::warn!("{}: {disagreement}", model.origin());
         }
-        check_sizes(&inputs, &runnable, PROBED)?;
+        check_sizes(&model, &inputs, &runnable, PROBED)?;
         let start = job.start().map(StartStudent::load).transpose()?;
         let options = match &start {
             Some(start) => start.options.clone(),

@@ -1,0 +1,50 @@
+//! Operators that tract does not have.
+
+use std::sync::OnceLock;
+
+use mabert_graph::proto::NodeProto;
+use mabert_graph::{Model as Graph, NodeExt as _};
+use tract_onnx::Onnx;
+
+use crate::{Error, Result};
+
+/// Refuses a graph with an operator that cannot be run, by name: tract says so in its own words, and late.
+pub(crate) fn check(graph: &Graph) -> Result<()> {
+    match unknown(&graph.graph().node) {
+        None => Ok(()),
+        Some(node) => {
+            let domain = if node.is(&node.op_type) { String::new() } else { format!("{}.", node.domain) };
+            let operator = format!("{domain}{}", node.op_type);
+            Err(Error::Operator { model: String::new(), operator, node: node.label().to_owned() })
+        }
+    }
+}
+
+/// The first node of an unknown operator, in subgraphs too.
+fn unknown(nodes: &[NodeProto]) -> Option<&NodeProto> {
+    static KNOWN: OnceLock<Onnx> = OnceLock::new();
+    let known = &KNOWN.get_or_init(tract_onnx::onnx).op_register.0;
+    nodes.iter().find_map(|node| match known.contains_key(&node.op_type) {
+        false => Some(node),
+        true => node.subgraphs().into_iter().find_map(|graph| unknown(&graph.node)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use mabert_graph::{Builder, ElementType};
+
+    /// What no output needs is no matter.
+    #[test]
+    fn an_operator_that_is_not_known_is_named_where_it_is_needed() {
+        let b = Builder::new(17, "test");
+        let x = b.input("x", ElementType::F32, &["n"]);
+        let y = b.op("Whatever", &[x], vec![]).named("y");
+        let mut graph = b.model(&[(y + 1.0).named("z")]);
+        graph.graph_mut().node[0].domain = "some.where".to_owned();
+        let message = crate::LoadOptions::default().prepare(&graph).unwrap_err().to_string();
+        assert!(message.starts_with("operator some.where.Whatever (node `Whatever`) is not supported"), "{message}");
+        graph.graph_mut().node[1].input[0] = "x".to_owned();
+        crate::LoadOptions::default().prepare(&graph).unwrap();
+    }
+}
