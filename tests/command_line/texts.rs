@@ -229,6 +229,15 @@ fn another_models_tokenizer_is_doubted() {
     };
     let bare = changed(&|tokenizer| tokenizer["post_processor"] = Value::Null);
     assert!(bare.contains("[CLS]") && bare.contains("save_pretrained"), "{bare}");
+    // As many tokens, of which each has the id of another.
+    changed(&|tokenizer| {
+        let words = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        let moved = |id: u64| if id < 10 { id } else { 10 + (id - 10 + 777) % 4086 };
+        words.values_mut().for_each(|id| *id = moved(id.as_u64().unwrap()).into());
+    });
+    let eval = ["eval", &teacher(), "--tokenizer", &path, "--data", &reviews(), "--label-column", "label"];
+    let notes = json(&eval)["notes"].to_string();
+    assert!(notes.contains("the most frequent label"), "{notes}");
     // Half of the words are gone.
     let fewer = changed(&|tokenizer| {
         let words = tokenizer["model"]["vocab"].as_object_mut().unwrap();

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use mabert_graph::Model;
 use mabert_transfer::data::{Overlong, TextEncoder, sameness_note};
-use mabert_transfer::evaluate::{Metric, Spread, check_labels, label_notes, labels, logits, predictions};
+use mabert_transfer::evaluate::{Metric, Spread, chance_note, check_labels, label_notes, labels, logits, predictions};
 use mabert_transfer::progress::Progress as _;
 use serde::Serialize;
 
@@ -120,6 +120,8 @@ fn evaluate_models(
             predictions(metric, &logits)
         });
         let predicted = predicted.with_context(|| path.display().to_string())?;
+        let chance = chance_note(metric, &predicted, &labels);
+        texts.notes.extend(chance.map(|note| format!("{}: {note}", path.display())));
         let reference = reference.get_or_insert_with(|| predicted.clone());
         evaluated.push(Evaluated {
             model: path.display().to_string(),
