@@ -5,8 +5,11 @@ use std::path::Path;
 use anyhow::Result;
 use mabert_graph::Model;
 use mabert_passes::inputs::{EncoderInputs, GivenRoles};
+use mabert_passes::pipeline::ENCODER_END_KEY;
 use mabert_passes::recording::longest_sequence;
-use mabert_runtime::{Engine, LoadOptions, Model as TractModel, Named, OrtModel, Tensor, borrowed, load_onnxruntime};
+use mabert_runtime::{
+    Engine, LoadOptions, Model as TractModel, Named, OrtModel, Taps, Tensor, borrowed, load_onnxruntime,
+};
 use mabert_transfer::data::{BatchShape, TextEncoder};
 
 use crate::arguments::{Choice, Global};
@@ -25,6 +28,16 @@ pub(crate) enum EngineName {
 
 impl EngineName {
     pub(crate) const ALL: [Self; 3] = [Self::Tract, Self::PlainTract, Self::Onnxruntime];
+
+    /// Loads a model on this engine; on tract the inner `values` are outputs too.
+    pub(crate) fn load_tapped(self, path: &Path, values: &[String], global: &Global) -> Result<Box<dyn Engine>> {
+        match self {
+            Self::Tract if !values.is_empty() => {
+                Ok(Box::new(tract_options(global).taps(Taps::Values(values.to_vec())).load(path)?))
+            }
+            _ => self.load(path, global),
+        }
+    }
 
     /// Loads a model on this engine.
     pub(crate) fn load(self, path: &Path, global: &Global) -> Result<Box<dyn Engine>> {
@@ -71,6 +84,7 @@ pub(crate) struct Reads {
     /// The longest sequence that it takes, or what was asked for.
     pub(crate) max_seq: usize,
     channels: Option<usize>,
+    encoder_end: Option<String>,
 }
 
 impl Reads {
@@ -83,7 +97,9 @@ impl Reads {
         let runnable = LoadOptions::default().prepare(model)?;
         let max_seq = longest_sequence(&inputs, &runnable, limit)?.0;
         let channels = inputs.vocabulary().and_then(|rows| columns_of_table(model, rows));
-        Ok(Self { inputs, max_seq, channels })
+        let known = model.value_names();
+        let encoder_end = model.metadata(ENCODER_END_KEY).filter(|value| known.contains(*value)).map(str::to_owned);
+        Ok(Self { inputs, max_seq, channels, encoder_end })
     }
 
     /// Token ids are below it; `None` where no table was found that they index.
@@ -94,6 +110,11 @@ impl Reads {
     /// How wide its embeddings are, where that is known.
     pub(crate) fn channels(&self) -> Option<usize> {
         self.channels
+    }
+
+    /// The value that a student's encoder ends in, where it is known.
+    pub(crate) fn encoder_end(&self) -> &[String] {
+        self.encoder_end.as_slice()
     }
 
     /// What its batches are like, filled up as the encoder's tokenizer does.

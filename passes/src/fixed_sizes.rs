@@ -46,8 +46,8 @@ fn fixed_sizes(
     let one = batches().map(|batch| (batch, tried.1)).chain(numbers.iter().map(|&length| (tried.0, length)));
     one.chain(pairs).find(|&size| {
         let is_other = size != tried && taken(inputs, size) == Some(size);
-        let runs = |values| runnable.run(&borrowed(&values)).is_ok();
-        is_other && inputs.made_up(size.0, size.1, 1).is_ok_and(runs)
+        let values = inputs.made_up(size.0, size.1, 1);
+        is_other && values.is_ok_and(|values| runnable.run(&borrowed(&values)).is_ok())
     })
 }
 

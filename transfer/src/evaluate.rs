@@ -5,7 +5,7 @@ use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::compare::argmax;
+use crate::compare::{argmax, overflows};
 use crate::data::{Batch, BatchShape, Sequence, batches};
 use crate::heads::HeadKind;
 use crate::{Error, Result, Setting};
@@ -251,7 +251,25 @@ pub fn logits(
     channels: Option<usize>,
     spread: Spread,
 ) -> Result<Array2<f32>> {
-    let parts = run_batches(engine, shape, sequences, spread)?;
+    Ok(logits_and_overflow(engine, shape, sequences, channels, spread)?.0)
+}
+
+/// The same, and on how many sequences any value that the engine gives is not finite: where inner values are among them, a
+/// head cannot hide it.
+///
+/// # Errors
+/// As those of [`logits`].
+pub fn logits_and_overflow(
+    engine: &dyn Engine,
+    shape: &BatchShape,
+    sequences: &[Sequence],
+    channels: Option<usize>,
+    spread: Spread,
+) -> Result<(Array2<f32>, usize)> {
+    let (batches, outputs): (Vec<Batch>, Vec<Named>) =
+        run_batches(engine, shape, sequences, spread)?.into_iter().unzip();
+    let overflow = overflows(&batches, &outputs);
+    let parts: Vec<(Batch, Named)> = batches.into_iter().zip(outputs).collect();
     let Some((_, first)) = parts.first() else { return Err(Error::Compare("there are no sequences".to_owned())) };
     let kind = |at: usize| {
         let (name, value) = &first[at];
@@ -277,7 +295,7 @@ pub fn logits(
     };
     let joined = join(&parts, at, sequences.len()).to_f32();
     let columns = joined.len() / sequences.len().max(1);
-    Ok(joined.into_shape_with_order((sequences.len(), columns)).expect("a row a sequence"))
+    Ok((joined.into_shape_with_order((sequences.len(), columns)).expect("a row a sequence"), overflow))
 }
 
 /// What a metric looks at in logits: the class, or the value of the only column.

@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use mabert_graph::Model;
 use mabert_transfer::data::{Overlong, TextEncoder, sameness_note};
-use mabert_transfer::evaluate::{Metric, Spread, chance_note, check_labels, label_notes, labels, logits, predictions};
+use mabert_transfer::evaluate::{
+    Metric, Spread, chance_note, check_labels, label_notes, labels, logits_and_overflow, predictions,
+};
 use mabert_transfer::progress::Progress as _;
 use serde::Serialize;
 
@@ -58,6 +60,8 @@ struct Evaluated {
     value: f64,
     /// The share of classes, or the correlation of values, that the first model gives too.
     agreement: f64,
+    /// Texts on which a value where the encoder ends, or an output, is not finite.
+    overflow: usize,
 }
 
 pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
@@ -110,23 +114,30 @@ fn evaluate_models(
     let bars = Bars::new(global);
     bars.begin("eval", models.len());
     for (path, reads) in models {
-        let engine = arguments.engine.load(path, global)?;
+        let engine = arguments.engine.load_tapped(path, reads.encoder_end(), global)?;
         let shape = reads.shape(encoder);
-        let logits = logits(engine.as_ref(), &shape, &texts.sequences, reads.channels(), Spread::Inside);
-        let predicted = logits.and_then(|logits| {
+        let told = logits_and_overflow(engine.as_ref(), &shape, &texts.sequences, reads.channels(), Spread::Inside);
+        let predicted = told.and_then(|(logits, overflow)| {
             check_labels(metric, logits.ncols(), &texts.file, &texts.sequences, &labels)?;
             let doubts = label_notes(metric, logits.ncols(), &texts.file, &labels);
             texts.notes.extend(doubts.into_iter().filter(|note| !texts.notes.contains(note)).collect::<Vec<_>>());
-            predictions(metric, &logits)
+            Ok((predictions(metric, &logits)?, overflow))
         });
-        let predicted = predicted.with_context(|| path.display().to_string())?;
+        let (predicted, overflow) = predicted.with_context(|| path.display().to_string())?;
+        let (model, count) = (path.display(), texts.sequences.len());
+        if overflow > 0 {
+            texts.notes.push(format!(
+                "{model}: its encoder overflows on {overflow} of {count} texts: what the head answers to them means nothing"
+            ));
+        }
         let chance = chance_note(metric, &predicted, &labels);
-        texts.notes.extend(chance.map(|note| format!("{}: {note}", path.display())));
+        texts.notes.extend(chance.map(|note| format!("{model}: {note}")));
         let reference = reference.get_or_insert_with(|| predicted.clone());
         evaluated.push(Evaluated {
             model: path.display().to_string(),
             value: metric.score(&predicted, &labels),
             agreement: metric.likeness().score(&predicted, reference),
+            overflow,
         });
         bars.step("");
     }

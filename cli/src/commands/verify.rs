@@ -8,7 +8,7 @@ use clap::Args;
 use mabert_graph::Model;
 use mabert_passes::pipeline::simplify;
 use mabert_passes::recognise::recognise;
-use mabert_runtime::{Engine, Taps, borrowed, npz};
+use mabert_runtime::{Engine, borrowed, npz};
 use mabert_transfer::Setting;
 use mabert_transfer::compare::{Distances, OutputDistance, Tolerance};
 use mabert_transfer::data::{BatchShape, Overlong, Sequence, Vocabulary, batches, made_up_sequences, sameness_note};
@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::arguments::{Choice as _, DataArguments, Global, count, one_of, read_texts};
 use crate::bars::Bars;
-use crate::engines::{EngineName, Reads, refuse_negative_ids, run_on, tract_options};
+use crate::engines::{EngineName, Reads, refuse_negative_ids, run_on};
 use crate::failure::{CheckFailed, Usage};
 use crate::print::{self, Page};
 
@@ -90,7 +90,7 @@ pub(super) fn verify(arguments: &VerifyArguments, global: &Global) -> Result<()>
     let tolerance = tolerance(arguments);
     let pair = Pair {
         paths,
-        models: [load(paths[0], engines[0], &sites, global)?, load(paths[1], engines[1], &sites, global)?],
+        models: [engines[0].load_tapped(paths[0], &sites, global)?, engines[1].load_tapped(paths[1], &sites, global)?],
     };
     let (distances, Compared { described: inputs, notes, .. }) = pair.compare(arguments, tolerance, global)?;
     bars.end();
@@ -122,14 +122,6 @@ pub(super) fn verify(arguments: &VerifyArguments, global: &Global) -> Result<()>
         true => Ok(()),
         false => Err(CheckFailed("the outputs differ by more than the tolerance".to_owned()).into()),
     }
-}
-
-/// A model on an engine; on tract the values of sites are outputs too.
-fn load(path: &Path, engine: EngineName, sites: &[String], global: &Global) -> Result<Box<dyn Engine>> {
-    if sites.is_empty() {
-        return engine.load(path, global);
-    }
-    Ok(Box::new(tract_options(global).taps(Taps::Values(sites.to_vec())).load(path)?))
 }
 
 /// What is compared.

@@ -26,6 +26,9 @@ pub use table::{Pass, PassKind, UnknownPass};
 /// The `metadata_props` key that marks a rewritten model; its value is the tool's version.
 pub const VERSION_KEY: &str = "onnx_mabert.version";
 
+/// The `metadata_props` key of a rewritten model whose value names the value that its encoder ends in.
+pub const ENCODER_END_KEY: &str = "onnx_mabert.encoder_end";
+
 /// What simplifying did to a model.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

@@ -69,7 +69,7 @@ impl<'j> Transferring<'j> {
         let uncalibrated = (!record.calibrates).then(|| student.model.clone());
         student.finish()?;
         let sites = site_reports(&encoder, &student, record.layerwise.as_ref());
-        describe(&mut student.model, context.job, &student.options, &sites);
+        describe(&mut student.model, context.job, &student.options, &sites, encoder_end(&student.encoder));
         context.progress.step("folded");
         let measured = context.reference.run(&student.model)?;
         let odd = &context.texts.odd;

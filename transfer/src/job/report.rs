@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use mabert_graph::Model;
 use mabert_passes::contract::NonLinear;
 use mabert_passes::lower::FoldReport;
-use mabert_passes::pipeline::{Outcome, Pass, PassOptions, Student, VERSION_KEY};
+use mabert_passes::pipeline::{ENCODER_END_KEY, Outcome, Pass, PassOptions, Student, VERSION_KEY};
 use mabert_passes::recognise::Miss;
 use mabert_passes::sites::{Activation, Encoder, LayerSite, SiteId, SiteKind};
 use mabert_runtime::MAX_SEQ_KEY;
@@ -309,13 +309,22 @@ struct How<'a> {
 }
 
 /// Writes into the model how it was made.
-pub(super) fn describe(model: &mut Model, job: &Job, options: &PassOptions, sites: &[SiteReport]) {
+pub(super) fn describe(
+    model: &mut Model,
+    job: &Job,
+    options: &PassOptions,
+    sites: &[SiteReport],
+    encoder_end: Option<&str>,
+) {
     let how = How { passes: std::borrow::Cow::Borrowed(options), transfer: job.transfer.kind(), seed: job.seed };
     let json = |value: serde_json::Result<String>| value.expect("plain structures are valid JSON");
     model.set_metadata(VERSION_KEY, env!("CARGO_PKG_VERSION"));
     model.set_metadata(MAX_SEQ_KEY, &options.approximator.max_seq.to_string());
     model.set_metadata(OPTIONS_KEY, &json(serde_json::to_string(&how)));
     model.set_metadata(SITES_KEY, &json(serde_json::to_string(sites)));
+    if let Some(end) = encoder_end {
+        model.set_metadata(ENCODER_END_KEY, end);
+    }
     describe_limit(model, options.approximator.max_seq);
     raise_ir_version(model);
 }
