@@ -8,7 +8,7 @@ use mabert_runtime::borrowed;
 use crate::inputs::EncoderInputs;
 
 /// Numbers that are tried as a size, at most; the most frequent first.
-const MOST_TRIED: usize = 12;
+const MOST_TRIED: usize = 16;
 const LARGEST: i64 = 512;
 
 /// What to say of a model that fails at sizes that its inputs declare: at which it runs, where that can be found out.
@@ -51,14 +51,14 @@ fn fixed_sizes(
     })
 }
 
-/// The integers in the model's small vectors.
+/// The integers of the model, alone or in small vectors.
 fn numbers(model: &Model) -> Vec<usize> {
     let graph = model.graph();
     let held = graph.node.iter().filter(|node| node.is("Constant")).filter_map(|n| attribute::constant(n).ok()?);
-    let stored = graph.initializer.iter().filter(|t| t.data_type == ElementType::I64.onnx() && t.dims.len() == 1);
-    let stored = stored.filter(|t| t.dims[0] <= 8).filter_map(|t| Tensor::from_proto(t).ok());
+    let stored = graph.initializer.iter().filter(|t| t.data_type == ElementType::I64.onnx() && t.dims.len() <= 1);
+    let stored = stored.filter(|t| t.dims.first().is_none_or(|&n| n <= 8)).filter_map(|t| Tensor::from_proto(t).ok());
     let mut counts: HashMap<i64, usize> = HashMap::new();
-    for vector in held.chain(stored).filter(|t| (2..=8).contains(&t.len())).filter_map(|t| t.to_i64()) {
+    for vector in held.chain(stored).filter(|t| t.len() <= 8).filter_map(|t| t.to_i64()) {
         vector.iter().filter(|n| (1..=LARGEST).contains(*n)).for_each(|n| *counts.entry(*n).or_default() += 1);
     }
     let mut numbers: Vec<(i64, usize)> = counts.into_iter().collect();
@@ -79,7 +79,11 @@ mod tests {
         let b = Builder::new(17, "test");
         let ids = b.input("input_ids", ElementType::I64, &["batch", "n"]);
         let words = b.constant("words", &Tensor::new(&[9, 4], (0..36).map(|i| i as f32).collect()));
-        let model = b.model(&[words.gather(ids).reshape(&[12, 3 * 2, 2]).reshape(&[3, 12, 4]).named("y")]);
+        let x = words.gather(ids);
+        // TorchScript may also put a shape together from numbers.
+        let one = |n: i64| b.op("Unsqueeze", &[b.parameter("n", &Tensor::scalar(n)), b.ints(&[0])], vec![]);
+        let turned = x.reshape(&[-1, 6, 2]).reshape_to(b.concat(&[3, 12, 4].map(one), 0));
+        let model = b.model(&[(x + turned).named("y")]);
         let runnable = mabert_runtime::LoadOptions::default().prepare(&model).unwrap();
         let inputs = EncoderInputs::new(&model, &[]).unwrap();
         let message = check_sizes(&model, &inputs, &runnable, (2, 7)).unwrap_err().to_string();

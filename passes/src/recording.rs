@@ -53,6 +53,7 @@ impl Recording {
             Error::Runtime(source @ mabert_runtime::Error::Engine { .. }) => {
                 fails(model, &encoder_inputs, &runnable, (batch, length), source)
             }
+            Error::Runtime(source @ mabert_runtime::Error::Shape { .. }) => no_sentences(model.origin(), &source),
             other => other,
         };
         let (values, inputs) = match run(length) {
@@ -104,6 +105,12 @@ fn failure(
     Error::Fails { origin: inputs.origin().to_owned(), batch, length, but, source: Box::new(source.without_model()) }
 }
 
+/// What is said of inputs that no sentences fit, as those of a product of two matrices.
+fn no_sentences(origin: &str, fault: &mabert_runtime::Error) -> Error {
+    let reason = format!("its inputs are not all [batch, length], as those of sentences are ({fault})");
+    Error::NotBert { origin: origin.to_owned(), reason }
+}
+
 /// Runs a model on `batch` sentences of `length` tokens, on one more, and on longer ones, as far as its inputs declare
 /// that it takes them.
 ///
@@ -123,6 +130,7 @@ pub fn check_sizes(
             (Err(source @ mabert_runtime::Error::Engine { .. }), None) => {
                 Err(fails(model, inputs, runnable, (batch, length), source))
             }
+            (Err(source @ mabert_runtime::Error::Shape { .. }), _) => Err(no_sentences(inputs.origin(), &source)),
             // Too long, say: that is no matter of sizes alone.
             _ => Ok(()),
         }

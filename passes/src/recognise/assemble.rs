@@ -239,8 +239,9 @@ fn norm_of_sum(cx: &Context<'_>, sites: &Recognition, stream: &str, branch: &mut
         sites.norms.iter().find_map(|norm| Some((norm, region(norm)?)))
     });
     let Some((norm, region)) = following.next() else {
-        let reason =
-            format!("no layer normalisation of `{stream}` + `{end}` follows it; only post-LN encoders are supported");
+        let ends = cx.index.readers_at(&end).next().is_none();
+        let why = if ends { "the model ends there" } else { "only post-LN encoders are supported" };
+        let reason = format!("no layer normalisation of `{stream}` + `{end}` follows it; {why}");
         return Err(Miss::new(SiteKind::Norm, &end, reason));
     };
     let vector = vector_beside_sum(cx, &region).map_err(|reason| {

@@ -424,6 +424,38 @@ mod tests {
         assert!(recognised(&model).encoder.is_none());
     }
 
+    /// What is said of models that are no encoders is what is missing in them.
+    #[test]
+    fn fragments_are_refused_with_the_reason() {
+        let product = || {
+            let b = Builder::new(17, "test");
+            let [x, y] =
+                [("x", ["M", "K"]), ("y", ["K", "N"])].map(|(name, dims)| b.input(name, ElementType::F32, &dims));
+            b.model(&[x.matmul(y).named("z")])
+        };
+        let softmax = || {
+            let b = Builder::new(17, "test");
+            let ids = b.input("input_ids", ElementType::I64, &["batch", "n"]);
+            let words = b.constant("words", &Tensor::new(&[9, 2], vec![0.5f32; 18]));
+            b.model(&[words.gather(ids).softmax().named("y")])
+        };
+        let cut_off = || {
+            let mut model = encoder();
+            let branch = model.graph().node.iter().find(|node| node.input.iter().any(|i| i == "attention.output.bias"));
+            model.graph_mut().output[0].name = branch.unwrap().output[0].clone();
+            model.remove_dead();
+            model
+        };
+        for (model, reason) in [
+            (product(), "its inputs are not all [batch, length]"),
+            (softmax(), "no softmax of scaled scores was found; of this one, its result does not go into a product"),
+            (cut_off(), "follows it; the model ends there"),
+        ] {
+            let message = Rewriting::new(model, options(None)).unwrap_err().to_string();
+            assert!(message.contains(reason), "{reason}: {message}");
+        }
+    }
+
     #[test]
     fn a_model_without_attention_is_no_encoder() {
         let b = Builder::new(17, "test");

@@ -15,6 +15,9 @@ const TOLERANCE: f32 = 2e-4;
 /// Values in a row that may follow a norm without being one, before the search for its end stops.
 const MOST_BEYOND: usize = 2;
 
+/// Operators that move elements, or take some of them.
+const MOVES: [&str; 6] = ["Transpose", "Slice", "Split", "Concat", "Gather", "Expand"];
+
 /// Whether a node can be the heart of a norm: the fused operator, or the root of the variance.
 pub(super) fn is_anchor(node: &NodeProto) -> bool {
     node.is("LayerNormalization") || node.is("Sqrt") || node.is("Pow") || node.is("Reciprocal")
@@ -81,7 +84,8 @@ fn may_be_one_norm(cx: &Context<'_>, region: &Region) -> bool {
 fn may_be_gamma_or_beta(cx: &Context<'_>, at: usize) -> bool {
     let node = &cx.index.graph().node[at];
     let scales_or_shifts = ["Add", "Sub", "Mul", "Div"].iter().any(|op| node.is(op));
-    (scales_or_shifts && cx.index.data_inputs(node).len() == 1) || is_layout_only(node) || node.is("Transpose")
+    let moves = is_layout_only(node) || MOVES.iter().any(|op| node.is(op));
+    moves || (scales_or_shifts && cx.index.data_inputs(node).len() == 1)
 }
 
 /// Whether a node takes a root, as each normalisation does once.
