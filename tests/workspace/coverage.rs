@@ -112,7 +112,6 @@ fn sizes(engine: &dyn Engine) -> Vec<(usize, usize)> {
 
 fn check(path: &Path) -> Result<Measured, String> {
     let model = Model::load(path).map_err(|e| e.to_string())?;
-    let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let rewriting = Rewriting::new(model.clone(), PassOptions { order: Order::Auto, ..options() });
     let rewriting = rewriting.map_err(|e| e.to_string())?;
     let half = rewriting.precision == Precision::Half;
