@@ -40,8 +40,10 @@ impl Progress for Bars {
         match &self.shown {
             Shown::Nothing => {}
             Shown::Bar(bar) => {
-                let style =
-                    ProgressStyle::with_template("{prefix:12} [{bar:30}] {pos}/{len} {elapsed} left {eta}  {msg}");
+                let style = ProgressStyle::with_template(match steps {
+                    0 => "{prefix:12} {elapsed}",
+                    _ => "{prefix:12} [{bar:30}] {pos}/{len} {elapsed} left {eta}  {msg}",
+                });
                 let new = ProgressBar::new(steps as u64).with_prefix(one_line(stage));
                 new.set_style(style.expect("a valid template").progress_chars("=> "));
                 new.enable_steady_tick(Duration::from_millis(500));

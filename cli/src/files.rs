@@ -55,6 +55,11 @@ impl Files {
         for output in outputs() {
             check_writable(output)?;
         }
+        for folder in &self.checkpoints {
+            if let Some(output) = outputs().find(|output| is_same_file(output, folder)) {
+                return Err(usage(output, "a checkpoint is to be a folder of that name; name two"));
+            }
+        }
         let state = self.checkpoints.iter().flat_map(|folder| CHECKPOINT_FILES.map(|name| folder.join(name)));
         let written: Vec<PathBuf> = outputs().cloned().chain(state).collect();
         for (at, output) in written.iter().enumerate() {
@@ -187,6 +192,8 @@ mod tests {
         refused(Files::default().models(&[at("state/start.onnx")]).keeps_state_in(Some(&state)));
         refused(files().writes_model(&at("state/start.onnx")).keeps_state_in(Some(&state)));
         refused(files().writes(Some(&at("state/start.onnx.data"))).keeps_state_in(Some(&state)));
+        let named_as_output = refused(files().writes_model(&at("new.onnx")).keeps_state_in(Some(&at("./new.onnx"))));
+        assert!(named_as_output.contains("folder of that name"), "{named_as_output}");
         files().writes_model(&at("state/student.onnx")).keeps_state_in(Some(&state)).check().unwrap();
     }
 

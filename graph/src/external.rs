@@ -125,13 +125,18 @@ fn data_path(model: &Path, number: usize) -> PathBuf {
 }
 
 /// The files beside the model at `path` that hold its external data, in the order in which it names them, each once. The
-/// model itself says what they are called: exporters choose different names. Their data is not read.
+/// model itself says what they are called: exporters choose different names. Their data is not read, nor is a model that is
+/// no file: what comes out of a pipe comes once, and its data lies nowhere.
 ///
 /// # Errors
 /// The model cannot be read, is not ONNX, or names a file outside its own folder.
 pub fn data_files(path: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
     let path = path.as_ref();
-    let file = File::open(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let unreadable = |source| Error::Read { path: path.to_owned(), source };
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Ok(Vec::new());
+    }
+    let file = File::open(path).map_err(unreadable)?;
     let mut proto = decode(&path.display().to_string(), &mut BufReader::new(file))?;
     let mut files: Vec<PathBuf> = Vec::new();
     for_each_tensor(&mut proto, &mut |tensor| {
@@ -198,6 +203,10 @@ pub(crate) fn write(proto: &ModelProto, model: &Path) -> Result<(ModelProto, Pat
             }
             Ok(())
         })?;
+        // Who may read the model that is there may read its data.
+        if let Some(old) = std::fs::metadata(model).ok().filter(std::fs::Metadata::is_file) {
+            temporary.as_file().set_permissions(old.permissions())?;
+        }
         // The name must be free: the model that is there now may read the file that has it.
         for number in 1.. {
             let path = data_path(model, number);

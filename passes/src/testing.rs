@@ -49,9 +49,9 @@ impl Default for Spelling {
     }
 }
 
-pub(crate) const NORMS: usize = 6;
-pub(crate) const GELUS: usize = 5;
-pub(crate) const MASKS: usize = 5;
+pub(crate) const NORMS: usize = 7;
+pub(crate) const GELUS: usize = 7;
+pub(crate) const MASKS: usize = 6;
 pub(crate) const LINEARS: usize = 3;
 pub(crate) const LAYOUTS: usize = 4;
 
@@ -119,10 +119,14 @@ impl<'b> Weights<'b> {
                 x * factor + (beta - x.mean_last() * factor)
             }
             4 => centred * ((centred * centred).mean_last() + EPSILON).pow(-0.5) * gamma + beta,
-            _ => {
+            op => {
                 let epsilon = mabert_graph::attribute::float("epsilon", EPSILON);
-                let axis = mabert_graph::attribute::int("axis", -1);
-                self.b.op("LayerNormalization", &[x, gamma, beta], vec![axis, epsilon])
+                let attributes = vec![mabert_graph::attribute::int("axis", -1), epsilon];
+                // onnxruntime's optimiser leaves the mean out of some.
+                match op {
+                    5 => self.b.op("SimplifiedLayerNormalization", &[centred, gamma], attributes) + beta,
+                    _ => self.b.op("LayerNormalization", &[x, gamma, beta], attributes),
+                }
             }
         }
     }
@@ -134,6 +138,9 @@ impl<'b> Weights<'b> {
             1 => x * (0.5 * erf()),
             2 => (x * erf()) * 0.5,
             3 => erf() * (x * 0.5),
+            // The half is the next map's.
+            4 => x * erf(),
+            5 => self.b.op("Sum", &[x, x * (x / std::f32::consts::SQRT_2).erf()], vec![]),
             _ => {
                 let inner = (x + 0.044_715 * x.pow(3.0)) * (2.0 / std::f32::consts::PI).sqrt();
                 0.5 * x * (1.0 + inner.tanh())
@@ -153,6 +160,14 @@ impl<'b> Weights<'b> {
             }
             // The model takes a mask and ignores it, or takes none.
             4 => scores.softmax(),
+            // As optimisers spell it out, where an engine has no such operator.
+            5 => {
+                let scores = scores + (1.0 - keep.cast(ElementType::F32)) * -1e4;
+                let axes = || vec![mabert_graph::attribute::ints("axes", &[-1])];
+                let axis = b.ints(&[-1]);
+                let exponentials = b.op("Exp", &[scores - b.op("ReduceMax", &[scores], axes())], vec![]);
+                exponentials / b.op("ReduceSum", &[exponentials, axis], vec![])
+            }
             _ => {
                 let [low, zero] = [f32::NEG_INFINITY, 0.0].map(|v| b.parameter("choice", &Tensor::scalar(v)));
                 let added = b.op("Where", &[keep.cast(ElementType::Bool), zero, low], vec![]);

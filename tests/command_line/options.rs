@@ -70,8 +70,8 @@ fn quiet_commands_print_what_is_nowhere_else() {
     let at = |name: &str| folder.path().join(name).display().to_string();
     let model = fixture("coverage/bert-classification-torchscript-17.onnx");
     let text = ["run", &teacher(), "--tokenizer", &tokenizer(), "--text", "fine", "-q"];
-    let silent = [
-        vec!["rewrite", &model, "-q", "-o", &at("student.onnx")].iter().map(ToString::to_string).collect::<Vec<_>>(),
+    let silent: [Vec<String>; 3] = [
+        ["rewrite", &model, "-q", "-o", &at("student.onnx")].map(str::to_owned).to_vec(),
         ["verify", &model, &model, "-q"].map(str::to_owned).to_vec(),
         [&text[..], &["-o", &at("out.npz")]].concat().iter().map(ToString::to_string).collect(),
     ];

@@ -94,6 +94,26 @@ fn outputs_are_files_links_stay_and_modes_are_kept() {
     assert!(run(&["inspect", &at("link.onnx")]).status.success());
 }
 
+/// Who may not read a model may not read its data; and what comes out of a pipe comes once.
+#[cfg(unix)]
+#[test]
+fn data_has_the_mode_of_its_model_and_a_pipe_is_read_once() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let student = at("student.onnx");
+    std::fs::write(&student, "old").unwrap();
+    std::fs::set_permissions(&student, std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
+    let (pipe, model) = (at("pipe"), bytes(&tiny()));
+    let writer = std::thread::spawn(move || std::fs::write(pipe, model).unwrap());
+    json(&["rewrite", &at("pipe"), "-o", &student, "--external-data", "--transfer", "none"]);
+    writer.join().unwrap();
+    for name in [&student, &at("student.onnx.data")] {
+        assert_eq!(std::fs::metadata(name).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+    }
+}
+
 /// A small model whose names move cursors, turn text and end lines.
 fn with_odd_names(path: &str) {
     const ODD: &str = "\n\u{1b}[2J\u{9b}31m\u{202e}";

@@ -82,13 +82,19 @@ fn one_frame_gives_the_same_texts_as_tsv_and_as_csv() {
         path
     };
     // As `frame.to_csv(path, sep=...)` writes it.
-    let texts = ["a \"\"fine\"\" film", "\"\"no\"\" , he said", "plain"]
-        .map(|text| if text.contains('"') { format!("\"{text}\"") } else { text.to_owned() });
-    let table = |separator: &str| {
-        format!("sentence{separator}label\n{}", texts.clone().map(|t| format!("{t}{separator}1\n")).concat())
+    let texts = ["a \"fine\" film", "\"no\", he said", "plain"];
+    let field = |text: &str| match text.contains('"') {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_owned(),
     };
-    let csv = outputs(&write("a.csv", &table(",").replace("film", "film").replace("\"\" , he", "\"\", he")));
-    let tsv = table("\t").replace("\"\" , he", "\"\", he");
+    let table = |separator: &str| {
+        let rows = texts.map(|text| format!("{}{separator}1\n", field(text)));
+        format!("sentence{separator}label\n{}", rows.concat())
+    };
+    let csv = outputs(&write("a.csv", &table(",")));
+    let lines = texts.map(|text| serde_json::json!({ "text": text }).to_string()).join("\n");
+    assert_eq!(outputs(&write("a.jsonl", &lines)), csv);
+    let tsv = table("\t");
     let path = write("a.tsv", &tsv);
     assert_eq!(outputs(&path), csv);
     let told = run(&["run", &teacher(), "--tokenizer", &tokenizer(), "--data", &path]);
@@ -229,6 +235,15 @@ fn another_models_tokenizer_is_doubted() {
     };
     let bare = changed(&|tokenizer| tokenizer["post_processor"] = Value::Null);
     assert!(bare.contains("[CLS]") && bare.contains("save_pretrained"), "{bare}");
+    // As many tokens, of which each has the id of another.
+    changed(&|tokenizer| {
+        let words = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        let moved = |id: u64| if id < 10 { id } else { 10 + (id - 10 + 777) % 4086 };
+        words.values_mut().for_each(|id| *id = moved(id.as_u64().unwrap()).into());
+    });
+    let eval = ["eval", &teacher(), "--tokenizer", &path, "--data", &reviews(), "--label-column", "label"];
+    let notes = json(&eval)["notes"].to_string();
+    assert!(notes.contains("the most frequent label"), "{notes}");
     // Half of the words are gone.
     let fewer = changed(&|tokenizer| {
         let words = tokenizer["model"]["vocab"].as_object_mut().unwrap();

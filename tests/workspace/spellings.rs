@@ -7,6 +7,7 @@ use mabert_passes::recording::Recording;
 use mabert_runtime::borrowed;
 use mabert_tests::{distance, exports, fixture, options, padded_inputs};
 use proptest::prelude::*;
+use rand::SeedableRng as _;
 
 /// A model under change, and what it computed before.
 struct Spelling<'r> {
@@ -22,13 +23,15 @@ struct Spelling<'r> {
 type Change = fn(&mut Spelling<'_>) -> Option<()>;
 
 /// Ways to write the same.
-const EQUIVALENT: [(&str, Change); 13] = [
+const EQUIVALENT: [(&str, Change); 15] = [
     ("a + b as b + a, a * b as b * a", swap),
     ("a - b as a + (-b)", subtract_by_adding),
     ("a / constant as a * (1 / constant)", divide_by_multiplying),
     ("x^2 as x * x", square_by_multiplying),
     ("sqrt x as x^0.5", root_by_power),
     ("a / b as a * reciprocal b", divide_by_reciprocal),
+    ("a softmax as its exponentials over their sum", softmax_by_exponentials),
+    ("a number before a map in the map's weight", number_into_weight),
     ("a value through Identity", |s| s.detour(|_, from, to| vec![node("Identity", &[from], to, vec![])])),
     ("a value through a Dropout that does nothing", |s| {
         s.detour(|_, from, to| vec![node("Dropout", &[from], to, vec![])])
@@ -167,6 +170,55 @@ fn root_by_power(s: &mut Spelling<'_>) -> Option<()> {
     Some(())
 }
 
+fn softmax_by_exponentials(s: &mut Spelling<'_>) -> Option<()> {
+    let at = s.place(|n| n.is("Softmax"))?;
+    let softmax = s.model.graph_mut().node.remove(at);
+    let [largest, less, exponentials, sum] = ["largest", "less", "exponentials", "sum"].map(|part| s.name(part));
+    let (x, y) = (&softmax.input[0], &softmax.output[0]);
+    let opset = s.model.opset();
+    // The axes are an operand from some operator set on.
+    let mut reduce = |op: &str, from: u8, x: &str, y: &str| {
+        if opset < i64::from(from) {
+            return node(op, &[x], y, vec![attribute::ints("axes", &[-1])]);
+        }
+        s.model.set_constant("spelled/last", &Tensor::ints(&[-1]));
+        node(op, &[x, "spelled/last"], y, vec![])
+    };
+    let spelled = vec![
+        reduce("ReduceMax", 18, x, &largest),
+        node("Sub", &[x, &largest], &less, vec![]),
+        node("Exp", &[&less], &exponentials, vec![]),
+        reduce("ReduceSum", 13, &exponentials, &sum),
+        node("Div", &[&exponentials, &sum], y, vec![]),
+    ];
+    s.model.graph_mut().node.splice(at..at, spelled);
+    Some(())
+}
+
+/// As the half of a GELU is moved into the next product.
+fn number_into_weight(s: &mut Spelling<'_>) -> Option<()> {
+    let number = |v: &String| s.model.constant(v).ok().filter(|t| t.len() == 1).map(|t| t.to_f32().sum());
+    let map_after = |value: &str| {
+        let nodes = &s.model.graph().node;
+        let users: Vec<usize> = (0..nodes.len()).filter(|&i| nodes[i].input.iter().any(|v| v == value)).collect();
+        let [user] = users[..] else { return None };
+        let is_map = nodes[user].is("MatMul") && nodes[user].input[0] == value;
+        (is_map && s.model.initializer(&nodes[user].input[1]).is_some()).then_some(user)
+    };
+    let at =
+        s.place(|n| n.is("Mul") && n.input.iter().any(|v| number(v).is_some()) && map_after(&n.output[0]).is_some())?;
+    let mul = &s.model.graph().node[at];
+    let map = map_after(&mul.output[0])?;
+    let factor = mul.input.iter().find_map(number)?;
+    let x = mul.input.iter().find(|v| number(v).is_none())?.clone();
+    let weight = s.model.constant(&s.model.graph().node[map].input[1]).unwrap().to_f32() * factor;
+    let name = s.name("weight");
+    s.model.set_constant(&name, &Tensor::from(weight));
+    s.model.graph_mut().node[map].input = vec![x, name];
+    s.model.graph_mut().node.remove(at);
+    Some(())
+}
+
 fn constant_node(s: &mut Spelling<'_>) -> Option<()> {
     let initializers = &mut s.model.graph_mut().initializer;
     let at = s.at.checked_rem(initializers.len())?;
@@ -286,6 +338,26 @@ proptest! {
         };
         let prepare = |m: &Model| mabert_runtime::LoadOptions::default().prepare(m).unwrap();
         let (before, after) = (prepare(&original), prepare(&rewriting.teacher));
+        let inputs = padded_inputs(before.inputs(), 3, 9, 64, 5);
+        let (x, y) = (before.run(&borrowed(&inputs)).unwrap(), after.run(&borrowed(&inputs)).unwrap());
+        let far = distance(&x[0].1, &y[0].1);
+        prop_assert!(far < 1e-4, "{}: {far}", folder.display());
+    }
+
+    /// As some tools write them, and onnxruntime sorts them.
+    #[test]
+    fn nodes_in_any_order_are_read(export in 0usize..64, seed in any::<u64>()) {
+        let folders = exports();
+        let folder = &folders[export % folders.len()];
+        let original = Model::load(folder.join("model.onnx")).unwrap();
+        let mut mixed = original.proto().clone();
+        let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+        rand::seq::SliceRandom::shuffle(mixed.graph.as_mut().unwrap().node.as_mut_slice(), &mut random);
+        prop_assert!(mixed != *original.proto());
+        let rewriting = Rewriting::new(Model::from_proto(mixed).unwrap(), options());
+        prop_assert!(rewriting.is_ok(), "{}: {}", folder.display(), rewriting.unwrap_err());
+        let prepare = |m: &Model| mabert_runtime::LoadOptions::default().prepare(m).unwrap();
+        let (before, after) = (prepare(&original), prepare(&rewriting.unwrap().teacher));
         let inputs = padded_inputs(before.inputs(), 3, 9, 64, 5);
         let (x, y) = (before.run(&borrowed(&inputs)).unwrap(), after.run(&borrowed(&inputs)).unwrap());
         let far = distance(&x[0].1, &y[0].1);

@@ -208,6 +208,34 @@ pub fn label_notes(metric: Metric, columns: usize, file: &std::path::Path, label
     said.into_iter().map(|said| format!("{}: {said}", file.display())).collect()
 }
 
+/// What is said of predictions that are hardly better than one answer to every text would be: the tokenizer, the classes'
+/// order or the column of labels may be another's.
+pub fn chance_note(metric: Metric, predictions: &[f64], labels: &[f64]) -> Option<String> {
+    const FEW: usize = 20;
+    let count = labels.len();
+    if count < FEW || classes(labels, &[]).len() < 2 {
+        return None;
+    }
+    // Two standard errors.
+    let margin = |variance: f64| 2.0 * (variance / count as f64).sqrt();
+    if metric.compares_classes() {
+        let times = |class: &f64| labels.iter().filter(|label| *label == class).count();
+        let most = classes(labels, &[]).iter().map(times).max().unwrap_or(0) as f64 / count as f64;
+        let accuracy = Metric::Accuracy.score(predictions, labels);
+        (accuracy < most + margin(most * (1.0 - most))).then(|| {
+            format!(
+                "{accuracy:.3} of the answers are right, where {most:.3} would be if every text got the most frequent label: \
+                 are tokenizer, labels and the classes' order this model's?"
+            )
+        })
+    } else {
+        let value = metric.score(predictions, labels);
+        (!value.is_finite() || value < margin(1.0)).then(|| {
+            format!("its values go with the labels no better than by chance ({value:.3}): are tokenizer and labels this model's?")
+        })
+    }
+}
+
 /// Few tasks have more classes.
 const MANY_CLASSES: usize = 16;
 
@@ -382,6 +410,21 @@ mod tests {
         assert!(notes(384, &[0.0, 1.0, 1.0]).contains("384 values a text"));
         assert_eq!(notes(3, &[0.0, 1.0]), "");
         assert_eq!(notes(150, &[0.0, 1.0, 149.0]), "");
+    }
+
+    #[test]
+    fn answers_by_chance_are_doubted() {
+        let labels: Vec<f64> = (0..200).map(|at| f64::from(at % 2)).collect();
+        let right = |share: usize| -> Vec<f64> {
+            labels.iter().enumerate().map(|(at, l)| if at / 2 % 10 < share { *l } else { 1.0 - l }).collect()
+        };
+        let note = |predictions: &[f64]| chance_note(Metric::Mcc, predictions, &labels);
+        assert!(note(&right(5)).unwrap().contains("0.500 of the answers are right, where 0.500"));
+        assert!(note(&right(0)).is_some() && note(&vec![1.0; 200]).is_some());
+        assert_eq!((note(&right(8)), note(&labels)), (None, None));
+        assert!(chance_note(Metric::Pearson, &right(5), &labels).unwrap().contains("chance"));
+        assert_eq!(chance_note(Metric::Pearson, &right(8), &labels), None);
+        assert_eq!(chance_note(Metric::Accuracy, &[0.0; 5], &[1.0; 5]), None);
     }
 
     #[test]

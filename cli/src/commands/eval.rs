@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use mabert_graph::Model;
 use mabert_transfer::data::{Overlong, TextEncoder, sameness_note};
-use mabert_transfer::evaluate::{Metric, Spread, check_labels, label_notes, labels, logits_and_overflow, predictions};
+use mabert_transfer::evaluate::{
+    Metric, Spread, chance_note, check_labels, label_notes, labels, logits_and_overflow, predictions,
+};
 use mabert_transfer::progress::Progress as _;
 use serde::Serialize;
 
@@ -122,10 +124,14 @@ fn evaluate_models(
             Ok((predictions(metric, &logits)?, overflow))
         });
         let (predicted, overflow) = predicted.with_context(|| path.display().to_string())?;
+        let (model, count) = (path.display(), texts.sequences.len());
         if overflow > 0 {
-            let (model, count) = (path.display(), texts.sequences.len());
-            texts.notes.push(format!("{model}: its encoder overflows on {overflow} of {count} texts: what the head answers to them means nothing"));
+            texts.notes.push(format!(
+                "{model}: its encoder overflows on {overflow} of {count} texts: what the head answers to them means nothing"
+            ));
         }
+        let chance = chance_note(metric, &predicted, &labels);
+        texts.notes.extend(chance.map(|note| format!("{model}: {note}")));
         let reference = reference.get_or_insert_with(|| predicted.clone());
         evaluated.push(Evaluated {
             model: path.display().to_string(),

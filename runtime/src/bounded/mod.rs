@@ -205,7 +205,7 @@ mod tests {
         fn alone<'b>(_: &'b Builder, x: Expr<'b>) -> Vec<Expr<'b>> {
             vec![x]
         }
-        for perm in [&[0, 1, 1][..], &[0, 1], &[0, 1, 3], &[0, -1, 1], &[2, 2, 2, 2]] {
+        for perm in [&[0, 1, 1][..], &[0, 1], &[0, 1, 3], &[2, 2, 2, 2]] {
             let error = refused(17, "Transpose", alone, vec![attribute::ints("perm", perm)]);
             assert!(error.contains("(Transpose) has the"), "{error}");
         }
@@ -254,7 +254,6 @@ mod tests {
             ("kernel_shape", &[0][..]),
             ("kernel_shape", &[2, 2]),
             ("strides", &[0]),
-            ("strides", &[-1]),
             ("pads", &[1 << 40, 0]),
             ("pads", &[0]),
             ("dilations", &[1, 1, 1]),

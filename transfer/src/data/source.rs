@@ -1,7 +1,7 @@
 //! A data file as it lies there: opened, its kind told, and read as often as it takes.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::columns::Columns;
@@ -267,8 +267,15 @@ fn open(path: &Path) -> Result<File> {
         return Ok(file);
     }
     let mut copy = tempfile::tempfile().map_err(Error::Temporary)?;
-    std::io::copy(&mut file, &mut copy).map_err(unreadable)?;
-    Ok(copy)
+    let mut buffer = vec![0; HEAD as usize];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(copy),
+            Ok(count) => copy.write_all(&buffer[..count]).map_err(Error::Temporary)?,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(unreadable(e)),
+        }
+    }
 }
 
 #[cfg(unix)]
@@ -288,5 +295,75 @@ fn mark_of_encoding(path: &Path, head: &[u8]) -> Result<u64> {
         [0xef, 0xbb, 0xbf, ..] => Ok(3),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err(Error::data(path, "it is UTF-16: save it as UTF-8")),
         _ => Ok(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lines::LONGEST;
+    use super::super::reader::{Example, Reader};
+    use super::*;
+
+    fn written(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    #[test]
+    fn kinds_are_told_by_ending_by_content_or_by_the_user() {
+        use DataFormat::{Csv, Json, Npz, Text, Tsv};
+        let folder = tempfile::tempdir().unwrap();
+        let told = |name: &str, bytes: &str| {
+            DataFile::open(&Data::new(written(folder.path(), name, bytes.as_bytes()))).map(|file| file.format())
+        };
+        for (name, bytes, format) in [
+            ("a.tsv", "a\tb\n", Tsv),
+            ("a.NDJSON", "", Json),
+            ("fine", "a film\nanother\n", Text),
+            ("table", "sentence\tlabel\na\t1\n", Tsv),
+            ("quoted", "\"label\",\"sentence\"\r\n1,a\r\n", Csv),
+            ("one column", "sentence\na\n", Tsv),
+            ("commas", "a film, as it were\n", Text),
+            ("lines", "\u{feff}\n {\"text\": \"a\"}", Json),
+            ("array", "[{\"text\": \"a\"}]", Json),
+            ("zip", "PK\u{3}\u{4}", Npz),
+        ] {
+            assert_eq!(told(name, bytes).unwrap(), format, "{name}");
+        }
+        for (name, bytes) in [("unclear", "a\tb\n"), ("a.parquet", "PAR1")] {
+            assert_eq!(told(name, bytes).unwrap_err().settings(), [Setting::DataFormat], "{name}");
+        }
+        let path = written(folder.path(), "lines.dat", b"a film\n");
+        assert_eq!(DataFile::open(&Data::new(path).format(Text)).unwrap().format(), Text);
+        let utf16 = DataFile::open(&Data::new(written(folder.path(), "a.txt", b"\xff\xfea\0"))).unwrap_err();
+        assert!(utf16.to_string().contains("UTF-16"), "{utf16}");
+    }
+
+    #[test]
+    fn an_endless_line_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, head) in [
+            ("a.txt", ""),
+            ("a.jsonl", "{\"text\": \""),
+            ("a.json", "[{\"text\": \""),
+            ("a.tsv", "text\tlabel\n"),
+            ("a.csv", "text,label\n"),
+        ] {
+            let path = written(folder.path(), name, head.as_bytes());
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.set_len(LONGEST as u64 + 100).unwrap();
+            let read = || Reader::new(&DataFile::open(&Data::new(&path))?)?.collect::<Result<Vec<Example>>>();
+            let reason = read().unwrap_err().to_string();
+            assert!(reason.contains(name) && reason.contains("more than 64 MB"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_mark_that_is_never_closed_swallows_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = written(folder.path(), "a.csv", b"label,text\n1,fine\n0,\"bad\n1,fine\n");
+        let reason = DataFile::open(&Data::new(path)).unwrap_err().to_string();
+        assert!(reason.contains("line 3") && reason.contains("never closed"), "{reason}");
     }
 }

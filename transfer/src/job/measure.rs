@@ -171,6 +171,8 @@ impl DevSet {
         evaluate::check_labels(dev.metric, logits.ncols(), file, &sequences, &labels)?;
         notes.extend(evaluate::label_notes(dev.metric, logits.ncols(), file, &labels));
         let teacher = evaluate::predictions(dev.metric, &logits)?;
+        let chance = evaluate::chance_note(dev.metric, &teacher, &labels);
+        notes.extend(chance.map(|note| format!("the teacher on {}: {note}", file.display())));
         Ok(Self { file: file.to_owned(), metric: dev.metric, sequences, shape: shape.clone(), labels, teacher, notes })
     }
 
