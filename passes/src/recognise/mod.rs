@@ -25,6 +25,7 @@ use crate::sites::{ActivationSite, AttentionSite, Encoder, NormSite, SiteKind};
 use crate::{Error, Result};
 use context::{Context, Verdict};
 pub use explanation::{Explanation, Miss, Tried};
+use region::Region;
 
 /// How many sentences, and of how many tokens, models are run on to be recognised.
 pub const PROBED: (usize, usize) = (2, 7);
@@ -82,8 +83,8 @@ struct Anchor {
     kind: SiteKind,
     is_anchor: fn(&NodeProto) -> bool,
     recognise: fn(&Context<'_>, usize) -> Verdict<Site>,
-    /// Whether nodes of a site's region are anchors no more.
-    claims_region: bool,
+    /// Which nodes of a site's region are anchors no more.
+    claims: fn(&Context<'_>, &Region) -> Vec<usize>,
     /// Whether it is worth a word that a node is no site, for this reason.
     explains_failure: fn(&NodeProto, &str) -> bool,
 }
@@ -95,21 +96,21 @@ const ANCHORS: [Anchor; 3] = [
         is_anchor: attention::is_anchor,
         recognise: |cx, at| attention::recognise(cx, at).map(Site::Attention),
         // The mask's preparation is in the regions of all layers.
-        claims_region: false,
+        claims: |cx, region| region.behind_first_entry(&cx.index),
         explains_failure: attention::explains_failure,
     },
     Anchor {
         kind: SiteKind::Activation,
         is_anchor: activation::is_anchor,
         recognise: |cx, at| activation::recognise(cx, at).map(Site::Activation),
-        claims_region: true,
+        claims: |_, region| region.nodes.clone(),
         explains_failure: |_, _| true,
     },
     Anchor {
         kind: SiteKind::Norm,
         is_anchor: norm::is_anchor,
         recognise: |cx, at| norm::recognise(cx, at).map(Site::Norm),
-        claims_region: true,
+        claims: |_, region| region.nodes.clone(),
         // Powers are everywhere.
         explains_failure: |node, _| !node.is("Pow"),
     },
@@ -142,7 +143,7 @@ pub fn recognise(model: &Model) -> Result<Recognition> {
         }
         if let Verdict::Site(site, region) = verdict {
             recognition.add(site);
-            claimed.extend(region.nodes.into_iter().filter(|_| anchor.claims_region));
+            claimed.extend((anchor.claims)(&cx, &region));
         }
     }
     let assembly = assemble::assemble(&cx, &recognition);

@@ -62,6 +62,19 @@ impl Region {
             .all(|value| !index.is_output(value) && index.readers_at(value).all(|at| inside(&at)))
     }
 
+    /// The nodes that depend on the first entry.
+    pub(crate) fn behind_first_entry(&self, index: &Index<'_>) -> Vec<usize> {
+        let mut values: HashSet<&str> = self.entries.first().map(String::as_str).into_iter().collect();
+        let mut nodes = self.nodes.clone();
+        nodes.retain(|&at| {
+            let node = &index.graph().node[at];
+            let behind = node.input.iter().any(|input| values.contains(input.as_str()));
+            values.extend(node.output.iter().map(String::as_str).filter(|_| behind));
+            behind
+        });
+        nodes
+    }
+
     pub(crate) fn contains(&self, node: usize) -> bool {
         self.nodes.binary_search(&node).is_ok()
     }
