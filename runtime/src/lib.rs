@@ -37,6 +37,7 @@ mod check;
 mod engine;
 mod error;
 mod fuse;
+mod integer_square;
 mod limits;
 mod memory;
 mod model;
@@ -44,6 +45,7 @@ mod not_a_number;
 pub mod npz;
 #[cfg(feature = "onnxruntime")]
 mod onnxruntime;
+mod operators;
 mod plan;
 mod tract_values;
 

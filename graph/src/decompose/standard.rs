@@ -7,8 +7,9 @@ use crate::{ElementType, Expr, NodeExt as _, Tensor};
 pub(super) fn attention<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
     let Fused { b, index, node, .. } = *fused;
     let causal = node.int("is_causal", 0) != 0 || node.float("softcap", 0.0) != 0.0;
+    let windowed = ["left_window_size", "right_window_size"].iter().any(|name| node.int(name, -1) >= 0);
     let cached = (4..7).any(|at| fused.name(at).is_some());
-    if causal || cached || (1..4).any(|at| fused.used(at)) || node.attribute("q_num_heads").is_some() {
+    if causal || windowed || cached || (1..4).any(|at| fused.used(at)) || node.attribute("q_num_heads").is_some() {
         return None;
     }
     let [q, k, v] = [fused.operand(0)?, fused.operand(1)?, fused.operand(2)?];
