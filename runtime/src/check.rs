@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use mabert_graph::{Dependence, Dim, Index, Model as Graph, NodeExt as _, Tensor, TensorType};
 
 use crate::engine::{Engine, Named, borrowed};
-use crate::{ElementType, Error, Result};
+use crate::plan::Sharing;
+use crate::{Error, Result};
 
 /// The `metadata_props` key under which a rewritten model records the longest sequence it takes.
 pub const MAX_SEQ_KEY: &str = "onnx_mabert.max_seq";
@@ -55,7 +56,12 @@ impl Checks {
     }
 
     /// The inputs in the order in which the model declares them.
-    pub(crate) fn check<'t>(&self, declared: &[TensorType], given: &[(&str, &'t Tensor)]) -> Result<Vec<&'t Tensor>> {
+    pub(crate) fn check<'t>(
+        &self,
+        declared: &[TensorType],
+        given: &[(&str, &'t Tensor)],
+        sharing: Sharing,
+    ) -> Result<Vec<&'t Tensor>> {
         let expected = || declared.iter().map(TensorType::to_string).collect::<Vec<_>>().join(", ");
         if let Some((name, _)) = given.iter().find(|(name, _)| declared.iter().all(|d| d.name != *name)) {
             return Err(Error::UnknownInput { name: (*name).to_owned(), expected: expected() });
@@ -67,21 +73,21 @@ impl Checks {
                 return Err(Error::MissingInput { name: input.name.clone(), expected: expected() });
             };
             check_type(input, tensor)?;
-            bind_dims(input, tensor, &mut bound)?;
+            bind_dims(input, tensor, sharing, &mut bound)?;
             ordered.push(*tensor);
         }
-        let length = ordered.iter().find(|t| t.shape().len() == 2).map(|t| t.shape()[1]);
-        if let (Some(length), Some(limit)) = (length, self.max_seq)
-            && length > limit
+        let lengths: Vec<usize> = ordered.iter().filter(|t| t.shape().len() == 2).map(|t| t.shape()[1]).collect();
+        if let Some(limit) = self.max_seq
+            && let Some(&length) = lengths.iter().find(|&&length| length > limit)
         {
             let limited_by = "the longest sequence it was rewritten for".to_owned();
             return Err(Error::TooLong { length, limit, limited_by });
         }
-        self.check_indices(given, length)?;
+        self.check_indices(given, &lengths)?;
         Ok(ordered)
     }
 
-    fn check_indices(&self, given: &[(&str, &Tensor)], length: Option<usize>) -> Result<()> {
+    fn check_indices(&self, given: &[(&str, &Tensor)], lengths: &[usize]) -> Result<()> {
         for lookup in self.lookups.iter().filter(|l| l.direct) {
             if let Some((name, tensor)) = given.iter().find(|(name, _)| *name == lookup.indices) {
                 lookup.check(&format!("input `{name}`: index"), tensor)?;
@@ -90,20 +96,20 @@ impl Checks {
         let Some(indices) = &self.indices else { return Ok(()) };
         let wanted = |name: &str| indices.inputs().iter().any(|i| i.name == name);
         let given: Vec<(&str, &Tensor)> = given.iter().copied().filter(|(n, _)| wanted(n)).collect();
-        self.check_computed(indices.as_ref(), &given, length).map_err(|error| match (error, length) {
+        self.check_computed(indices.as_ref(), &given, lengths).map_err(|error| match (error, lengths.first()) {
             (error @ Error::TooLong { .. }, _) | (error, None) => error,
-            (error, Some(length)) => self.longest(indices.as_ref(), &given, length, &error).unwrap_or(error),
+            (error, Some(&length)) => self.longest(indices.as_ref(), &given, length, &error).unwrap_or(error),
         })
     }
 
     /// Whether what `indices` computes lies in the tables that it indexes.
-    fn check_computed(&self, indices: &dyn Engine, given: &[(&str, &Tensor)], length: Option<usize>) -> Result<()> {
+    fn check_computed(&self, indices: &dyn Engine, given: &[(&str, &Tensor)], lengths: &[usize]) -> Result<()> {
         for (name, value) in indices.run(given)? {
             for lookup in self.lookups.iter().filter(|l| l.indices == name) {
                 // Exporters cut positions out of a constant buffer; a text beyond its end gets too few of them. Ids may be
                 // transposed, which leaves them as many.
-                if let (Some(length), Some(&found)) = (length, value.shape().last())
-                    && !value.shape().contains(&length)
+                if let (Some(&length), Some(&found)) = (lengths.iter().max(), value.shape().last())
+                    && !value.shape().iter().any(|size| lengths.contains(size))
                     && found != 1
                     && value.shape().len() >= 2
                 {
@@ -122,7 +128,7 @@ impl Checks {
         let works = |length: usize| {
             let cut: Option<Named> =
                 given.iter().map(|(n, t)| Some(((*n).to_owned(), truncated(t, length)?))).collect();
-            cut.is_some_and(|cut| self.check_computed(indices, &borrowed(&cut), Some(length)).is_ok())
+            cut.is_some_and(|cut| self.check_computed(indices, &borrowed(&cut), &[length]).is_ok())
         };
         let (mut good, mut bad) = (1, length);
         if !works(good) {
@@ -186,28 +192,31 @@ fn check_type(input: &TensorType, tensor: &Tensor) -> Result<()> {
     }
 }
 
-fn bind_dims<'d>(input: &'d TensorType, tensor: &Tensor, bound: &mut HashMap<String, (usize, &'d str)>) -> Result<()> {
+fn bind_dims<'d>(
+    input: &'d TensorType,
+    tensor: &Tensor,
+    sharing: Sharing,
+    bound: &mut HashMap<String, (usize, &'d str)>,
+) -> Result<()> {
     let found = tensor.shape();
     let fault = |reason: String| Error::Shape { name: input.name.clone(), found: found.to_vec(), reason };
+    if let Some(axis) = found.iter().position(|&size| size == 0) {
+        return Err(fault(format!("axis {axis} is empty")));
+    }
     let Some(dims) = &input.dims else { return Ok(()) };
     if dims.len() != found.len() {
         return Err(fault(format!("the model takes rank {}: {input}", dims.len())));
     }
-    let tokens = dims.len() == 2 && matches!(input.element, Some(ElementType::I64 | ElementType::I32));
     for (axis, (dim, &size)) in dims.iter().zip(found).enumerate() {
-        if size == 0 {
-            return Err(fault(format!("axis {axis} is empty")));
+        if let Dim::Fixed(fixed) = dim
+            && *fixed != size
+        {
+            return Err(fault(format!("axis {axis} must be {fixed}")));
         }
-        let symbol = match dim {
-            Dim::Fixed(n) if *n == size => continue,
-            Dim::Fixed(n) => return Err(fault(format!("axis {axis} must be {n}"))),
-            _ if tokens => ["batch size", "length"][axis].to_owned(),
-            Dim::Symbol(name) => name.clone(),
-            Dim::Unknown => continue,
-        };
-        let (first, owner) = *bound.entry(symbol.clone()).or_insert((size, &input.name));
+        let Some(name) = sharing.name(input, axis) else { continue };
+        let (first, owner) = *bound.entry(name.clone()).or_insert((size, &input.name));
         if first != size {
-            return Err(fault(format!("its {symbol} is {size}, but that of `{owner}` is {first}")));
+            return Err(fault(format!("its {name} is {size}, but that of `{owner}` is {first}")));
         }
     }
     Ok(())

@@ -37,6 +37,7 @@ mod check;
 mod engine;
 mod error;
 mod fuse;
+mod integer_square;
 mod limits;
 mod memory;
 mod model;
@@ -46,6 +47,7 @@ pub mod npz;
 mod onnxruntime;
 mod operators;
 mod plan;
+mod supported;
 mod tract_values;
 
 pub use backend::{MabertRuntime, TRACT_RUNTIME};

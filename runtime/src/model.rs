@@ -10,13 +10,13 @@ use mabert_graph::{Model as Graph, Tensor, TensorType};
 use tract_core::runtime::RunOptions;
 use tract_linalg::multithread::Executor;
 use tract_onnx::Onnx;
-use tract_onnx::prelude::{Framework, InferenceModel, IntoTValue, TVec, TractResult, TypedSimpleState};
+use tract_onnx::prelude::{Framework, InferenceModel, IntoTValue, TValue, TVec, TractResult, TypedSimpleState};
 
 use crate::check::Checks;
 use crate::engine::{Engine, Named};
 use crate::memory::Freed;
-use crate::plan::{Planner, Plans, guarded, symbolic};
-use crate::{Error, Result, adapt, bounded, limits, operators, tract_values};
+use crate::plan::{Plan, Planner, Plans, Sharing, guarded};
+use crate::{Error, Result, adapt, bounded, limits, supported, tract_values};
 
 impl Engine for Model {
     fn inputs(&self) -> &[TensorType] {
@@ -105,7 +105,7 @@ impl LoadOptions {
         if self.taps == Taps::None {
             graph.remove_dead();
         }
-        operators::check(&graph)?;
+        supported::check(&graph)?;
         let declared = graph.inputs();
         let weights = tract_values::take_weights(&mut graph);
         let mut message = tract_values::message(&mut graph)?;
@@ -134,16 +134,15 @@ impl LoadOptions {
             fuse: !self.plain,
         };
         let typed = match planner.optimise {
-            true => symbolic(&parsed, &declared).and_then(|m| planner.typed(m)),
+            true => planner.symbolic(&parsed, &declared),
             false => Err(Error::tract("every value is wanted: nothing is planned ahead")),
         };
         let plans = match typed {
-            Ok(typed) => {
+            Ok((typed, sharing)) => {
                 // Weights are packed next, each in the place of the one that was read.
                 drop(parsed);
-                Plans::Symbolic(planner.plan(typed)?)
+                Plans::Symbolic { plan: planner.plan(typed)?, sharing }
             }
-            // No shape makes that sound.
             Err(refused @ Error::Graph(_)) => return Err(refused),
             Err(e) => {
                 tracing::debug!("planned for each shape apart, as symbols do not unify: {e}");
@@ -227,7 +226,7 @@ impl Model {
     /// # Errors
     /// As those of [`run`](Self::run), up to where tract is called.
     pub fn check(&self, inputs: &[(&str, &Tensor)]) -> Result<()> {
-        self.checks.check(&self.inputs, inputs).map(drop)
+        self.checks.check(&self.inputs, inputs, self.plans.sharing()).map(drop)
     }
 
     /// Runs the model once. Inputs may come in any order. Safe from many threads at once.
@@ -240,12 +239,24 @@ impl Model {
     }
 
     fn compute(&self, inputs: &[(&str, &Tensor)]) -> Result<Named> {
-        let ordered = self.checks.check(&self.inputs, inputs)?;
-        let plan = self.plans.for_inputs(&self.planner, &self.inputs, &ordered)?;
-        let values: TVec<_> = ordered.iter().map(|t| tract_values::to_tract(t).into_tvalue()).collect();
-        let results = guarded(|| plan.run(values))?;
+        let (plan, values) = self.planned(inputs)?;
+        let results = guarded(|| plan.run(values)).map_err(|e| self.unequal(inputs).unwrap_or(e))?;
         let named = self.outputs.iter().zip(results.iter());
         named.map(|(name, value)| Ok((name.clone(), tract_values::from_tract(value)?))).collect()
+    }
+
+    /// The plan for `inputs`, and these as tract takes them.
+    fn planned(&self, inputs: &[(&str, &Tensor)]) -> Result<(Plan, TVec<TValue>)> {
+        let ordered = self.checks.check(&self.inputs, inputs, self.plans.sharing())?;
+        let plan = self.plans.for_inputs(&self.planner, &self.inputs, &ordered);
+        let plan = plan.map_err(|e| self.unequal(inputs).unwrap_or(e))?;
+        Ok((plan, ordered.iter().map(|t| tract_values::to_tract(t).into_tvalue()).collect()))
+    }
+
+    /// What is said of inputs whose batch sizes or lengths differ, where that may be why a run failed.
+    fn unequal(&self, inputs: &[(&str, &Tensor)]) -> Option<Error> {
+        let fault = self.checks.check(&self.inputs, inputs, Sharing::Tokens).err()?;
+        matches!(fault, Error::Shape { .. }).then_some(fault)
     }
 
     /// Runs the model once and times each operator, in the order in which they ran.
@@ -253,9 +264,7 @@ impl Model {
     /// # Errors
     /// As those of [`run`](Self::run).
     pub fn profile(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Timed>> {
-        let ordered = self.checks.check(&self.inputs, inputs)?;
-        let plan = self.plans.for_inputs(&self.planner, &self.inputs, &ordered)?;
-        let values: TVec<_> = ordered.iter().map(|t| tract_values::to_tract(t).into_tvalue()).collect();
+        let (plan, values) = self.planned(inputs)?;
         let mut timed = Vec::new();
         guarded(|| {
             let mut state = TypedSimpleState::new(&plan)?;

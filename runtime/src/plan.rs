@@ -5,15 +5,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mabert_graph::{Dim, ElementType, Tensor, TensorType};
+use tract_core::model::SpecialOps as _;
+use tract_core::ops::cast::cast;
 use tract_core::optim::Optimizer;
 use tract_core::runtime::RunOptions;
 use tract_onnx::prelude::{
-    DatumType, InferenceFact, InferenceModel, InferenceModelExt, TDim, TVec, TractResult, TypedModel,
+    Datum as _, DatumType, InferenceFact, InferenceModel, InferenceModelExt, TDim, TVec, TractResult, TypedModel,
     TypedRunnableModel,
 };
 
 use crate::bounded::Refused;
-use crate::{Error, Result, limits};
+use crate::operators::{self, Bounds};
+use crate::{Error, Result, limits, tract_values};
 
 /// How plans are made.
 pub(crate) struct Planner {
@@ -23,57 +26,190 @@ pub(crate) struct Planner {
 }
 
 pub(crate) type Plan = Arc<TypedRunnableModel>;
-pub(crate) type Shapes = Vec<Vec<usize>>;
 
 pub(crate) enum Plans {
     /// One plan for every shape.
-    Symbolic(Plan),
+    Symbolic { plan: Plan, sharing: Sharing },
     /// tract cannot unify the model's symbolic dimensions: one plan for each combination of input shapes.
-    PerShape { parsed: Box<InferenceModel>, cache: Mutex<Vec<(Shapes, Plan)>> },
+    PerShape { parsed: Box<InferenceModel>, cache: Mutex<Cache> },
 }
 
 /// Plans of one model share its constants but not their packed copies; beyond this many the oldest goes.
 const CACHED_PLANS: usize = 8;
+/// Elements of an input that may be a shape, axes, or what else tract must know while it plans.
+const MOST_NUMBERS: usize = 64;
+
+/// Plans for inputs that were given.
+#[derive(Default)]
+pub(crate) struct Cache {
+    plans: Vec<(Key, Plan)>,
+    /// Whether shapes alone do not make a plan.
+    by_value: bool,
+}
+
+/// What a plan is for: the shapes of all inputs, and the values of those that are a few numbers, where they are needed.
+#[derive(Clone, PartialEq)]
+struct Key {
+    shapes: Vec<Vec<usize>>,
+    values: Vec<Option<Tensor>>,
+}
+
+impl Key {
+    fn new(inputs: &[&Tensor], by_value: bool) -> Self {
+        let numbers = |tensor: &Tensor| by_value && tensor.shape().len() < 2 && tensor.len() <= MOST_NUMBERS;
+        Self {
+            shapes: inputs.iter().map(|t| t.shape().to_vec()).collect(),
+            values: inputs.iter().map(|t| numbers(t).then(|| (*t).clone())).collect(),
+        }
+    }
+}
 
 impl Plans {
     /// The plan that is used most: that of all shapes, or the last that was made.
     pub(crate) fn latest(&self) -> Option<Plan> {
         match self {
-            Self::Symbolic(plan) => Some(plan.clone()),
+            Self::Symbolic { plan, .. } => Some(plan.clone()),
             Self::PerShape { cache, .. } => {
                 let cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
-                cache.last().map(|(_, plan)| plan.clone())
+                cache.plans.last().map(|(_, plan)| plan.clone())
             }
+        }
+    }
+
+    /// Which sizes of the inputs must be equal.
+    pub(crate) fn sharing(&self) -> Sharing {
+        match self {
+            Self::Symbolic { sharing, .. } => *sharing,
+            Self::PerShape { .. } => Sharing::Named,
         }
     }
 
     /// The plan for these values of the declared inputs, in their order.
     pub(crate) fn for_inputs(&self, planner: &Planner, declared: &[TensorType], inputs: &[&Tensor]) -> Result<Plan> {
         let (parsed, cache) = match self {
-            Self::Symbolic(plan) => return Ok(plan.clone()),
+            Self::Symbolic { plan, .. } => return Ok(plan.clone()),
             Self::PerShape { parsed, cache } => (parsed, cache),
         };
-        let shapes: Shapes = inputs.iter().map(|t| t.shape().to_vec()).collect();
         let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, plan)) = cache.iter().find(|(s, _)| *s == shapes) {
+        let mut key = Key::new(inputs, cache.by_value);
+        if let Some((_, plan)) = cache.plans.iter().find(|(known, _)| *known == key) {
             return Ok(plan.clone());
         }
-        let facts = shapes.iter().zip(declared).map(|(shape, input)| Ok(fact(datum_type(input)?, shape)));
-        let plan = planner.plan(planner.typed(with_facts(parsed, facts.collect::<Result<_>>()?)?)?)?;
-        if cache.len() >= CACHED_PLANS {
-            cache.remove(0);
+        let typed = |key: &Key| planner.typed(with_facts(parsed, key.facts(declared)?)?);
+        let model = match typed(&key) {
+            Err(error @ Error::Engine { .. }) if !cache.by_value => {
+                key = Key::new(inputs, true);
+                if key.values.iter().all(Option::is_none) {
+                    return Err(error);
+                }
+                let model = typed(&key)?;
+                cache.by_value = true;
+                model
+            }
+            other => other?,
+        };
+        let plan = planner.plan(model)?;
+        if cache.plans.len() >= CACHED_PLANS {
+            cache.plans.remove(0);
         }
-        cache.push((shapes, plan.clone()));
+        cache.plans.push((key, plan.clone()));
         Ok(plan)
     }
 }
 
+impl Key {
+    fn facts(&self, declared: &[TensorType]) -> Result<Vec<InferenceFact>> {
+        let facts = self.shapes.iter().zip(&self.values).zip(declared).map(|((shape, value), input)| {
+            let mut fact = fact(datum_type(input)?, shape);
+            if let Some(value) = value {
+                fact.value = Arc::new(tract_values::to_tract(value)).into();
+            }
+            Ok(fact)
+        });
+        facts.collect()
+    }
+}
+
+/// Which sizes of different inputs are taken to be one. Exporters name the same dimension differently on each input, or not at
+/// all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// Those that the model gives one name.
+    Named,
+    /// Those of all matrices of integers, which are `[batch, length]`.
+    Tokens,
+}
+
+impl Sharing {
+    /// What the size of an axis of `input` is called; `None` for one that is fixed, or has no name.
+    pub(crate) fn name(self, input: &TensorType, axis: usize) -> Option<String> {
+        let dims = input.dims.as_deref()?;
+        let floating = matches!(input.element, Some(ElementType::F32 | ElementType::F16 | ElementType::F64));
+        match &dims[axis] {
+            Dim::Fixed(_) => None,
+            _ if self == Self::Tokens && dims.len() == 2 && !floating => {
+                Some(["batch size", "length"][axis].to_owned())
+            }
+            Dim::Symbol(name) => Some(name.clone()),
+            Dim::Unknown => None,
+        }
+    }
+
+    /// The axes of the inputs, numbered so that those that share a size have one number.
+    fn numbered(self, inputs: &[TensorType]) -> Vec<usize> {
+        let mut known: HashMap<String, usize> = HashMap::new();
+        let axes =
+            inputs.iter().flat_map(|input| (0..input.dims.as_ref().map_or(0, Vec::len)).map(move |at| (input, at)));
+        let numbers = axes.enumerate().map(|(number, (input, axis))| match self.name(input, axis) {
+            Some(name) => *known.entry(name).or_insert(number),
+            None => number,
+        });
+        numbers.collect()
+    }
+}
+
 impl Planner {
+    /// The model for every shape, and which sizes that takes to be one: as few as can be. Where different sizes, or a bound and
+    /// what it bounds, meet in one value, they are taken to be equal, as they are wherever the model can be run.
+    pub(crate) fn symbolic(&self, parsed: &InferenceModel, inputs: &[TensorType]) -> Result<(TypedModel, Sharing)> {
+        let sharings = match Sharing::Named.numbered(inputs) == Sharing::Tokens.numbered(inputs) {
+            true => &[Sharing::Tokens][..],
+            false => &[Sharing::Named, Sharing::Tokens],
+        };
+        let mut attempts: Vec<_> = sharings.iter().map(|&sharing| (sharing, Bounds::Clamped)).collect();
+        if operators::has_slices(parsed) {
+            attempts.push((Sharing::Tokens, Bounds::Trusted));
+        }
+        let mut failed = Error::tract("no plan was tried");
+        for (at, &(sharing, bounds)) in attempts.iter().enumerate() {
+            let is_last = at + 1 == attempts.len();
+            match self.with_types(symbolic(parsed, inputs, sharing, bounds)?) {
+                Ok(typed) if is_last || !sizes_meet(&typed) => return Ok((self.decluttered(typed)?, sharing)),
+                Ok(_) => {}
+                // No shape makes that sound.
+                Err(refused @ Error::Graph(_)) => return Err(refused),
+                Err(e) => failed = e,
+            }
+        }
+        Err(failed)
+    }
+
     /// The model with all types known and what is needless taken out.
-    pub(crate) fn typed(&self, model: InferenceModel) -> Result<TypedModel> {
+    fn typed(&self, model: InferenceModel) -> Result<TypedModel> {
+        self.decluttered(self.with_types(model)?)
+    }
+
+    fn with_types(&self, model: InferenceModel) -> Result<TypedModel> {
         guarded(|| {
             let mut typed: TypedModel = model.into_typed()?;
             limits::check_shapes(&typed)?;
+            give_numbers(&mut typed)?;
+            Ok(typed)
+        })
+    }
+
+    fn decluttered(&self, mut typed: TypedModel) -> Result<TypedModel> {
+        guarded(|| {
             if self.optimise {
                 declutter(&mut typed)?;
             }
@@ -91,6 +227,32 @@ impl Planner {
     }
 }
 
+/// Whether a value's size is that of two that may differ.
+fn sizes_meet(model: &TypedModel) -> bool {
+    fn meet(size: &TDim) -> bool {
+        match size {
+            TDim::Broadcast(_) => true,
+            TDim::Add(terms) | TDim::Mul(terms) | TDim::Min(terms) | TDim::Max(terms) => terms.iter().any(meet),
+            TDim::MulInt(_, term) | TDim::Div(term, _) => meet(term),
+            _ => false,
+        }
+    }
+    let outputs = model.nodes().iter().flat_map(|node| &node.outputs);
+    outputs.flat_map(|output| output.fact.shape.iter()).any(meet)
+}
+
+/// Has outputs that are sizes given as numbers: those that symbols stand for are known in a run alone.
+fn give_numbers(model: &mut TypedModel) -> TractResult<()> {
+    let mut outputs = model.output_outlets()?.to_vec();
+    for (at, output) in outputs.iter_mut().enumerate() {
+        if model.outlet_fact(*output)?.datum_type == TDim::datum_type() {
+            let name = model.unique_name(format!("output-{at}.number"));
+            *output = model.wire_node(name, cast(DatumType::I64), &[*output])?[0];
+        }
+    }
+    model.select_output_outlets(&outputs)
+}
+
 /// tract's own optimisation, bounded: some of its passes never settle on axes of size 1 (as a sequence limit of 1 makes
 /// them). Stopped anywhere, the model is valid. Models settle within about one step a node.
 fn steps(model: &TypedModel) -> usize {
@@ -99,7 +261,10 @@ fn steps(model: &TypedModel) -> usize {
 
 /// What is independent of the machine.
 pub(crate) fn declutter(model: &mut TypedModel) -> TractResult<()> {
-    Optimizer::declutter().stopping_at(steps(model)).optimize(model)
+    let mut optimizer = Optimizer::declutter();
+    // Splits products with a mask in regions by what tract takes for its shape, which a broadcast may not have.
+    optimizer.passes.retain(|pass| !format!("{pass:?}").starts_with("FoldUniformMask"));
+    optimizer.stopping_at(steps(model)).optimize(model)
 }
 
 /// What is the machine's. With `fuse`, the operators of [`fuse`](crate::fuse) take the place of tract's where they are
@@ -111,6 +276,7 @@ pub(crate) fn generate(model: &mut TypedModel, fuse: bool) -> TractResult<()> {
         crate::not_a_number::keep_not_a_number(model)?;
         tracing::debug!("fused {} attentions and {} linear layers", fused.attentions, fused.linears);
     }
+    crate::integer_square::square_integers(model);
     Optimizer::codegen().stopping_at(steps).optimize(model)
 }
 
@@ -155,10 +321,15 @@ fn datum_type(input: &TensorType) -> Result<DatumType> {
     })
 }
 
-/// Gives every input symbolic dimensions. Exporters name the same dimension differently on each input, or not at all;
-/// integer matrices are all `[batch, length]`, and the checks hold callers to it.
-pub(crate) fn symbolic(parsed: &InferenceModel, inputs: &[TensorType]) -> Result<InferenceModel> {
+/// Gives every input symbolic dimensions, which the checks hold callers to.
+fn symbolic(
+    parsed: &InferenceModel,
+    inputs: &[TensorType],
+    sharing: Sharing,
+    bounds: Bounds,
+) -> Result<InferenceModel> {
     let mut model = parsed.clone();
+    operators::bound_slices(&mut model, bounds);
     let symbols = model.symbols.clone();
     let mut known: HashMap<String, TDim> = HashMap::new();
     let mut facts = Vec::new();
@@ -166,19 +337,23 @@ pub(crate) fn symbolic(parsed: &InferenceModel, inputs: &[TensorType]) -> Result
         let Some(dims) = &input.dims else {
             return Err(Error::tract(format!("input `{}` declares no rank", input.name)));
         };
-        let tokens = dims.len() == 2 && !matches!(input.element, Some(ElementType::F32 | ElementType::F16));
         let dims = dims.iter().enumerate().map(|(axis, dim)| {
-            let name = match dim {
-                Dim::Fixed(n) => return TDim::from(*n),
-                _ if tokens => ["batch", "length"][axis].to_owned(),
-                Dim::Symbol(name) => name.clone(),
-                Dim::Unknown => format!("{}_{axis}", input.name),
-            };
+            if let Dim::Fixed(size) = dim {
+                return Ok(TDim::from(*size));
+            }
+            let name = sharing.name(input, axis).unwrap_or_else(|| format!("{}_{axis}", input.name));
             // tract parses symbol names as expressions elsewhere: keep to letters, digits and underscores.
             let name: String = name.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect();
-            known.entry(name.clone()).or_insert_with(|| symbols.sym(&format!("mabert_{name}")).into()).clone()
+            if let Some(symbol) = known.get(&name) {
+                return Ok(symbol.clone());
+            }
+            let symbol = symbols.sym(&format!("mabert_{name}"));
+            // No axis of an input is empty.
+            guarded(|| symbols.add_assertion(format!("{symbol}>=1")))?;
+            known.insert(name, symbol.clone().into());
+            Ok(symbol.into())
         });
-        facts.push(fact(datum_type(input)?, &dims.collect::<Vec<_>>()));
+        facts.push(fact(datum_type(input)?, &dims.collect::<Result<Vec<TDim>>>()?));
     }
     for (at, fact) in facts.into_iter().enumerate() {
         guarded(|| model.set_input_fact(at, fact))?;

@@ -6,8 +6,10 @@ use crate::{ElementType, Expr, NodeExt as _, Tensor};
 /// `softmax(scale Q K^T + mask) V`, rows without any key giving zero.
 pub(super) fn attention<'b>(fused: &Fused<'b, '_>) -> Option<Outputs<'b>> {
     let Fused { b, index, node, .. } = *fused;
+    let windowed = ["left_window_size", "right_window_size"].iter().any(|name| node.int(name, -1) >= 0);
     let cached = (4..7).any(|at| fused.name(at).is_some());
     if node.float("softcap", 0.0) != 0.0
+        || windowed
         || cached
         || (1..4).any(|at| fused.used(at))
         || node.attribute("q_num_heads").is_some()

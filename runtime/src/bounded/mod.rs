@@ -7,10 +7,10 @@ mod known;
 mod sizes;
 mod windows;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use tract_onnx::Onnx;
-use tract_onnx::model::{OnnxOpRegister, ParsingContext};
+use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::{
     EvalContext, EvalOp, InferenceFact, InferenceModel, InferenceModelPatch, InferenceNode, InferenceOp, Op, OpState,
@@ -18,6 +18,7 @@ use tract_onnx::tract_hir::internal::{
 };
 
 use self::known::Known;
+use crate::operators::OPERATORS;
 
 /// Why a node is not given to tract.
 #[derive(Debug, thiserror::Error)]
@@ -28,20 +29,18 @@ pub(crate) struct Refused {
     pub(crate) reason: String,
 }
 
-/// tract's own operators.
-static TRACTS: LazyLock<OnnxOpRegister> = LazyLock::new(|| tract_onnx::onnx().op_register);
-
-/// Puts checked operators in the places of those that need it; they are found in subgraphs too.
+/// Puts our own operators and checked ones in the places of those that need it; they are found in subgraphs too.
 pub(crate) fn check_operators(onnx: &mut Onnx) {
+    onnx.op_register = OPERATORS.clone();
     for operator in axes::OPERATORS.iter().map(|row| row.operator).chain(sizes::OPERATORS).chain(windows::OPERATORS) {
-        if TRACTS.0.contains_key(operator) {
+        if OPERATORS.0.contains_key(operator) {
             onnx.op_register.insert(operator, checked);
         }
     }
 }
 
 fn checked(context: &ParsingContext<'_>, node: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
-    let (inner, captured) = TRACTS.0[&node.op_type](context, node)?;
+    let (inner, captured) = OPERATORS.0[&node.op_type](context, node)?;
     Ok((Box::new(Checked { inner, node: Arc::new(node.clone()) }), captured))
 }
 

@@ -1,11 +1,9 @@
-//! Operators that tract does not have.
-
-use std::sync::OnceLock;
+//! Whether a graph's operators are among those that are run.
 
 use mabert_graph::proto::NodeProto;
 use mabert_graph::{Model as Graph, NodeExt as _};
-use tract_onnx::Onnx;
 
+use crate::operators::OPERATORS;
 use crate::{Error, Result};
 
 /// Refuses a graph with an operator that cannot be run, by name: tract says so in its own words, and late.
@@ -22,9 +20,7 @@ pub(crate) fn check(graph: &Graph) -> Result<()> {
 
 /// The first node of an unknown operator, in subgraphs too.
 fn unknown(nodes: &[NodeProto]) -> Option<&NodeProto> {
-    static KNOWN: OnceLock<Onnx> = OnceLock::new();
-    let known = &KNOWN.get_or_init(tract_onnx::onnx).op_register.0;
-    nodes.iter().find_map(|node| match known.contains_key(&node.op_type) {
+    nodes.iter().find_map(|node| match OPERATORS.0.contains_key(&node.op_type) {
         false => Some(node),
         true => node.subgraphs().into_iter().find_map(|graph| unknown(&graph.node)),
     })

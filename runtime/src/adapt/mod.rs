@@ -2,6 +2,9 @@
 //!
 //! tract computes with 64-bit integers as with the sizes of axes, which may be symbols.
 
+mod sizes;
+mod spelling;
+
 use std::collections::{HashMap, HashSet};
 
 use mabert_graph::proto::NodeProto;
@@ -15,10 +18,11 @@ use crate::Result;
 /// The graph is not valid.
 pub(crate) fn adapt(graph: &mut Graph) -> Result<()> {
     narrow_counts(graph);
-    widen_sizes(graph);
+    sizes::widen(graph);
     narrow_flat_indices(graph)?;
     compute_largest(graph);
     slice_to_the_end(graph);
+    spelling::spell(graph)?;
     keep_not_a_number(graph);
     tell_apart(graph);
     Ok(())
@@ -46,79 +50,6 @@ impl Names {
 
 fn casts_to(node: &NodeProto, to: ElementType) -> bool {
     node.is("Cast") && node.int("to", 0) == i64::from(to.onnx())
-}
-
-/// tract knows sizes while it plans as long as they stay in 64 bits; exporters of TensorFlow's models compute with them in 32
-/// and widen the result. What is widened is computed in 64 bits, beside what is not.
-fn widen_sizes(graph: &mut Graph) {
-    let mut names = Names::taken(graph);
-    let mut sizes: HashSet<String> = HashSet::new();
-    // The same values in 64 bits.
-    let mut wide: HashMap<String, String> = HashMap::new();
-    let mut constants: HashMap<String, Tensor> = HashMap::new();
-    for mut node in std::mem::take(&mut graph.graph_mut().node) {
-        let Some(output) = node.output.first().cloned() else {
-            graph.graph_mut().node.push(node);
-            continue;
-        };
-        let input = node.input.first().cloned().unwrap_or_default();
-        if node.is("Shape") {
-            sizes.insert(output);
-        } else if node.is("Constant") {
-            constants.extend(attribute::constant(&node).ok().flatten().map(|value| (output, value)));
-        } else if casts_to(&node, ElementType::I32) && sizes.contains(&input) {
-            wide.insert(output, input);
-        } else if casts_to(&node, ElementType::I64)
-            && let Some(known) = wide.get(&input)
-        {
-            node.op_type = "Identity".to_owned();
-            node.attribute.clear();
-            node.input[0].clone_from(known);
-        } else if let Some(operands) = sized_operands(&node)
-            && node.input[..operands].iter().any(|i| wide.contains_key(i))
-            && node.input[..operands].iter().all(|i| wide.contains_key(i) || integers(graph, &constants, i).is_some())
-        {
-            let twin = names.fresh(&output, "i64");
-            let mut copy = node.clone();
-            copy.name.clone_from(&twin);
-            copy.output[0].clone_from(&twin);
-            for operand in &mut copy.input[..operands] {
-                if !wide.contains_key(operand)
-                    && let Some(constant) = integers(graph, &constants, operand)
-                {
-                    let name = names.fresh(operand, "i64");
-                    graph.set_constant(&name, &constant);
-                    wide.insert(operand.clone(), name);
-                }
-                operand.clone_from(&wide[operand]);
-            }
-            graph.graph_mut().node.push(copy);
-            if node.is("Range") {
-                // As long as a symbol says only where its end is one.
-                node = cast_node(&twin, &output, ElementType::I32);
-            }
-            wide.insert(output, twin);
-        }
-        graph.graph_mut().node.push(node);
-    }
-}
-
-/// How many of a node's operands, from the first, are of the type of its result, for what sizes are computed with.
-fn sized_operands(node: &NodeProto) -> Option<usize> {
-    let moves = ["Slice", "Squeeze", "Unsqueeze", "Gather"].iter().any(|op| node.is(op));
-    if moves {
-        return Some(1);
-    }
-    ["Concat", "Range", "Mul", "Add", "Sub", "Div"].iter().any(|op| node.is(op)).then_some(node.input.len())
-}
-
-/// A constant of integers, in 64 bits: an initializer, or one of those that nodes give.
-fn integers(graph: &Graph, of_nodes: &HashMap<String, Tensor>, value: &str) -> Option<Tensor> {
-    if let Some(constant) = of_nodes.get(value) {
-        return Some(constant.to_i64()?.into());
-    }
-    graph.initializer(value)?;
-    Some(graph.constant(value).ok()?.to_i64()?.into())
 }
 
 /// `mask[b, k]`, as transformers 5 looks the attention mask up, is exported as a `Gather` from the flattened mask at
@@ -280,7 +211,7 @@ fn slice_to_the_end(graph: &mut Graph) {
     let mut names = Names::taken(graph);
     let none = HashMap::new();
     let bounds = |node: &NodeProto| {
-        let [starts, ends] = [1, 2].map(|at| node.input.get(at).and_then(|name| integers(graph, &none, name)));
+        let [starts, ends] = [1, 2].map(|at| node.input.get(at).and_then(|name| sizes::whole(graph, &none, name)));
         let (starts, ends) = (starts?.to_i64()?, ends?.to_i64()?);
         ends.iter().any(|end| *end >= END).then_some((starts, ends))
     };
