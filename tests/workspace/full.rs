@@ -228,7 +228,8 @@ fn labels_that_do_not_fit_the_head_are_refused() {
     let tags = with_head(folder.path(), &[("tags", &[128, 7])]);
     assert!(refused(&tags, job(full)).contains("labels cannot be used"));
     let data = folder.path().join("labels.tsv");
-    std::fs::write(&data, "text\tlabel\n".to_owned() + &"a good film\t2\n".repeat(40)).unwrap();
+    let lines = (0..40).map(|number| format!("good film number {number}\t2\n"));
+    std::fs::write(&data, "text\tlabel\n".to_owned() + &lines.collect::<String>()).unwrap();
     let data = Data::new(data).columns(reviews(true).columns);
     assert!(refused(&teacher(), job(full).data(data)).contains("label 2 is none of the 2 classes"));
 }
