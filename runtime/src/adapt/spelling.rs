@@ -60,19 +60,10 @@ impl Spelling {
             "Swish" if node.float("alpha", 1.0) != 1.0 => Self::Swish,
             "Dropout" if (10..12).contains(&version) && node.output.len() > 1 => Self::OldDropout,
             "TopK" | "GatherND" if size(1) => Self::Numbers(vec![1]),
-            "Equal" if (size(0) || size(1)) && element() == Some(ElementType::I64) && !excluded(node, index) => {
-                Self::Numbers(vec![0, 1])
-            }
             "MatMul" => Self::Integers(element().filter(|e| matches!(e, ElementType::I32 | ElementType::I64))?),
             _ => return None,
         })
     }
-}
-
-/// Whether no size is equal to what it is compared with: tract takes a symbol to equal nothing but itself.
-fn excluded(node: &NodeProto, index: &Index<'_>) -> bool {
-    let negative = |value: &Tensor| value.to_i64().is_some_and(|a| a.iter().all(|v| *v < 0));
-    node.input.iter().any(|input| constant(index.behind_casts(input), index).is_some_and(|value| negative(&value)))
 }
 
 /// Leaves out first states that are zeros, which they are where none are named: two that are equal confuse tract.
