@@ -87,13 +87,19 @@ impl Model {
     /// An output does not exist, or depends on an input of an element type that is not handled.
     pub fn extract_from_inputs(&self, cuts: &[Boundary], outputs: &[&str]) -> Result<Self> {
         let inputs = self.inputs().into_iter().filter_map(|input| {
-            let dims = input.dims?.iter().map(Dim::to_string).collect();
+            let dims = input.dims.unwrap_or_default().iter().map(Dim::to_string).collect();
             Some(Boundary { name: input.name, element: input.element?, dims })
         });
         let mut part = self.extract(&inputs.chain(cuts.iter().cloned()).collect::<Vec<_>>(), outputs)?;
         let graph = part.graph_mut();
         let used: HashSet<String> = graph.node.iter().flat_map(used_values).map(str::to_owned).collect();
         graph.input.retain(|i| used.contains(&i.name));
+        // Some declare no rank.
+        for input in &mut graph.input {
+            if let Some(declared) = self.graph().input.iter().find(|i| i.name == input.name) {
+                input.clone_from(declared);
+            }
+        }
         Ok(part)
     }
 }

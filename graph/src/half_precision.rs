@@ -7,18 +7,24 @@ use onnx_protobuf::tensor_proto::DataType;
 use onnx_protobuf::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
 
 use crate::stored::to_single;
-use crate::{ElementType, Error, Model, NodeExt as _, Result, Tensor, attribute, cast_node};
+use crate::{ElementType, Error, Model, NodeExt as _, Result, Tensor, TensorType, attribute, cast_node};
 
 /// The largest finite `f16`.
 const LARGEST: f32 = 65_504.0;
 
-/// Whether inner values of the model are of half precision: it holds constants of it, or casts to it that are not outputs.
+/// Whether inner values of the model are of half precision: it holds constants of it, computes with inputs of it, or casts to it
+/// what is no output.
 pub fn is_half(model: &Model) -> bool {
     fn graph_is(graph: &GraphProto) -> bool {
         let half = ElementType::F16.onnx();
         let is_output = |node: &NodeProto| graph.output.iter().any(|o| node.output.contains(&o.name));
         let casts = |n: &NodeProto| n.is("Cast") && n.int("to", 0) == i64::from(half) && !is_output(n);
+        let computed_with = |name: &str| graph.node.iter().any(|n| !n.is("Cast") && n.input.iter().any(|i| i == name));
         graph.initializer.iter().any(|t| t.data_type == half)
+            || graph
+                .input
+                .iter()
+                .any(|i| TensorType::declared(i).element == Some(ElementType::F16) && computed_with(&i.name))
             || graph.node.iter().any(|n| casts(n) || n.subgraphs().into_iter().any(graph_is))
     }
     graph_is(model.graph())

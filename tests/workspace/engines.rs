@@ -43,7 +43,7 @@ fn bad_inputs_are_refused_before_tract_sees_them() {
     let long = mini(vec![2; 65], vec![1; 65]).unwrap_err();
     assert!(matches!(long, Error::TooLong { length: 65, limit: 64, .. }), "{long}");
     let unequal = mini(vec![2, 5, 3], vec![1; 4]).unwrap_err().to_string();
-    assert!(unequal.contains("its sequence is 4") && unequal.contains("is 3"), "{unequal}");
+    assert!(unequal.contains("length is 4") && unequal.contains("is 3"), "{unequal}");
     let model = Model::load(fixture("bert-mini-sst2/model.onnx")).unwrap();
     let missing = model.run(&[("input_ids", &Tensor::new(&[1, 1], vec![2i64]))]).unwrap_err().to_string();
     assert!(missing.contains("`attention_mask` is missing"), "{missing}");

@@ -8,6 +8,7 @@ mod fuse;
 mod hostile;
 mod main_job;
 mod numbers;
+mod operators;
 mod quantised;
 mod sites;
 mod spellings;

@@ -356,8 +356,12 @@ impl<'g> Writer<'g> {
         if self.constants.rank(y).is_some_and(|rank| rank > 1) || (self.constants.is_constant(y) && grid.axis != -1) {
             return None;
         }
-        // Zero points are integers, scales are not.
-        let operand = if ["Add", "Sub"].contains(&operator) { self.codes(y)? } else { y.to_owned() };
+        // Scales are floats, zero points are not.
+        let float = match self.constants.is_constant(y) {
+            true => self.constants.is_float(y),
+            false => !self.codes.contains_key(y) && (operator == "Mul" || operator == "Div"),
+        };
+        let operand = if float { y.to_owned() } else { self.codes(y)? };
         Some(self.op(operator, &[x, &operand], x))
     }
 

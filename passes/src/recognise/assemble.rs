@@ -77,14 +77,16 @@ impl Place {
         let producers = |at: usize| -> Vec<usize> {
             index.data_inputs(&index.graph().node[at]).into_iter().filter_map(|v| index.producer_at(v)).collect()
         };
-        let readers = |at: usize| -> Vec<usize> {
-            index.graph().node[at].output.iter().flat_map(|v| index.readers_at(v)).collect()
-        };
         Self {
             before: reached(first, producers),
-            after: reached(end.into_iter().flat_map(|end| index.readers_at(end)), readers),
+            after: reached(end.into_iter().flat_map(|end| index.readers_at(end)), |at| readers(cx, at)),
         }
     }
+}
+
+/// The nodes that use what the node at `at` computes.
+fn readers(cx: &Context<'_>, at: usize) -> Vec<usize> {
+    cx.index.graph().node[at].output.iter().flat_map(|value| cx.index.readers_at(value)).collect()
 }
 
 /// The nodes from which `next` leads to each other, these included.
@@ -239,8 +241,12 @@ fn norm_of_sum(cx: &Context<'_>, sites: &Recognition, stream: &str, branch: &mut
         sites.norms.iter().find_map(|norm| Some((norm, region(norm)?)))
     });
     let Some((norm, region)) = following.next() else {
-        let ends = cx.index.readers_at(&end).next().is_none();
-        let why = if ends { "the model ends there" } else { "only post-LN encoders are supported" };
+        let after = reached(cx.index.readers_at(&end), |at| readers(cx, at));
+        let is_after = |norm: &NormSite| cx.index.producer_at(&norm.output).is_some_and(|at| after.contains(&at));
+        let why = match sites.norms.iter().any(is_after) {
+            true => "only post-LN encoders are supported",
+            false => "the model ends without one",
+        };
         let reason = format!("no layer normalisation of `{stream}` + `{end}` follows it; {why}");
         return Err(Miss::new(SiteKind::Norm, &end, reason));
     };

@@ -440,17 +440,23 @@ mod tests {
             let words = b.constant("words", &Tensor::new(&[9, 2], vec![0.5f32; 18]));
             b.model(&[words.gather(ids).softmax().named("y")])
         };
-        let cut_off = || {
+        // Attention alone, and with the residual sum.
+        let cut_off = |sums: usize| {
             let mut model = encoder();
-            let branch = model.graph().node.iter().find(|node| node.input.iter().any(|i| i == "attention.output.bias"));
-            model.graph_mut().output[0].name = branch.unwrap().output[0].clone();
+            let graph = model.graph_mut();
+            let reads =
+                |value: &str| graph.node.iter().find(|node| node.input.iter().any(|input| input == value)).unwrap();
+            let mut end = reads("attention.output.bias").output[0].clone();
+            (0..sums).for_each(|_| end = reads(&end).output[0].clone());
+            graph.output[0].name = end;
             model.remove_dead();
             model
         };
         for (model, reason) in [
             (product(), "its inputs are not all [batch, length]"),
             (softmax(), "no softmax of scaled scores was found; of this one, its result does not go into a product"),
-            (cut_off(), "follows it; the model ends there"),
+            (cut_off(0), "follows it; the model ends without one"),
+            (cut_off(1), "follows it; the model ends without one"),
         ] {
             let message = Rewriting::new(model, options(None)).unwrap_err().to_string();
             assert!(message.contains(reason), "{reason}: {message}");

@@ -1,5 +1,6 @@
 //! Operators of ONNX that tract computes wrongly, or not where sizes are symbols, in tract's terms.
 
+mod equal;
 mod range;
 mod slice;
 mod squeeze;
@@ -15,6 +16,7 @@ static TRACTS: LazyLock<OnnxOpRegister> = LazyLock::new(|| tract_onnx::onnx().op
 /// Those, with ours in the places of some.
 pub(crate) static OPERATORS: LazyLock<OnnxOpRegister> = LazyLock::new(|| {
     let mut operators = TRACTS.clone();
+    operators.insert("Equal", equal::equal);
     operators.insert("Range", range::range);
     operators.insert("Slice", slice::slice);
     operators.insert("Squeeze", squeeze::squeeze);
