@@ -29,7 +29,7 @@ impl Bars {
         let shown = match (global.quiet, std::io::stderr().is_terminal()) {
             (true, _) => Shown::Nothing,
             (false, true) => Shown::Bar(Mutex::new(ProgressBar::hidden())),
-            (false, false) => Shown::Lines(Lines::start(NOW_AND_THEN, |line| on_standard_error(line))),
+            (false, false) => Shown::Lines(Lines::start(NOW_AND_THEN, on_standard_error)),
         };
         Self { quiet: global.quiet, shown }
     }
