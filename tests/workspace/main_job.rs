@@ -225,8 +225,8 @@ fn options_that_do_not_fit_are_refused() {
     let refused = |job: Job| rewrite(teacher(), &job, &Silent).unwrap_err().to_string();
     let beyond = refused(job(None).max_seq(65));
     assert!(beyond.contains("65") && beyond.contains("64"), "{beyond}");
-    assert!(refused(job(None).max_seq(0)).contains("at least 2"));
-    assert!(refused(job(None).max_seq(1)).contains("at least 2"));
+    assert!(refused(job(None).max_seq(0)).contains("of 2 to"));
+    assert!(refused(job(None).max_seq(1)).contains("of 2 to"));
     assert!(refused(job(None).hidden(0)).contains("hidden size"));
     assert!(refused(Job::default().data(reviews())).contains("it holds text"));
 }
