@@ -231,6 +231,38 @@ fn options_that_do_not_fit_are_refused() {
     assert!(refused(Job::default().data(reviews())).contains("it holds text"));
 }
 
+/// An export whose input names were given out of order is told by what its graph does, and that is said.
+#[test]
+fn swapped_names_of_inputs_make_the_same_student() {
+    let swapped = |mut model: Model| {
+        let other = |name: &mut String| match name.as_str() {
+            "attention_mask" => "token_type_ids".clone_into(name),
+            "token_type_ids" => "attention_mask".clone_into(name),
+            _ => {}
+        };
+        let graph = model.graph_mut();
+        graph.input.iter_mut().for_each(|input| other(&mut input.name));
+        graph.node.iter_mut().flat_map(|node| &mut node.input).for_each(other);
+        model
+    };
+    let made = |model: Model| rewrite(model, &job(Some(reviews())).transfer(Transfer::ClosedForm), &Silent).unwrap();
+    let ((student, report), (usual, usual_report)) = (made(swapped(teacher())), made(teacher()));
+    let told = |report: &Report| report.notes.iter().any(|note| note.contains("their names say otherwise"));
+    assert!(told(&report) && !told(&usual_report), "{:?}", report.notes);
+    let inputs = mabert_tests::padded_inputs(&usual.inputs(), 3, 12, 64, 5);
+    let renamed: Vec<_> = inputs
+        .iter()
+        .map(|(name, value)| match name.as_str() {
+            "attention_mask" => ("token_type_ids", value),
+            "token_type_ids" => ("attention_mask", value),
+            name => (name, value),
+        })
+        .collect();
+    let run = |model: &Model| mabert_runtime::LoadOptions::default().prepare(model).unwrap();
+    let (found, expected) = (run(&student).run(&renamed).unwrap(), run(&usual).run(&borrowed(&inputs)).unwrap());
+    assert!(distance(&found[0].1, &expected[0].1) < 1e-3);
+}
+
 #[test]
 fn all_exports_are_calibrated_on_made_up_tokens() {
     for folder in mabert_tests::exports() {

@@ -31,7 +31,10 @@ pub(super) const OPERATORS: [&str; 21] = [
 pub(super) fn fault(known: &Known<'_>) -> Option<String> {
     let asked = asked(known)?;
     if asked.is_nan() || asked > MOST_ELEMENTS {
-        return Some(format!("asks for {asked:.1e} elements"));
+        return Some(match asked.is_nan() {
+            true => "asks for steps of 0, or of more than any model has".to_owned(),
+            false => format!("asks for {asked:.1e} elements"),
+        });
     }
     None
 }

@@ -89,9 +89,6 @@ impl<'j> Prepared<'j> {
         let (model, original) = in_single_precision(model)?;
         let runnable = LoadOptions::default().prepare(&model)?;
         let inputs = EncoderInputs::new(&model, &job.input_roles)?;
-        if let Some(disagreement) = inputs.disagreement() {
-            tracing::warn!("{}: {disagreement}", model.origin());
-        }
         check_sizes(&model, &inputs, &runnable, PROBED)?;
         let start = job.start().map(StartStudent::load).transpose()?;
         let options = match &start {
@@ -121,7 +118,9 @@ impl<'j> Prepared<'j> {
         let mut reference = Reference::new(&origin, &runnable, held_out).map_err(named)?;
         let rows = vocabulary.size;
         reference.dev = job.dev.as_ref().map(|dev| DevSet::new(dev, &encoder, rows, &runnable, &shape)).transpose()?;
-        let mut notes = encoder.notes(rows)?;
+        let mut notes: Vec<String> =
+            inputs.disagreement().map(|told| format!("{origin}: {told}")).into_iter().collect();
+        notes.extend(encoder.notes(rows)?);
         notes.extend(of_texts);
         notes.extend(reference.dev.iter().flat_map(|dev| dev.notes.clone()));
         notes.iter().for_each(|note| progress.summary(&format!("note: {note}")));
