@@ -187,19 +187,20 @@ impl<'g> Writer<'g> {
         let (a, b) = (needed(node, 0)?, needed(node, 1)?);
         let centred = |zero: usize| Scheme { scale: "", zero: operand(node, zero), grid: Grid::COLUMNS };
         let right = self.real(b, centred(3))?;
-        let meaning = self.meanings.get(a).cloned();
-        let value = match meaning.filter(|m| m.zero == self.key(operand(node, 2), 0.0)) {
-            // What is no longer rounded is divided by its scale where the weight is.
-            Some(Meaning { value, scale, .. })
-                if let Some(scale) = scale.strip_prefix('=').and_then(|number| number.parse::<f32>().ok())
-                    && let Some(weight) = self.values(&right) =>
-            {
+        let meaning = self.meanings.get(a).filter(|m| m.zero == self.key(operand(node, 2), 0.0)).cloned();
+        // What is no longer rounded is divided by its scale where the weight is.
+        let divided = meaning.and_then(|Meaning { value, scale, .. }| {
+            let scale = scale.strip_prefix('=')?.parse::<f32>().ok()?;
+            Some((value, self.values(&right)? / scale))
+        });
+        let value = match divided {
+            Some((value, weight)) => {
                 let name = self.fresh(&right, "divided");
-                self.constant(&name, weight / scale);
+                self.constant(&name, weight);
                 self.products.insert(output.to_owned(), Product { input: value.clone(), weight: name.clone() });
                 self.op("MatMul", &[&value, &name], output)
             }
-            _ => {
+            None => {
                 let left = self.real(a, centred(2))?;
                 if self.constants.is_constant(&right) {
                     let product = Product { input: left.clone(), weight: right.clone() };
