@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use mabert_graph::Model;
 use mabert_graph::proto::{Message as _, ModelProto};
-use mabert_passes::lower::{ApproximatorOptions, Sharing};
+use mabert_passes::lower::ApproximatorOptions;
 use mabert_passes::pipeline::{Keep, Order, PassOptions};
 use mabert_runtime::{Named, Tensor};
 
@@ -13,8 +13,7 @@ pub const MAX_SEQ: usize = 16;
 
 /// How the tests rewrite where it does not matter: everything, for short sequences.
 pub fn options() -> PassOptions {
-    let approximator =
-        ApproximatorOptions { max_seq: MAX_SEQ, hidden: 8, sharing: Sharing::PerHead, length_tables: true };
+    let approximator = ApproximatorOptions::network(MAX_SEQ, 8);
     PassOptions { approximator, order: Order::Linear, keep: Keep::default(), fold: true, until: None, partial: false }
 }
 

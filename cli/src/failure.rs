@@ -18,7 +18,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     use mabert_passes::Error as Passes;
     use mabert_transfer::Error as Transfer;
     let passes = |e: &Passes| match e {
-        Passes::PositionBias(_) => 2,
+        Passes::PositionBias(_) | Passes::NoLinearOrder => 2,
         Passes::Incomplete { .. } => 1,
         _ => 3,
     };

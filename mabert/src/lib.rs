@@ -66,7 +66,7 @@ mod student;
 pub use error::{Error, Result};
 pub use mabert_graph::{Dim, ElementType, Tensor, TensorType};
 pub use mabert_passes::inputs::Role;
-pub use mabert_passes::lower::Sharing;
+pub use mabert_passes::lower::{Form, Sharing};
 pub use mabert_passes::pipeline::{Keep, Order, Pass};
 pub use mabert_transfer::compare::OutputDistance;
 pub use mabert_transfer::data::{Columns, DataFormat};

@@ -55,6 +55,6 @@ impl Student {
 /// or a check of the student does not hold.
 pub fn rewrite(model: Model, job: &Job, progress: &dyn Progress) -> Result<(Student, Report)> {
     let (student, report) = job::rewrite(model.0, job, progress)?;
-    let longest_sequence = report.options.approximator.max_seq;
+    let longest_sequence = report.options.approximator.longest();
     Ok((Student { model: Model(student), longest_sequence }, report))
 }

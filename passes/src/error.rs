@@ -81,6 +81,11 @@ pub enum Error {
          keep apart from them; leave the order open, which takes the paper's, or keep softmax"
     )]
     PositionBias(String),
+    /// Hinges in linear order.
+    #[error(
+        "hinges see every score of a row, so that they have no order whose cost is linear in the length; networks have one"
+    )]
+    NoLinearOrder,
     /// What is wrong with a model, and its file.
     #[error("{origin}: {source}")]
     InModel {

@@ -5,7 +5,7 @@ use mabert_graph::{Builder, ElementType, Expr, Model, Tensor, largest_difference
 use mabert_runtime::{Named, Taps, borrowed};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-use crate::lower::{ApproximatorOptions, Sharing};
+use crate::lower::{Approximator, ApproximatorOptions, Form, HingeSizes};
 use crate::pipeline::{Keep, Order, Pass, PassOptions, Rewriting, Student};
 use crate::recording::symbolic_shapes;
 
@@ -225,10 +225,9 @@ pub(crate) fn encoder_with(spelling: Spelling, change: impl for<'b> Fn(Expr<'b>,
 pub(crate) fn options(until: Option<Pass>) -> PassOptions {
     PassOptions {
         approximator: ApproximatorOptions {
-            max_seq: MAX_SEQ,
-            hidden: 5,
-            sharing: Sharing::PerHead,
-            length_tables: true,
+            positions: MAX_SEQ + 4,
+            hinges: HingeSizes { statistics: 2, hinges: 2, hidden: 3 },
+            ..ApproximatorOptions::network(MAX_SEQ, 5)
         },
         order: Order::Linear,
         keep: Keep::default(),
@@ -238,15 +237,26 @@ pub(crate) fn options(until: Option<Pass>) -> PassOptions {
     }
 }
 
-/// The student after `until`, its parameters set to seeded random ones as calibration would.
+/// The student of networks after `until`, its parameters set to seeded random ones as calibration would.
 pub(crate) fn student(until: Pass) -> Student {
-    let rewriting = Rewriting::new(encoder(), options(Some(until))).unwrap();
+    student_with(options(Some(until)))
+}
+
+/// The same with hinges.
+pub(crate) fn student_of_hinges(until: Pass) -> Student {
+    let usual = options(Some(until));
+    let approximator = ApproximatorOptions { form: Form::Hinges, ..usual.approximator };
+    student_with(PassOptions { approximator, order: Order::Auto, ..usual })
+}
+
+fn student_with(options: PassOptions) -> Student {
+    let rewriting = Rewriting::new(encoder(), options).unwrap();
     let mut student = rewriting.approximate().unwrap();
     let mut rng = StdRng::seed_from_u64(3);
     let names: Vec<String> = student.model.graph().initializer.iter().map(|t| t.name.clone()).collect();
     let is_parameter = |name: &str| {
         let norm = name.ends_with("norm/scale") || name.ends_with("norm/offset");
-        norm || (name.contains("attention/approximator/") && !name.contains("ints"))
+        norm || student.approximators.iter().flat_map(Approximator::parameters).any(|parameter| parameter == name)
     };
     for name in names.iter().filter(|n| is_parameter(n)) {
         let shape = student.model.constant(name).unwrap().shape().to_vec();
@@ -270,10 +280,26 @@ pub(crate) fn inputs(lengths: &[usize]) -> Named {
 
 /// Inner values of a model.
 pub(crate) fn values(model: &Model, names: &[&str], lengths: &[usize]) -> Vec<ndarray::ArrayD<f32>> {
+    inner_values(model, names, &inputs(lengths))
+}
+
+/// The same for given tokens of `batch` sentences.
+pub(crate) fn values_of(
+    model: &Model,
+    names: &[&str],
+    ids: &[i64],
+    mask: &[i64],
+    batch: usize,
+) -> Vec<ndarray::ArrayD<f32>> {
+    let input =
+        |name: &str, values: &[i64]| (name.to_owned(), Tensor::new(&[batch, values.len() / batch], values.to_vec()));
+    inner_values(model, names, &vec![input("input_ids", ids), input("attention_mask", mask)])
+}
+
+fn inner_values(model: &Model, names: &[&str], inputs: &Named) -> Vec<ndarray::ArrayD<f32>> {
     let taps = Taps::Values(names.iter().map(|n| (*n).to_owned()).collect());
     let runnable = mabert_runtime::LoadOptions::default().taps(taps).prepare(model).unwrap();
-    let inputs = inputs(lengths);
-    let outputs = runnable.run(&borrowed(&inputs)).unwrap();
+    let outputs = runnable.run(&borrowed(inputs)).unwrap();
     names.iter().map(|n| outputs.iter().find(|(name, _)| name == n).unwrap().1.to_f32()).collect()
 }
 

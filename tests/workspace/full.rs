@@ -88,7 +88,7 @@ fn the_papers_recipe_takes_labels_and_attention_into_the_loss() {
 
 /// The fixture's encoder with other heads, as models for other tasks have them.
 fn with_head(folder: &Path, outputs: &[(&str, &[usize])]) -> PathBuf {
-    let approximator = ApproximatorOptions { max_seq: 64, hidden: 8, sharing: Sharing::PerHead, length_tables: true };
+    let approximator = ApproximatorOptions::network(64, 8);
     let options = PassOptions {
         approximator,
         order: Order::Linear,

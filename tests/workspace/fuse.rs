@@ -3,20 +3,27 @@
 use std::collections::BTreeMap;
 
 use mabert_graph::{Model, Tensor};
-use mabert_passes::lower::{ApproximatorOptions, Sharing};
+use mabert_passes::lower::{Approximator, ApproximatorOptions, HingeSizes, Sharing};
 use mabert_passes::pipeline::{Order, Rewriting};
 use mabert_runtime::{LoadOptions, borrowed};
 use mabert_tests::{MAX_SEQ, distance, exports, fixture, padded_inputs};
 
-/// The fixture, rewritten but not calibrated.
+/// The fixture with networks, rewritten but not calibrated.
 fn student(order: Order, sharing: Sharing, length_tables: bool, hidden: usize) -> Model {
-    let default = mabert_tests::options();
-    let approximator = ApproximatorOptions { sharing, length_tables, hidden, ..default.approximator };
+    let default = mabert_tests::options().approximator;
+    student_with(order, ApproximatorOptions { sharing, length_tables, hidden, ..default })
+}
+
+fn student_with(order: Order, approximator: ApproximatorOptions) -> Model {
     let model = Model::load(fixture("bert-mini-sst2/model.onnx")).unwrap();
-    let options = mabert_passes::pipeline::PassOptions { approximator, order, ..default };
+    let options = mabert_passes::pipeline::PassOptions { approximator, order, ..mabert_tests::options() };
     let mut student = Rewriting::new(model, options).unwrap().approximate().unwrap();
     // What is not calibrated is the same everywhere, and tract simplifies it away.
-    let names: Vec<String> = student.approximators.iter().flat_map(|a| [&a.b1, &a.b2, &a.scale]).cloned().collect();
+    let tables = |approximator: &Approximator| match approximator {
+        Approximator::Network(a) => [&a.b1, &a.b2, &a.scale].map(String::clone).to_vec(),
+        hinges => hinges.parameters().into_iter().cloned().collect(),
+    };
+    let names: Vec<String> = student.approximators.iter().flat_map(tables).collect();
     for (seed, name) in names.iter().enumerate() {
         if let Ok(values) = student.model.constant(name) {
             let wave = (0..values.len()).map(|i| 0.5 + 0.2 * ((seed * 31 + i * 7) as f32).sin());
@@ -62,6 +69,28 @@ fn students_stay_in_panels_from_their_first_linear_layer_to_their_last() {
             let found = ["LinearAttention", "Linear", "ToPanels", "FromPanels"].map(count);
             assert_eq!(found, [3, 9, 2, 2], "{sharing:?}, tables {tables}: {operators:?}");
         }
+    }
+}
+
+#[test]
+fn attention_of_hinges_is_one_operator() {
+    for (statistics, hinges) in [(3, 2), (1, 1), (2, 4), (4, 3)] {
+        let sizes = HingeSizes { statistics, hinges, hidden: 7 };
+        let approximator = ApproximatorOptions { hinges: sizes, ..ApproximatorOptions::hinges(MAX_SEQ, 64) };
+        let model = student_with(Order::Auto, approximator);
+        for threads in [1, 2] {
+            let operators = compare(&model, threads);
+            let count = |name: &str| operators.get(name).copied().unwrap_or(0);
+            let found = ["HingeAttention", "Linear", "ToPanels", "FromPanels"].map(count);
+            assert_eq!(found, [3, 9, 2, 2], "{statistics} statistics, {hinges} hinges: {operators:?}");
+        }
+    }
+    // Where probabilities are a value, and for more hinges than registers hold, the nodes run one by one.
+    let usual = ApproximatorOptions::hinges(MAX_SEQ, 64);
+    let many = HingeSizes { statistics: 2, hinges: 5, hidden: 4 };
+    for (order, sizes) in [(Order::Paper, usual.hinges), (Order::Auto, many)] {
+        let model = student_with(order, ApproximatorOptions { hinges: sizes, ..usual });
+        assert!(!compare(&model, 1).contains_key("HingeAttention"));
     }
 }
 

@@ -63,6 +63,22 @@ fn both_orders_of_attention_are_equal() {
     }
 }
 
+/// Of every export, those with biases by position, without masks and with probabilities as outputs among them.
+#[test]
+fn hinges_without_probabilities_are_equal() {
+    for folder in exports() {
+        let model = Model::load(folder.join("model.onnx")).unwrap();
+        let approximator = ApproximatorOptions::hinges(MAX_SEQ, MAX_SEQ);
+        let [auto, paper] = [Order::Auto, Order::Paper].map(|order| {
+            let options = PassOptions { approximator, order, ..mabert_tests::options() };
+            student(model.clone(), options)
+        });
+        let far = furthest(&auto.model, &paper.model);
+        assert!(far < 1e-4, "{}: {far}", folder.display());
+        assert_eq!(auto.ran(Pass::Reassociate), !auto.encoder.shows_probabilities(), "{}", folder.display());
+    }
+}
+
 #[test]
 fn folding_is_exact() {
     let unfolded = PassOptions { fold: false, ..options(Order::Linear, Sharing::PerHead, true) };

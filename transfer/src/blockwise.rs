@@ -1,9 +1,9 @@
-//! The blockwise stage: gradient steps on one attention block at a time, from the student's stream to what the teacher's
-//! block makes of its own.
+//! The blockwise stage: gradient steps on one half of a layer at a time, from the student's stream to what the teacher's
+//! half makes of its own.
 //!
-//! The closed form fits an approximator to probabilities, without knowing which of them matter. Here approximator, query,
-//! key, value and output map move together to give the block's output. A block is shallow, so nothing diverges; the
-//! closed form goes on from there.
+//! The closed form fits an approximator to attention, without knowing what of it matters, and keeps the maps before a ReLU
+//! that was a GELU. Here approximator, query, key, value and output map move together to give the half's output, and then
+//! both maps of the feed-forward half. A half is shallow, so nothing diverges; the closed form goes on from there.
 
 use std::sync::Arc;
 
@@ -65,7 +65,7 @@ const MOST_APART: usize = 128;
 /// Gradients are scaled down to this norm.
 const CLIP: f32 = 1.0;
 
-/// An attention block: what it is given and must give, by batch.
+/// A half of a layer: what it is given and must give, by batch.
 pub(crate) struct Block<'b> {
     /// For messages.
     pub(crate) name: &'b str,

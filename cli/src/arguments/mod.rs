@@ -12,7 +12,7 @@ use crate::commands::Command;
 
 pub(crate) use end_to_end::{DevArguments, EndToEndArguments};
 pub(crate) use texts::{DataArguments, Texts, one_text, read_texts};
-pub(crate) use values::{Choice, count, on_or_off, one_of};
+pub(crate) use values::{Choice, Softmax, count, on_or_off, one_of};
 
 /// Rewrite BERT-family ONNX models into MA-BERT: matrix arithmetic and ReLU only.
 ///

@@ -1,7 +1,7 @@
 //! What the values of options may be: choices that help lists, and numbers within bounds.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser as _, ValueParser};
-use mabert_passes::lower::Sharing;
+use mabert_passes::lower::{Form, Sharing};
 use mabert_passes::pipeline::{Order, Pass};
 use mabert_transfer::data::DataFormat;
 use mabert_transfer::evaluate::Metric;
@@ -32,9 +32,46 @@ pub(crate) fn on_or_off() -> ValueParser {
     ValueParser::new(PossibleValuesParser::new(["on", "off"]).map(|value| value == "on"))
 }
 
+/// What stands in the place of softmax, as `--softmax` says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Softmax {
+    pub(crate) form: Form,
+    /// Which heads share a network, where the name says it.
+    pub(crate) sharing: Option<Sharing>,
+}
+
+impl Softmax {
+    /// All of them; which heads share a network is said by `--share` too.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let forms = Form::ALL.into_iter().map(|form| Self { form, sharing: None });
+        forms.chain(Sharing::ALL.into_iter().map(|sharing| Self { form: Form::Network, sharing: Some(sharing) }))
+    }
+}
+
+impl Choice for Softmax {
+    fn name(self) -> &'static str {
+        self.sharing.map_or(self.form.name(), Sharing::name)
+    }
+
+    fn help(self) -> Option<&'static str> {
+        match (self.form, self.sharing) {
+            (Form::Hinges, _) => Some("A hinge a key, its threshold by the row: any length"),
+            (Form::Network, None) => Some("The paper's: cost linear in the length, up to --max-seq"),
+            (_, Some(Sharing::PerHead)) => Some("The same as network --share head"),
+            (_, Some(Sharing::PerLayer)) => Some("The same as network --share layer"),
+            (_, Some(Sharing::Shared)) => Some("The same as network --share all"),
+        }
+    }
+}
+
+/// Which heads share a network, as `--share` says it.
 impl Choice for Sharing {
     fn name(self) -> &'static str {
-        self.name()
+        match self {
+            Self::PerHead => "head",
+            Self::PerLayer => "layer",
+            Self::Shared => "all",
+        }
     }
 }
 
@@ -45,10 +82,8 @@ impl Choice for Order {
 
     fn help(self) -> Option<&'static str> {
         match self {
-            Self::Auto => {
-                Some("Linear; the paper's where a model adds a bias to its scores or gives out probabilities")
-            }
-            Self::Linear => Some("No matrix of the length squared is formed"),
+            Self::Auto => Some("Probabilities are no value of the graph, unless the model needs them"),
+            Self::Linear => Some("Of networks: no matrix of the length squared is formed"),
             Self::Paper => Some("Probabilities are a value of the graph"),
         }
     }

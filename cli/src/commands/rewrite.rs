@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use mabert_passes::lower::Sharing;
+use mabert_passes::lower::{Form, Sharing};
 use mabert_passes::pipeline::{Keep, Order, Pass, PassKind};
 use mabert_transfer::job::{Job, TransferKind};
 
 use super::student::{Destination, make_student};
-use crate::arguments::{DataArguments, DevArguments, EndToEndArguments, Global, on_or_off, one_of};
+use crate::arguments::{DataArguments, DevArguments, EndToEndArguments, Global, Softmax, on_or_off, one_of};
 use crate::failure::Usage;
 
 #[derive(Debug, Args)]
@@ -22,19 +22,23 @@ pub(crate) struct RewriteArguments {
     /// Keep large constants in a file of their own, OUTPUT.data, as a model does that came so
     #[arg(long)]
     external_data: bool,
-    /// The longest sequence the student takes [default: the model's limit, at most 128]
+    /// The longest sequence that the student is fitted to; networks take no longer ones [default: the model's limit, at
+    /// most 128]
     #[arg(long, value_name = "N")]
     max_seq: Option<usize>,
-    /// Hidden size of the approximators [default: the longest sequence, at most 128]
+    /// Hidden size of networks [default: the longest sequence, at most 128]
     #[arg(long, value_name = "H")]
     hidden: Option<usize>,
-    /// Which heads share an approximator
-    #[arg(long, default_value = Sharing::PerHead.name(), value_parser = one_of(Sharing::ALL))]
-    softmax: Sharing,
-    /// Whether approximators depend on the number of real tokens
+    /// What stands in the place of softmax
+    #[arg(long, default_value = Form::Hinges.name(), value_parser = one_of(Softmax::all()))]
+    softmax: Softmax,
+    /// Which heads share a network [default: head]
+    #[arg(long, value_parser = one_of(Sharing::ALL))]
+    share: Option<Sharing>,
+    /// Whether networks depend on the number of real tokens
     #[arg(long, action = clap::ArgAction::Set, default_value = "on", value_parser = on_or_off())]
     length_tables: bool,
-    /// The order of attention's products: cost linear in length, or the paper's
+    /// The order of attention's products
     #[arg(long, default_value = Order::Auto.name(), value_parser = one_of(Order::ALL))]
     attention: Order,
     #[command(flatten)]
@@ -101,6 +105,8 @@ fn job(arguments: &RewriteArguments, global: &Global) -> Result<Job> {
     {
         return Err(Usage(format!("--{option} is of the end-to-end stage: add --transfer full")).into());
     }
+    let softmax = arguments.softmax;
+    let sharing = sharing(arguments)?;
     let is_kept = |pass| arguments.keep.contains(&pass);
     let keep =
         Keep { softmax: is_kept(Pass::Softmax), activation: is_kept(Pass::Activation), norm: is_kept(Pass::Norm) };
@@ -108,7 +114,8 @@ fn job(arguments: &RewriteArguments, global: &Global) -> Result<Job> {
     Ok(job
         .max_seq(arguments.max_seq)
         .hidden(arguments.hidden)
-        .sharing(arguments.softmax)
+        .softmax(softmax.form)
+        .sharing(sharing)
         .length_tables(arguments.length_tables)
         .order(arguments.attention)
         .keep(keep)
@@ -118,4 +125,19 @@ fn job(arguments: &RewriteArguments, global: &Global) -> Result<Job> {
         .transfer(transfer.with(arguments.end_to_end.stage(global)))
         .calibration_tokens(arguments.calibration_tokens.map(|n| n as usize))
         .extra_data(arguments.extra_data.clone()))
+}
+
+/// Which heads share a network; hinges are each head's own.
+fn sharing(arguments: &RewriteArguments) -> Result<Sharing> {
+    let Softmax { form, sharing } = arguments.softmax;
+    let usage = |reason: &str| Err(Usage(reason.to_owned()).into());
+    match (form, arguments.share) {
+        (Form::Hinges, Some(_)) => {
+            usage("--share is of networks, since each head has its own hinges: add --softmax network")
+        }
+        (_, Some(share)) if sharing.is_some_and(|named| named != share) => {
+            usage("--softmax and --share name different heads: give --softmax network and one of the shares")
+        }
+        (_, share) => Ok(share.or(sharing).unwrap_or(Sharing::PerHead)),
+    }
 }

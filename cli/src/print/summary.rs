@@ -30,7 +30,7 @@ impl Display for StudentReport<'_> {
         let report = self.report;
         operators(f, report)?;
         sites(f, report)?;
-        attention_blocks(f, report)?;
+        blocks(f, report)?;
         if let Some(full) = &report.full {
             end_to_end(f, full)?;
         }
@@ -98,14 +98,14 @@ fn site_cell(site: &SiteReport) -> String {
     }
 }
 
-fn attention_blocks(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
-    let blocks = report.closed_form.iter().flat_map(|c| &c.blocks);
-    let errors: Vec<String> = blocks.map(|b| format!("{} -> {}", number(b.before), number(b.after))).collect();
-    if errors.is_empty() {
+fn blocks(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
+    let blocks: Vec<_> = report.closed_form.iter().flat_map(|c| &c.blocks).map(|block| block.fitted).collect();
+    if blocks.is_empty() {
         return Ok(());
     }
+    let errors: Vec<String> = blocks.iter().map(|b| format!("{} -> {}", number(b.before), number(b.after))).collect();
     let errors = errors.join(", ");
-    writeln!(f, "Gradient steps, squared error of each attention block on sequences kept apart: {errors}")
+    writeln!(f, "Gradient steps, squared error of each half of a layer on sequences kept apart: {errors}")
 }
 
 fn end_to_end(f: &mut Formatter<'_>, full: &FullReport) -> fmt::Result {
@@ -292,7 +292,7 @@ mod tests {
         report.peak_memory = Some(56_700_000);
         report.source.as_mut().unwrap().file = Some(PathBuf::from("reviews.jsonl"));
         let blocks = &mut report.closed_form.as_mut().unwrap().blocks;
-        blocks.iter_mut().for_each(|block| (block.before, block.after) = (0.25, 0.125));
+        blocks.iter_mut().for_each(|block| (block.fitted.before, block.fitted.after) = (0.25, 0.125));
         let full = report.full.as_mut().unwrap();
         (full.rate, full.tokens_per_second, full.device) = (4e-5, 4321.0, "CPU");
         (full.kept, full.skipped) = (true, 0);

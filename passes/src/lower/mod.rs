@@ -20,7 +20,9 @@ mod spell_out;
 mod weights;
 
 pub(crate) use activation::approximate_activations;
-pub use approximator::{Approximator, ApproximatorOptions, LengthFeatures, Sharing};
+pub use approximator::{
+    Approximator, ApproximatorOptions, Form, HingeParameters, HingeSizes, LengthFeatures, NetworkParameters, Sharing,
+};
 pub(crate) use canonical::canonicalise;
 pub(crate) use cleanup::share_equal_constants;
 pub(crate) use constants::fold_constants;

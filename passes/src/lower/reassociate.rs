@@ -1,7 +1,5 @@
-//! Exact: attention in the order whose cost is linear in length.
-//!
-//! Only ReLU stands between the products, so `((Q K^T m) W1 ...)` is `Q ((m K)^T W1)`, and `(... W2 m) V` is
-//! `... (W2 (m V))`: no `n x n` matrix is formed, and padding contributes nothing.
+//! Exact: attention without its probabilities as a value. Networks get the order whose cost is linear in length; hinges
+//! meet the values one by one.
 
 use mabert_graph::{Builder, Model};
 
@@ -25,18 +23,7 @@ pub(crate) fn reassociate_attention(
     let mut shunts = Vec::new();
     for (layer, approximator) in encoder.layers.iter().zip(approximators) {
         b.scope(&format!("{}/linear", layer.site(LayerSite::Attention)));
-        let site = &layer.attention;
-        let [query, key, value] = [&site.query, &site.key, &site.value].map(|v| b.value(v));
-        let net = approximator.apply(b, &batch);
-        // [batch, heads, d, h]
-        let keys = (key * batch.over_keys).matmul(net.w1);
-        let values = value * batch.over_rows;
-        // [batch, heads, h, d]
-        let outputs = net.w2.matmul(values);
-        let outputs = net.scale_column.map_or(outputs, |scale| outputs * scale);
-        let hidden = (query.matmul(keys) + net.b1).relu();
-        let context = hidden.matmul(outputs) + net.b2.matmul(values);
-        shunts.push((&site.context, context));
+        shunts.push((&layer.attention.context, approximator.context(b, &batch, &layer.attention)));
     }
     builder.patch_with(shunts).apply(model)?;
     Ok(encoder.layers.len())
@@ -45,7 +32,7 @@ pub(crate) fn reassociate_attention(
 #[cfg(test)]
 mod tests {
     use crate::pipeline::Pass;
-    use crate::testing::{largest_output_difference, layer_text, student};
+    use crate::testing::{largest_output_difference, layer_text, student, student_of_hinges, values_of};
 
     #[test]
     fn the_linear_order_computes_the_same() {
@@ -54,5 +41,39 @@ mod tests {
         let difference = largest_output_difference(&before.model, &after.model);
         assert!(difference < 1e-4, "{difference}");
         insta::assert_snapshot!(layer_text(&after.model));
+    }
+
+    #[test]
+    fn hinges_compute_the_same_without_probabilities() {
+        let (before, after) = (student_of_hinges(Pass::Norm), student_of_hinges(Pass::Reassociate));
+        assert!(after.ran(Pass::Reassociate));
+        let difference = largest_output_difference(&before.model, &after.model);
+        assert!(difference < 1e-4, "{difference}");
+        insta::assert_snapshot!("hinges", layer_text(&after.model));
+    }
+
+    /// Longer texts than it was fitted to, and padding on either side or between tokens.
+    #[test]
+    fn hinges_see_tokens_wherever_padding_is() {
+        let student = student_of_hinges(Pass::ShareConstants);
+        let ids = [3i64, 7, 1, 12, 5, 9, 2, 16, 4, 11];
+        let hidden = |places: &[usize], n: usize| {
+            let (mut tokens, mut mask) = (vec![13i64; n], vec![0i64; n]);
+            places.iter().zip(ids).for_each(|(&place, id)| (tokens[place], mask[place]) = (id, 1));
+            let hidden = values_of(&student.model, &["last_hidden_state"], &tokens, &mask, 1).remove(0);
+            places.iter().map(|&place| hidden.slice(ndarray::s![0, place, ..]).to_vec()).collect::<Vec<_>>()
+        };
+        for count in [1, 2, 5, 10] {
+            let alone: Vec<usize> = (0..count).collect();
+            let alone = hidden(&alone, count);
+            let right: Vec<usize> = (0..count).collect();
+            let left: Vec<usize> = (12 - count..12).collect();
+            let between: Vec<usize> = (0..count).map(|i| i + usize::from(i > 1) + usize::from(i > 3)).collect();
+            for places in [right, left, between] {
+                for (padded, alone) in hidden(&places, 12).iter().flatten().zip(alone.iter().flatten()) {
+                    approx::assert_abs_diff_eq!(padded, alone, epsilon = 1e-4 * alone.abs().max(1.0));
+                }
+            }
+        }
     }
 }

@@ -1,13 +1,15 @@
-//! Approximating: softmax becomes a two-layer ReLU network on each row of scores, in the paper's order.
+//! Approximating: softmax becomes hinges or a two-layer ReLU network, on each row of scores.
 
-use mabert_graph::{Builder, Model, Tensor};
+use mabert_graph::{Builder, Model};
 
-use super::approximator::{Approximator, ApproximatorOptions, BatchValues, LengthFeatures, Sharing};
+use super::approximator::{
+    Approximator, ApproximatorOptions, BatchValues, Form, HingeParameters, NetworkParameters, Sharing,
+};
 use crate::Result;
 use crate::sites::{Encoder, LayerSite};
 
 /// Replaces each layer's probabilities; returns the approximator of each layer (the same one where it is shared).
-/// Parameters start at even attention, `1 / len`, plus what exceeds zero of each score; they are for calibration to set.
+/// Parameters start at what is finite and far from right; they are for calibration to set.
 ///
 /// # Errors
 /// The graph's wiring is broken.
@@ -16,58 +18,44 @@ pub(crate) fn approximate_softmax(
     encoder: &Encoder,
     options: &ApproximatorOptions,
 ) -> Result<Vec<Approximator>> {
-    let groups = if options.sharing == Sharing::PerHead { encoder.heads() } else { 1 };
     let builder = Builder::new(model.opset(), "softmax");
     let b = &builder;
     let batch = BatchValues::new(b, options, encoder, "approximator");
     let mut approximators: Vec<Approximator> = Vec::new();
     let mut shunts = Vec::new();
+    let heads = encoder.heads();
+    let is_shared = options.form == Form::Network && options.sharing == Sharing::Shared;
     for layer in &encoder.layers {
-        let scope = match options.sharing {
-            Sharing::Shared => "approximator".to_owned(),
-            _ => format!("{}/approximator", layer.site(LayerSite::Attention)),
+        let scope = match is_shared {
+            true => "approximator".to_owned(),
+            false => format!("{}/approximator", layer.site(LayerSite::Attention)),
         };
-        let approximator = Approximator::in_scope(&scope, groups);
-        if options.sharing != Sharing::Shared || approximators.is_empty() {
-            declare(b, &approximator, options);
+        let approximator = match options.form {
+            Form::Hinges => Approximator::Hinges(HingeParameters::in_scope(&scope, heads, options.hinges)),
+            Form::Network => {
+                let groups = if options.sharing == Sharing::PerHead { heads } else { 1 };
+                Approximator::Network(NetworkParameters::in_scope(&scope, groups))
+            }
+        };
+        if !is_shared || approximators.is_empty() {
+            approximator.declare(b, options);
         }
         b.scope(&scope);
-        let net = approximator.apply(b, &batch);
-        let scores = b.value(&layer.attention.products);
-        let hidden = ((scores * batch.over_keys).matmul(net.w1) + net.b1).relu();
-        let hidden = net.scale.map_or(hidden, |scale| hidden * scale);
-        let probabilities = (hidden.matmul(net.w2) + net.b2) * batch.over_keys;
-        shunts.push((&layer.attention.probabilities, probabilities));
+        let site = &layer.attention;
+        shunts.push((&site.probabilities, approximator.probabilities(b, &batch, site)));
         approximators.push(approximator);
     }
     builder.patch_with(shunts).apply(model)?;
     Ok(approximators)
 }
 
-fn declare(b: &Builder, approximator: &Approximator, options: &ApproximatorOptions) {
-    let (g, n, h) = (approximator.groups, options.max_seq, options.hidden);
-    let k = LengthFeatures::new(options).knots.len();
-    let unit = |i: usize, j: usize| if i % h == j { 1f32 } else { 0.0 };
-    let w1 = (0..g * n * h).map(|at| unit(at / h % n, at % h)).collect();
-    let w2 = (0..g * h * n).map(|at| unit(at % n, at / n % h)).collect();
-    b.constant(&approximator.w1, &Tensor::new(&[g, n, h], w1));
-    b.constant(&approximator.w2, &Tensor::new(&[g, h, n], w2));
-    b.constant(&approximator.b1, &Tensor::new(&[k, g * h], vec![0f32; k * g * h]));
-    b.constant(&approximator.b2, &Tensor::new(&[k, g * n], vec![1f32; k * g * n]));
-    if options.length_tables {
-        // The first knot is that of one token alone, which attends to itself whatever its score.
-        let scale = (0..k * g * h).map(|at| if at < g * h { 0.0 } else { 1f32 }).collect();
-        b.constant(&approximator.scale, &Tensor::new(&[k, g * h], scale));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use ndarray::{Ix2, Ix3, Ix4};
 
-    use super::super::approximator::LengthFeatures;
-    use crate::pipeline::Pass;
-    use crate::testing::{HEADS, MAX_SEQ, layer_text, options, student, values};
+    use super::*;
+    use crate::pipeline::{Order, Pass, PassOptions, Rewriting};
+    use crate::testing::{HEADS, MAX_SEQ, encoder, layer_text, options, student, student_of_hinges, values};
 
     /// `P = (scale[len] relu((S m) W1 + b1[len]) W2 + b2[len]) m`, written out here once more, row by row.
     #[test]
@@ -77,13 +65,13 @@ mod tests {
         let lengths = [8, 4, 1];
         let computed = values(&student.model, &[&site.products, &site.probabilities], &lengths);
         let [scores, probabilities] = [0, 1].map(|i| computed[i].clone().into_dimensionality::<Ix4>().unwrap());
-        let approximator = &student.approximators[0];
+        let Approximator::Network(approximator) = &student.approximators[0] else { panic!("a network") };
         let constant = |name: &str| student.model.constant(name).unwrap().to_f32();
         let [w1, w2] = [&approximator.w1, &approximator.w2].map(|n| constant(n).into_dimensionality::<Ix3>().unwrap());
         let tables = [&approximator.b1, &approximator.scale, &approximator.b2];
         let [b1, scale, b2] = tables.map(|n| constant(n).into_dimensionality::<Ix2>().unwrap());
         let (n, h) = (MAX_SEQ, w1.shape()[2]);
-        let features = LengthFeatures::new(&options(None).approximator);
+        let features = options(None).approximator.length_features();
         for (sentence, &len) in lengths.iter().enumerate() {
             let at = features.at(len);
             let table = |t: &ndarray::Array2<f32>, column: usize| -> f32 {
@@ -105,6 +93,77 @@ mod tests {
         }
     }
 
+    /// The formula of [`HingeParameters`], written out here once more, row by row.
+    #[test]
+    fn hinges_are_those_of_the_formula() {
+        let student = student_of_hinges(Pass::Softmax);
+        let site = &student.encoder.layers[0].attention;
+        let lengths = [8, 4, 2, 1];
+        let computed = values(&student.model, &[&site.products, &site.probabilities], &lengths);
+        let [scores, probabilities] = [0, 1].map(|i| computed[i].clone().into_dimensionality::<Ix4>().unwrap());
+        let Approximator::Hinges(hinges) = &student.approximators[0] else { panic!("hinges") };
+        let constant = |name: &String| student.model.constant(name).unwrap().to_f32();
+        let [w1, w2] = [&hinges.w1, &hinges.w2].map(|n| constant(n).into_dimensionality::<Ix3>().unwrap());
+        let tables = [&hinges.b1, &hinges.b2, &hinges.weight, &hinges.even];
+        let [b1, b2, weight, even] = tables.map(|n| constant(n).into_dimensionality::<Ix2>().unwrap());
+        let statistics: Vec<_> = hinges.statistics.iter().map(constant).collect();
+        let features = options(None).approximator.length_features();
+        let (g, hidden, t) = (hinges.sizes.hinges, hinges.sizes.hidden, hinges.sizes.thresholds());
+        for (sentence, &len) in lengths.iter().enumerate() {
+            let at = features.at(len);
+            let table = |t: &ndarray::Array2<f32>, column: usize| -> f32 {
+                at.iter().enumerate().map(|(knot, w)| w * t[[knot, column]]).sum()
+            };
+            for (head, query) in (0..HEADS).flat_map(|head| (0..MAX_SEQ).map(move |query| (head, query))) {
+                let row: Vec<f32> = (0..len).map(|key| scores[[sentence, head, query, key]]).collect();
+                let mean = row.iter().sum::<f32>() / len as f32;
+                let row: Vec<f32> = row.iter().map(|score| score - mean).collect();
+                let above = |threshold: f32| row.iter().map(|s| (s - threshold).max(0.0)).sum::<f32>() / len as f32;
+                let mut known: Vec<f32> = statistics.iter().map(|of| above(of[[head, 0, 0]])).collect();
+                known.extend([row[0], row[len - 1]]);
+                let unit = |j: usize| {
+                    let sum: f32 = known.iter().enumerate().map(|(x, value)| value * w1[[head, x, j]]).sum();
+                    (sum + table(&b1, head * hidden + j)).max(0.0)
+                };
+                let inner: Vec<f32> = (0..hidden).map(unit).chain(known.iter().copied()).collect();
+                let threshold = |of: usize| {
+                    let sum: f32 = inner.iter().enumerate().map(|(i, value)| value * w2[[head, i, of]]).sum();
+                    sum + table(&b2, head * t + of)
+                };
+                for key in 0..MAX_SEQ {
+                    let hinge = |of: usize| table(&weight, head * g + of) * (row[key] - threshold(of)).max(0.0);
+                    let sink = |of: usize, place: usize| {
+                        if len > 1 && key == place { threshold(g + of).max(0.0) } else { 0.0 }
+                    };
+                    let p = match key < len {
+                        true => {
+                            let seen = ((0..g).map(hinge).sum::<f32>() + table(&even, head)) / len as f32;
+                            seen + sink(0, 0) + sink(1, len - 1)
+                        }
+                        false => 0.0,
+                    };
+                    approx::assert_abs_diff_eq!(probabilities[[sentence, head, query, key]], p, epsilon = 1e-5);
+                }
+            }
+        }
+    }
+
+    /// Before anything is fitted, and whatever the scores.
+    #[test]
+    fn one_token_alone_attends_to_itself() {
+        let options = options(Some(Pass::Softmax));
+        let approximator = ApproximatorOptions { form: Form::Hinges, ..options.approximator };
+        let options = PassOptions { approximator, order: Order::Auto, ..options };
+        let student = Rewriting::new(encoder(), options).unwrap().approximate().unwrap();
+        let site = &student.encoder.layers[0].attention;
+        let probabilities = values(&student.model, &[&site.probabilities], &[1, 3, 0]).remove(0);
+        let of_sentence = |sentence: usize| probabilities.index_axis(ndarray::Axis(0), sentence);
+        for row in of_sentence(0).rows() {
+            assert_eq!(row.to_vec(), [1.0, 0.0, 0.0]);
+        }
+        assert!(of_sentence(1).iter().all(|p| p.is_finite()) && of_sentence(2).iter().all(|p| *p == 0.0));
+    }
+
     #[test]
     fn a_row_of_padding_alone_shares_nothing() {
         let student = student(Pass::Softmax);
@@ -122,5 +181,8 @@ mod tests {
         assert!(!student.model.operators().contains_key("Softmax"));
         assert_eq!(student.outcomes.iter().find(|o| o.pass == Pass::Softmax).unwrap().changed, 1);
         insta::assert_snapshot!(layer_text(&student.model));
+        let student = student_of_hinges(Pass::Softmax);
+        assert!(!student.model.operators().contains_key("Softmax"));
+        insta::assert_snapshot!("hinges", layer_text(&student.model));
     }
 }

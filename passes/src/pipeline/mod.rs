@@ -12,7 +12,7 @@ mod wiring;
 
 use mabert_graph::Model;
 
-use crate::lower::FoldReport;
+use crate::lower::{FoldReport, Form};
 use crate::recognise::{Miss, recognise};
 use crate::sites::{Encoder, Precision};
 use crate::{Error, Result};
@@ -140,15 +140,17 @@ fn completeness(misses: &[Miss]) -> Completeness {
     if misses.is_empty() { Completeness::Whole } else { Completeness::Partial }
 }
 
-/// The linear order forms no `n x n` matrix: it cannot add one to the scores, as a bias by position is, and where a model
-/// gives out its probabilities it only comes on top of them. The paper's order is taken then, unless the other is asked for.
+/// A network's linear order forms no `n x n` matrix: it cannot add one to the scores, as a bias by position is. Where a model
+/// gives out its probabilities, other orders only come on top of them. The paper's order is taken then, unless the other is
+/// asked for.
 fn order_in_effect(model: &Model, encoder: &Encoder, options: &PassOptions) -> Result<Order> {
+    let is_network = options.approximator.form == Form::Network;
+    let has_bias = is_network && encoder.has_position_bias();
     match options.order {
-        Order::Auto if encoder.has_position_bias() || encoder.shows_probabilities() => Ok(Order::Paper),
-        Order::Auto => Ok(Order::Linear),
-        Order::Linear if encoder.has_position_bias() && !options.keep.softmax => {
-            Err(Error::PositionBias(model.origin().to_owned()))
-        }
+        Order::Auto if has_bias || encoder.shows_probabilities() => Ok(Order::Paper),
+        Order::Auto if is_network => Ok(Order::Linear),
+        Order::Linear if has_bias && !options.keep.softmax => Err(Error::PositionBias(model.origin().to_owned())),
+        Order::Linear if !is_network => Err(Error::NoLinearOrder),
         order => Ok(order),
     }
 }

@@ -9,9 +9,10 @@ use crate::lower::ApproximatorOptions;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
-    /// The linear order; the paper's where a model needs its scores or probabilities as matrices.
+    /// Networks in the linear order, or in the paper's where a model needs its scores or probabilities as matrices; hinges
+    /// without probabilities, where the model does not need them.
     Auto,
-    /// Cost linear in length.
+    /// Cost linear in length, of networks alone.
     Linear,
     /// As the paper has it: probabilities are a value of the graph.
     Paper,

@@ -5,7 +5,7 @@ use mabert_graph::Model;
 use super::options::PassOptions;
 use super::outcome::Outcome;
 use super::table::Pass;
-use crate::lower::{Approximator, FoldReport};
+use crate::lower::{Approximator, FoldReport, Form};
 use crate::sites::{Encoder, Precision};
 
 /// A student under way: first a copy of the teacher, then what the passes make of it.
@@ -37,6 +37,11 @@ pub(super) enum Completeness {
 }
 
 impl Student {
+    /// Whether attention cannot do without the scores as a value: a network's linear order has none to add a bias to.
+    pub(super) fn needs_scores(&self) -> bool {
+        self.options.approximator.form == Form::Network && self.encoder.has_position_bias()
+    }
+
     /// Whether a pass ran and was not skipped.
     pub fn ran(&self, pass: Pass) -> bool {
         self.outcomes.iter().any(|o| o.pass == pass && o.skipped.is_none())

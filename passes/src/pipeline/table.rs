@@ -126,7 +126,7 @@ passes! {
         stage: Stage::Canonicalise,
         work: Work::Sites {
             decide: |_| Run,
-            run: |s| lower::canonicalise(&mut s.model, &mut s.encoder, s.options.approximator.max_seq),
+            run: |s| lower::canonicalise(&mut s.model, &mut s.encoder, s.options.approximator.longest()),
         },
     };
 
@@ -166,7 +166,7 @@ passes! {
         },
     };
 
-    /// Attention in linear order.
+    /// Attention without its probabilities: networks in the linear order, hinges one by one.
     Reassociate = Row {
         name: "reassociate",
         kind: Exact,
@@ -174,7 +174,7 @@ passes! {
         work: Work::Sites {
             decide: |s| match s.options.order {
                 _ if s.options.keep.softmax => Skip(Skipped::SoftmaxKept),
-                Order::Paper if s.encoder.has_position_bias() => Skip(Skipped::PositionBias),
+                Order::Paper if s.needs_scores() => Skip(Skipped::PositionBias),
                 Order::Paper if s.encoder.shows_probabilities() => Skip(Skipped::ProbabilitiesShown),
                 Order::Paper => Skip(Skipped::PaperOrder),
                 Order::Auto | Order::Linear => Run,

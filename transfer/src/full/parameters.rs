@@ -1,7 +1,7 @@
 //! Which constants of a student are its parameters, and how they are taken over from its file.
 
 use mabert_graph::{Boundary, ElementType, Model, Tensor};
-use mabert_passes::lower::norm_parameters;
+use mabert_passes::lower::{Approximator, norm_parameters};
 use mabert_passes::pipeline::Student;
 use mabert_passes::sites::NormSite;
 
@@ -11,9 +11,7 @@ use crate::{Error, Result};
 pub(super) fn parameters(teacher: &Model, student: &Student) -> Result<Vec<String>> {
     let encoder = &student.encoder;
     let mut names: Vec<String> = Vec::new();
-    for of in &student.approximators {
-        names.extend([&of.w1, &of.w2, &of.b1, &of.b2, &of.scale].map(String::clone));
-    }
+    names.extend(student.approximators.iter().flat_map(Approximator::parameters).cloned());
     for (norm, _) in encoder.norms() {
         names.extend(norm_parameters(norm));
     }

@@ -147,7 +147,7 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use mabert_graph::{Boundary, ElementType};
-    use mabert_passes::lower::{ApproximatorOptions, MASK, Sharing};
+    use mabert_passes::lower::{ApproximatorOptions, MASK};
     use mabert_passes::pipeline::{Keep, Order, PassOptions, Rewriting, Student};
     use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
@@ -156,8 +156,7 @@ mod tests {
     use crate::part::Part;
 
     fn student(folder: &Path, keep: Keep) -> Student {
-        let approximator =
-            ApproximatorOptions { max_seq: 16, hidden: 5, sharing: Sharing::PerHead, length_tables: true };
+        let approximator = ApproximatorOptions::network(16, 5);
         let options = PassOptions { approximator, order: Order::Linear, keep, fold: true, until: None, partial: false };
         let model = Model::load(folder.join("model.onnx")).unwrap();
         Rewriting::new(model, options).unwrap().approximate().unwrap()
@@ -224,7 +223,7 @@ mod tests {
         let output = layer.output_norm.output.as_str();
         let cut = student.model.extract(&boundaries, &[output]).unwrap();
         let of = &student.approximators[0];
-        let mut trained = [&of.w1, &of.w2, &of.b1, &of.b2, &of.scale].map(String::clone).to_vec();
+        let mut trained: Vec<String> = of.parameters().into_iter().cloned().collect();
         for linear in [&layer.query, &layer.key, &layer.value, &layer.attention_output, &layer.output] {
             trained.extend([Some(linear.weight.clone()), linear.bias_name.clone()].into_iter().flatten());
         }

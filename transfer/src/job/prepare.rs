@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use mabert_graph::Model;
 use mabert_passes::inputs::EncoderInputs;
-use mabert_passes::lower::ApproximatorOptions;
 use mabert_passes::lower::refuse_unusable_weights;
+use mabert_passes::lower::{ApproximatorOptions, Form, HingeSizes};
 use mabert_passes::pipeline::{Pass, PassOptions, Rewriting};
 use mabert_passes::recognise::PROBED;
 use mabert_passes::recording::{check_sizes, longest_sequence};
@@ -30,6 +30,8 @@ const BATCH_ROWS: usize = 64;
 const MOST_HIDDEN: usize = 4096;
 /// Longer sequences than any encoder of the family was trained for, by far.
 const MOST_SEQ: usize = 1 << 16;
+/// Students of hinges take what their teachers take; it is tried up to so many tokens, or to what is asked for.
+const MOST_POSITIONS: usize = 1024;
 /// Batches on which the model in canonical form is compared with itself.
 const CANONICAL_BATCHES: usize = 4;
 
@@ -93,7 +95,7 @@ impl<'j> Prepared<'j> {
         let start = job.start().map(StartStudent::load).transpose()?;
         let options = match &start {
             Some(start) => start.options.clone(),
-            None => pass_options(job, max_seq(&inputs, &runnable, job.max_seq)?)?,
+            None => pass_options(job, lengths(&inputs, &runnable, job)?)?,
         };
         progress.step("loaded");
         let encoder = TextEncoder::new(job.tokenizer.as_deref(), options.approximator.max_seq, Overlong::Truncate)?;
@@ -176,13 +178,21 @@ fn no_word_table(inputs: &EncoderInputs) -> Error {
 }
 
 /// How the passes are told to work.
-fn pass_options(job: &Job, max_seq: usize) -> Result<PassOptions> {
+fn pass_options(job: &Job, Lengths { max_seq, positions }: Lengths) -> Result<PassOptions> {
     let hidden = job.hidden.unwrap_or(max_seq.min(DEFAULT_HIDDEN));
     if !(1..=MOST_HIDDEN).contains(&hidden) {
         let reason = format!("the hidden size of the approximators must be from 1 to {MOST_HIDDEN}, not {hidden}");
         return Err(Error::setting(reason, &[Setting::Hidden]));
     }
-    let approximator = ApproximatorOptions { max_seq, hidden, sharing: job.sharing, length_tables: job.length_tables };
+    let approximator = ApproximatorOptions {
+        max_seq,
+        positions,
+        form: job.softmax,
+        hinges: HingeSizes::default(),
+        hidden,
+        sharing: job.sharing,
+        length_tables: job.length_tables,
+    };
     Ok(PassOptions {
         approximator,
         order: job.order,
@@ -193,7 +203,26 @@ fn pass_options(job: &Job, max_seq: usize) -> Result<PassOptions> {
     })
 }
 
-/// The longest sequence that the student will take: what was asked for, if the model can do it.
+/// How long sequences may be.
+struct Lengths {
+    /// The longest that the student is fitted to.
+    max_seq: usize,
+    /// The longest that the teacher takes, as far as it is tried.
+    positions: usize,
+}
+
+/// What the student is fitted to, and what hinges will take beyond.
+fn lengths(inputs: &EncoderInputs, runnable: &Runnable, job: &Job) -> Result<Lengths> {
+    let max_seq = max_seq(inputs, runnable, job.max_seq)?;
+    let is_bound = job.softmax == Form::Network || BatchShape::new(inputs).length.is_some();
+    let positions = match is_bound {
+        true => max_seq,
+        false => longest_sequence(inputs, runnable, MOST_POSITIONS.max(max_seq))?.0,
+    };
+    Ok(Lengths { max_seq, positions })
+}
+
+/// The longest sequence that the student will be fitted to: what was asked for, if the model can do it.
 fn max_seq(inputs: &EncoderInputs, runnable: &Runnable, wanted: Option<usize>) -> Result<usize> {
     let fault = |reason: String| Error::setting(reason, &[Setting::MaxSeq]);
     // One position leaves no room for text between [CLS] and [SEP], and nothing to attend to.

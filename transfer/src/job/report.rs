@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use mabert_graph::Model;
 use mabert_passes::contract::NonLinear;
-use mabert_passes::lower::FoldReport;
+use mabert_passes::lower::{FoldReport, Form};
 use mabert_passes::pipeline::{ENCODER_END_KEY, Outcome, Pass, PassOptions, Student, VERSION_KEY};
 use mabert_passes::recognise::Miss;
 use mabert_passes::sites::{Activation, Encoder, LayerSite, SiteId, SiteKind};
@@ -284,10 +284,11 @@ fn norm_now(student: &Student) -> &'static str {
 }
 
 fn attention_now(student: &Student) -> &'static str {
-    match (student.ran(Pass::Softmax), student.ran(Pass::Reassociate)) {
-        (false, _) => "kept",
-        (true, false) => "approximator, paper's order",
-        (true, true) => "approximator, linear order",
+    match (student.ran(Pass::Softmax), student.options.approximator.form, student.ran(Pass::Reassociate)) {
+        (false, ..) => "kept",
+        (true, Form::Hinges, _) => "hinges",
+        (true, Form::Network, false) => "network, paper's order",
+        (true, Form::Network, true) => "network, linear order",
     }
 }
 
@@ -319,13 +320,13 @@ pub(super) fn describe(
     let how = How { passes: std::borrow::Cow::Borrowed(options), transfer: job.transfer.kind(), seed: job.seed };
     let json = |value: serde_json::Result<String>| value.expect("plain structures are valid JSON");
     model.set_metadata(VERSION_KEY, env!("CARGO_PKG_VERSION"));
-    model.set_metadata(MAX_SEQ_KEY, &options.approximator.max_seq.to_string());
+    model.set_metadata(MAX_SEQ_KEY, &options.approximator.longest().to_string());
     model.set_metadata(OPTIONS_KEY, &json(serde_json::to_string(&how)));
     model.set_metadata(SITES_KEY, &json(serde_json::to_string(sites)));
     if let Some(end) = encoder_end {
         model.set_metadata(ENCODER_END_KEY, end);
     }
-    describe_limit(model, options.approximator.max_seq);
+    describe_limit(model, options.approximator.longest());
     raise_ir_version(model);
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mabert_passes::inputs::Role;
-use mabert_passes::lower::Sharing;
+use mabert_passes::lower::{Form, Sharing};
 use mabert_passes::pipeline::{Keep, Order, Pass};
 use serde::{Deserialize, Serialize};
 
@@ -133,6 +133,7 @@ pub struct Dev {
 pub struct Job {
     pub(super) max_seq: Option<usize>,
     pub(super) hidden: Option<usize>,
+    pub(super) softmax: Form,
     pub(super) sharing: Sharing,
     pub(super) length_tables: bool,
     pub(super) order: Order,
@@ -155,6 +156,7 @@ impl Default for Job {
         Self {
             max_seq: None,
             hidden: None,
+            softmax: Form::Hinges,
             sharing: Sharing::PerHead,
             length_tables: true,
             order: Order::Auto,
@@ -188,6 +190,13 @@ impl Job {
     #[must_use]
     pub fn hidden(mut self, size: impl Into<Option<usize>>) -> Self {
         self.hidden = size.into();
+        self
+    }
+
+    /// What stands in the place of softmax; by default hinges.
+    #[must_use]
+    pub fn softmax(mut self, form: Form) -> Self {
+        self.softmax = form;
         self
     }
 

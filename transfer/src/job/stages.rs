@@ -136,7 +136,8 @@ impl Record {
 fn layerwise_options(job: &Job) -> LayerwiseOptions {
     let for_text = LayerwiseOptions { seed: job.seed, ..LayerwiseOptions::default() };
     // Random tokens are all alike: few rows and steps tell what there is to know.
-    let for_random_tokens = LayerwiseOptions { fit_rows: 6_000, fit_steps: 600, ..for_text };
+    let for_random_tokens =
+        LayerwiseOptions { fit_rows: 6_000, fit_steps: 600, hinge_rows: 4_000, hinge_steps: 300, ..for_text };
     let options = if job.data.is_some() { for_text } else { for_random_tokens };
     let takes_steps = matches!(job.transfer, Transfer::Blockwise | Transfer::Full(_));
     LayerwiseOptions { blockwise: takes_steps.then(BlockwiseOptions::default), ..options }

@@ -3,16 +3,17 @@
 use std::time::Instant;
 
 use mabert_graph::Tensor;
-use mabert_passes::lower::{Approximator, Sharing};
+use mabert_passes::lower::{Approximator, Form, HingeParameters, Sharing};
 use mabert_passes::pipeline::Pass;
 use mabert_passes::sites::{Layer, LayerSite, SiteId};
 use ndarray::{Array4, Ix4};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
 
-use super::fit;
 use super::rows::Rows;
+use super::token_weights::TokenWeights;
 use super::walk::Walk;
+use super::{fit, hinges};
 use crate::Result;
 use crate::data::Batch;
 use crate::part::Prefix;
@@ -33,7 +34,7 @@ struct Attention {
 impl Walk<'_> {
     /// One approximator for all layers is fitted to the teacher's own scores: the student has none yet.
     pub(super) fn fit_shared_approximator(&mut self) -> Result<()> {
-        if !self.student.ran(Pass::Softmax) || self.student.options.approximator.sharing != Sharing::Shared {
+        if !self.shares_approximator() {
             return Ok(());
         }
         let mut all = Rows::default();
@@ -57,10 +58,53 @@ impl Walk<'_> {
         if !self.has_own_approximator() {
             return Ok(());
         }
+        match &self.student.approximators[index] {
+            Approximator::Hinges(hinges) => self.fit_hinges(index, &hinges.clone()),
+            Approximator::Network(network) => self.fit_layer_network(index, network.groups),
+        }
+    }
+
+    /// Fits hinges to what they should make of the student's values too.
+    fn fit_hinges(&mut self, index: usize, parameters: &HingeParameters) -> Result<()> {
+        let layer = &self.encoder.layers[index];
+        let site = &layer.attention;
+        let student = self.attention_part(&self.student.model, layer, &[&site.products, &site.value])?;
+        let teacher = self.attention_part(self.teacher, layer, &[&site.probabilities])?;
+        let queries: usize = self.batches.iter().map(Batch::tokens).sum();
+        let draw = hinges::Draw {
+            share: (self.options.hinge_rows as f64 / queries.max(1) as f64).min(1.0),
+            first_token: self.first_token_weights(layer).map(TokenWeights::first),
+            masked: self.encoder.mask.is_some(),
+        };
+        let batch_samples = self.each(|i| {
+            let values = student.run(&[&self.student_stream.get(i)?, &self.masks[i]])?;
+            let probabilities = teacher.run(&[&self.teacher_stream.get(i)?, &self.masks[i]])?.remove(0);
+            let seed = self.options.seed ^ ((index as u64) << 32) ^ i as u64;
+            Ok(draw.samples(&self.batches[i], [&values[0], &probabilities, &values[1]], seed))
+        })?;
+        let mut heads = vec![Vec::new(); site.heads];
+        for samples in batch_samples {
+            heads.iter_mut().zip(samples).for_each(|(all, samples)| all.extend(samples));
+        }
+        let start = Instant::now();
+        let lengths = self.student.options.approximator.length_features();
+        let (steps, seed) = (self.options.hinge_steps, self.options.seed ^ ((index as u64) << 16));
+        let (fitted, errors): (Vec<_>, Vec<_>) = heads
+            .into_par_iter()
+            .enumerate()
+            .map(|(head, samples)| hinges::fit(samples, parameters.sizes, &lengths, steps, seed ^ head as u64))
+            .unzip();
+        hinges::store(&mut self.student.model, parameters, fitted);
+        self.fit_seconds += start.elapsed().as_secs_f64();
+        self.note(layer.site(LayerSite::Attention), root_mean_square(&errors));
+        Ok(())
+    }
+
+    /// Fits the networks of a layer, in so many groups of heads.
+    fn fit_layer_network(&mut self, index: usize, groups: usize) -> Result<()> {
         let layer = &self.encoder.layers[index];
         let scores = self.attention_part(&self.student.model, layer, &[&layer.attention.products])?;
         let probabilities = self.attention_part(self.teacher, layer, &[&layer.attention.probabilities])?;
-        let groups = self.student.approximators[index].groups;
         let budget = self.options.fit_rows * if groups == 1 { POOLED } else { 1 };
         let rows = self.draw_rows(layer, &Draw::new(self, layer, groups, budget), |i| {
             let scores = scores.run(&[&self.student_stream.get(i)?, &self.masks[i]])?.remove(0);
@@ -73,7 +117,13 @@ impl Walk<'_> {
 
     /// Whether each layer has an approximator that is not another's too.
     fn has_own_approximator(&self) -> bool {
-        self.student.ran(Pass::Softmax) && self.student.options.approximator.sharing != Sharing::Shared
+        self.student.ran(Pass::Softmax) && !self.shares_approximator()
+    }
+
+    /// Whether one network serves all layers.
+    fn shares_approximator(&self) -> bool {
+        let options = &self.student.options.approximator;
+        self.student.ran(Pass::Softmax) && options.form == Form::Network && options.sharing == Sharing::Shared
     }
 
     /// The initializers of a layer's approximator that may be trained with the layer: one that all layers share must not
@@ -82,9 +132,8 @@ impl Walk<'_> {
         if !self.has_own_approximator() {
             return Vec::new();
         }
-        let Approximator { w1, w2, b1, b2, scale, .. } = &self.student.approximators[index];
-        let tables = self.student.options.approximator.length_tables.then_some(scale);
-        [w1, w2, b1, b2].into_iter().chain(tables).cloned().collect()
+        let all = self.student.approximators[index].parameters();
+        all.into_iter().filter(|name| self.student.model.initializer(name).is_some()).cloned().collect()
     }
 
     /// Draws rows of a layer's attention, a group of heads at a time.
@@ -116,12 +165,17 @@ impl Walk<'_> {
             .enumerate()
             .map(|(group, rows)| fit::fit(rows, &options, self.options.fit_steps, seed ^ group as u64))
             .collect();
-        let square = fitted.iter().map(|(_, error)| error * error).sum::<f64>() / fitted.len() as f64;
-        let networks: Vec<_> = fitted.into_iter().map(|(network, _)| network).collect();
-        fit::store(&mut self.student.model, &self.student.approximators[number], &options, &networks);
+        let (networks, errors): (Vec<_>, Vec<_>) = fitted.into_iter().unzip();
+        if let Approximator::Network(parameters) = &self.student.approximators[number] {
+            fit::store(&mut self.student.model, parameters, &options, &networks);
+        }
         self.fit_seconds += start.elapsed().as_secs_f64();
-        self.note(site, square.sqrt());
+        self.note(site, root_mean_square(&errors));
     }
+}
+
+fn root_mean_square(errors: &[f64]) -> f64 {
+    (errors.iter().map(|error| error * error).sum::<f64>() / errors.len() as f64).sqrt()
 }
 
 /// How likely a row is drawn: the scores of one head and query.

@@ -5,7 +5,7 @@
 //! sorted by length and cut to it, so short sentences cost little.
 
 use mabert_graph::{Model, Tensor};
-use mabert_passes::lower::{Approximator, ApproximatorOptions};
+use mabert_passes::lower::{ApproximatorOptions, NetworkParameters};
 use ndarray::{Array2, Axis, concatenate};
 use rand::{SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
@@ -75,7 +75,7 @@ fn gradient(network: &Network, chunks: &[Chunk], chosen: &[usize]) -> Network {
 /// Writes the groups' parameters where the graph has them.
 pub(super) fn store(
     model: &mut Model,
-    approximator: &Approximator,
+    approximator: &NetworkParameters,
     options: &ApproximatorOptions,
     networks: &[Network],
 ) {
@@ -96,7 +96,6 @@ pub(super) fn store(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mabert_passes::lower::Sharing;
     use rand::Rng as _;
 
     /// Rows of random scores at lengths 1 to 16, with what `probability` says of a key of so many.
@@ -113,8 +112,7 @@ mod tests {
 
     #[test]
     fn heads_that_look_at_one_key_or_at_all_alike_are_solved_for_at_every_length() {
-        let sharing = Sharing::PerHead;
-        let options = ApproximatorOptions { max_seq: 16, hidden: 16, sharing, length_tables: true };
+        let options = ApproximatorOptions::network(16, 16);
         let first = rows(|key, _| if key == 0 { 1.0 } else { 0.0 });
         let halves = rows(|key, length| 0.5 / length as f32 + if key == 0 { 0.5 } else { 0.0 });
         for rows in [first, halves] {

@@ -47,7 +47,7 @@ pub(super) fn depends_on_first_token_alone(model: &Model, encoder: &Encoder, bat
 mod tests {
     use mabert_graph::proto::ValueInfoProto;
     use mabert_passes::inputs::EncoderInputs;
-    use mabert_passes::lower::{ApproximatorOptions, Sharing};
+    use mabert_passes::lower::ApproximatorOptions;
     use mabert_passes::pipeline::{Keep, Order, PassOptions, Rewriting};
 
     use super::*;
@@ -57,7 +57,7 @@ mod tests {
     fn a_pooler_reads_the_first_token_and_hidden_states_are_read_whole() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/bert-mini-sst2/model.onnx");
         let options = PassOptions {
-            approximator: ApproximatorOptions { max_seq: 8, hidden: 8, sharing: Sharing::PerHead, length_tables: true },
+            approximator: ApproximatorOptions::network(8, 8),
             order: Order::Linear,
             keep: Keep::default(),
             fold: true,

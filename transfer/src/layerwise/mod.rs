@@ -10,6 +10,7 @@
 mod approximators;
 mod fit;
 mod head;
+mod hinges;
 mod network;
 mod regression;
 mod rows;
@@ -34,17 +35,21 @@ use crate::progress::Progress;
 pub struct LayerwiseOptions {
     /// Seed of what is drawn at random.
     pub seed: u64,
-    /// Rows of scores (queries) that each approximator is fitted to, at most.
+    /// Rows of scores (queries) that each network is fitted to, at most.
     pub fit_rows: usize,
-    /// Steps of each approximator's fit.
+    /// Steps of each network's fit.
     pub fit_steps: usize,
-    /// Gradient steps on each attention block before it is solved for a last time, see [`blockwise`].
+    /// Rows of scores (queries) that a head's hinges are fitted to, about; short texts add to them.
+    pub hinge_rows: usize,
+    /// Steps of the fit of a head's hinges.
+    pub hinge_steps: usize,
+    /// Gradient steps on each half of a layer before it is solved for a last time, see [`blockwise`].
     pub blockwise: Option<blockwise::BlockwiseOptions>,
 }
 
 impl Default for LayerwiseOptions {
     fn default() -> Self {
-        Self { seed: 0, fit_rows: 12_000, fit_steps: 1_500, blockwise: None }
+        Self { seed: 0, fit_rows: 12_000, fit_steps: 1_500, hinge_rows: 8_000, hinge_steps: 600, blockwise: None }
     }
 }
 
@@ -59,6 +64,17 @@ pub struct SiteError {
     pub relative_error: f64,
 }
 
+/// What gradient steps did to a half of a layer.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct BlockReport {
+    /// The norm that the half ends in.
+    pub site: SiteId,
+    /// What was gained.
+    #[serde(flatten)]
+    pub fitted: Fitted,
+}
+
 /// What the stage did.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -67,8 +83,8 @@ pub struct LayerwiseReport {
     pub tokens: usize,
     /// Every site, in order.
     pub sites: Vec<SiteError>,
-    /// What the blockwise stage did to each attention block, in order; empty without it.
-    pub blocks: Vec<Fitted>,
+    /// What the blockwise stage did to each half of a layer, in order; empty without it.
+    pub blocks: Vec<BlockReport>,
     /// Seconds spent on fitting approximators.
     pub fit_seconds: f64,
     /// Seconds spent on the blockwise stage.

@@ -97,7 +97,7 @@ pub(super) struct Lengths {
 
 impl Lengths {
     pub(super) fn new(options: &ApproximatorOptions) -> Self {
-        let features = LengthFeatures::new(options);
+        let features = options.length_features();
         let unit = |&knot: &usize| if options.length_tables { knot as f32 } else { 1.0 };
         let units = features.knots.iter().map(unit).collect();
         Self { features, units, tables: options.length_tables }

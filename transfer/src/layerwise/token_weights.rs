@@ -26,6 +26,11 @@ impl Default for TokenWeights {
 }
 
 impl TokenWeights {
+    /// What a text's first token counts where the others count 1.
+    pub(super) fn first(self) -> f32 {
+        self.first as f32
+    }
+
     /// Weights by which all first tokens together make up [`FIRST_TOKENS`]; `None` where the head reads others too, or
     /// where there are so few texts that their first tokens would be learnt by heart.
     pub(super) fn favouring_first(rewriting: &Rewriting, batches: &[Batch]) -> Result<Option<Self>> {

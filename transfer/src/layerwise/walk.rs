@@ -11,8 +11,8 @@ use rayon::prelude::*;
 
 use super::regression::{Regression, Unknowns};
 use super::token_weights::{TokenWeights, real_rows};
-use super::{LayerwiseOptions, SiteError};
-use crate::blockwise::{self, Block, BlockwiseOptions, Fitted};
+use super::{BlockReport, LayerwiseOptions, SiteError};
+use crate::blockwise::{self, Block, BlockwiseOptions};
 use crate::compare::RelativeError;
 use crate::data::Batch;
 use crate::part::{Part, Prefix};
@@ -37,7 +37,7 @@ pub(super) struct Walk<'w> {
     pub(super) teacher_stream: Stored,
     pub(super) student_stream: Stored,
     pub(super) sites: Vec<SiteError>,
-    pub(super) blocks: Vec<Fitted>,
+    pub(super) blocks: Vec<BlockReport>,
     pub(super) fit_seconds: f64,
     pub(super) block_seconds: f64,
 }
@@ -155,11 +155,16 @@ impl<'w> Walk<'w> {
         let mut contexts = self.contexts(layer)?;
         self.solve(layer, Half::Attention, &contexts, targets.goal(Half::Attention))?;
         if let Some(options) = self.options.blockwise {
-            self.blockwise(index, &targets.norm_outputs[Half::Attention as usize], options)?;
+            self.train(index, Half::Attention, None, &targets, options)?;
             contexts = self.contexts(layer)?;
             self.solve(layer, Half::Attention, &contexts, targets.goal(Half::Attention))?;
         }
         self.solve(layer, Half::FeedForward, &contexts, targets.goal(Half::FeedForward))?;
+        if let Some(options) = self.options.blockwise {
+            let streams = self.middle(layer, &contexts)?;
+            self.train(index, Half::FeedForward, Some(&streams), &targets, options)?;
+            self.solve(layer, Half::FeedForward, &contexts, targets.goal(Half::FeedForward))?;
+        }
         self.arrive(layer, &contexts, targets.norm_outputs)
     }
 
@@ -201,36 +206,60 @@ impl<'w> Walk<'w> {
         self.store(|i| Ok(part.run(&[&self.student_stream.get(i)?, &self.masks[i]])?.remove(0)))
     }
 
-    /// Trains the attention block towards the teacher's normalised values.
-    fn blockwise(&mut self, index: usize, targets: &Stored, options: BlockwiseOptions) -> Result<()> {
+    /// The student's values between the halves of a layer, `[batch, n, channels]`.
+    fn middle(&self, layer: &Layer, contexts: &Stored) -> Result<Stored> {
+        let part = self.residual_part(layer, &[&layer.attention_norm.output])?;
+        self.store(|i| Ok(part.run(&[&self.student_stream.get(i)?, &contexts.get(i)?])?.remove(0)))
+    }
+
+    /// Trains a half of a layer, from `streams` (or from where the student is), towards the teacher's normalised values.
+    fn train(
+        &mut self,
+        index: usize,
+        half: Half,
+        streams: Option<&Stored>,
+        targets: &Targets,
+        options: BlockwiseOptions,
+    ) -> Result<()> {
         let start = Instant::now();
         let layer = &self.encoder.layers[index];
-        let name = layer.site(LayerSite::Attention).to_string();
-        let linear = [&layer.query, &layer.key, &layer.value, &layer.attention_output];
+        let norm = half.norm_id(layer);
+        let (input, maps) = match half {
+            Half::Attention => (
+                (layer.input.as_str(), layer.query.inputs),
+                &[&layer.query, &layer.key, &layer.value, &layer.attention_output][..],
+            ),
+            Half::FeedForward => (
+                (layer.attention_norm.output.as_str(), layer.intermediate.inputs),
+                &[&layer.intermediate, &layer.output][..],
+            ),
+        };
         let mut others: Vec<String> =
-            linear.into_iter().flat_map(|l| [Some(l.weight.clone()), l.bias_name.clone()]).flatten().collect();
+            maps.iter().flat_map(|map| [Some(map.weight.clone()), map.bias_name.clone()]).flatten().collect();
         if self.student.ran(Pass::Norm) {
-            others.extend(norm_parameters(Half::Attention.norm_id(layer)));
+            others.extend(norm_parameters(norm));
         }
-        // With length tables one token alone is exact, and stays so.
-        let shortest = if self.student.options.approximator.length_tables { 2 } else { 1 };
+        // With length tables one token alone is exact in attention, and stays so.
+        let exact = half == Half::Attention && self.student.options.approximator.one_token_is_exact();
+        let shortest = if exact { 2 } else { 1 };
         let weights = self.token_weights(layer);
         let weights: Vec<Tensor> = self.batches.iter().map(|b| weights.of_tokens(b, shortest)).collect();
+        let name = norm.to_string();
         let block = Block {
             name: &name,
-            input: (&layer.input, layer.query.inputs),
-            output: &layer.attention_norm.output,
-            approximator: self.approximator_parameters(index),
+            input,
+            output: &half.norm(layer).output,
+            approximator: if half == Half::Attention { self.approximator_parameters(index) } else { Vec::new() },
             others,
             batches: self.batches,
-            streams: &self.student_stream,
+            streams: streams.unwrap_or(&self.student_stream),
             masks: &self.masks,
             weights: &weights,
-            targets,
+            targets: &targets.norm_outputs[half as usize],
         };
-        let options = BlockwiseOptions { seed: self.options.seed ^ ((index as u64) << 24), ..options };
-        let fitted = blockwise::fit(&mut self.student.model, &block, &options)?;
-        self.blocks.push(fitted);
+        let seed = self.options.seed ^ ((index as u64) << 24) ^ ((half as u64) << 16);
+        let fitted = blockwise::fit(&mut self.student.model, &block, &BlockwiseOptions { seed, ..options })?;
+        self.blocks.push(BlockReport { site: norm, fitted });
         self.block_seconds += start.elapsed().as_secs_f64();
         Ok(())
     }
