@@ -101,6 +101,9 @@ impl LoadOptions {
         limits::check(&graph)?;
         // A part of the graph tells indices; it is adapted on its own.
         let checks = Checks::new(&graph, &|part| Ok(Box::new(Self::default().prepare(part)?)))?;
+        if !self.plain {
+            crate::fuse::gather(&mut graph)?;
+        }
         adapt::adapt(&mut graph)?;
         if self.taps == Taps::None {
             graph.remove_dead();

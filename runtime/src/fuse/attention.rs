@@ -3,10 +3,9 @@
 //! `ctx = ((scale relu((Q K^T m) W1 + b1) W2 + b2) m) (m V)`, whichever is cheaper at the sequence's length.
 #![allow(unsafe_code)]
 
-use rayon::prelude::*;
 use tract_core::internal::*;
-use tract_linalg::multithread::{Executor, current_tract_executor, multithread_tract_scope};
 
+use super::heads::{Asking, Heads, each_head};
 use super::kernel::{Epilogue, Kernel};
 use super::panels::{self, Panels, PerLane};
 
@@ -58,27 +57,15 @@ impl EvalOp for LinearAttention {
         let kernel = super::kernel()?;
         let size = |dim: &TDim| dim.eval_to_i64(context.symbols).map(|d| d as usize);
         let (batch, length, queries) = (size(&self.batch)?, size(&self.length)?, size(&self.queries)?);
-        // SAFETY: the heads write all rows of every panel that holds a query, and spare lanes are cleared here.
-        let mut output = unsafe { kernel.room(inputs[0].shape()[0], self.heads * self.channels) }?;
-        let nothing = batch * length * queries == 0;
-        if nothing || !(batch * queries).is_multiple_of(kernel.width()) {
-            // Lanes of the last panel that are no token's.
-            let panel = (self.heads * self.channels + 1) * kernel.width();
-            let mut view = output.try_as_plain_ram_mut()?;
-            let all = view.as_slice_mut::<f32>()?;
-            let spare = if nothing { 0 } else { all.len() - panel };
-            all[spare..].fill(0.0);
-        }
-        if nothing {
+        let heads = Heads { kernel, batch, length, queries, heads: self.heads, channels: self.channels };
+        let output = heads.output(inputs[0].shape()[0])?;
+        if heads.is_empty() {
             return Ok(tvec![output.into_tvalue()]);
         }
         let groups = self.w1.len();
         let mut work = Work {
             op: self,
-            kernel,
-            length,
-            queries,
-            all_queries: batch * queries,
+            heads,
             query: kernel.panels(&inputs[0])?,
             keys_values: kernel.panels(&inputs[1])?,
             b1: padded(kernel, &inputs[2], batch, groups, self.hidden)?,
@@ -95,24 +82,9 @@ impl EvalOp for LinearAttention {
             work.b2_by_key = Some(padded(kernel, &inputs[3], batch, groups, length)?);
         }
         ensure!(work.mask.is_none_or(|mask| mask.len() == batch * length), "a mask of another shape");
-        let tasks = batch * self.heads;
-        let one = |room: &mut TractResult<Room>, task: usize| match room {
-            Ok(room) => work.head(room, task / self.heads, task % self.heads),
-            Err(e) => bail!("{e}"),
-        };
-        // Heads are spread over threads; products inside one are too small for that.
-        let alone = |room: &mut TractResult<Room>, task: usize| {
-            multithread_tract_scope(Executor::SingleThread, || one(room, task))
-        };
-        let all = || (0..tasks).into_par_iter().try_for_each_init(|| work.room(), alone);
-        match current_tract_executor() {
-            Executor::SingleThread => {
-                let mut room = work.room();
-                (0..tasks).try_for_each(|task| one(&mut room, task))?;
-            }
-            Executor::MultiThread(pool) => pool.install(all)?,
-            Executor::RayonGlobal => all()?,
-        }
+        each_head(batch * self.heads, &|| work.room(), &|room: &mut Room, task| {
+            work.head(room, task / self.heads, task % self.heads)
+        })?;
         Ok(tvec![output.into_tvalue()])
     }
 }
@@ -179,11 +151,7 @@ fn padded(kernel: &Kernel, values: &TValue, batch: usize, groups: usize, size: u
 /// One evaluation.
 struct Work<'r> {
     op: &'r LinearAttention,
-    kernel: &'r Kernel,
-    length: usize,
-    queries: usize,
-    /// Of all sequences.
-    all_queries: usize,
+    heads: Heads<'r>,
     query: Panels<'r>,
     keys_values: Panels<'r>,
     b1: PerSequence,
@@ -218,20 +186,15 @@ pub(super) fn most_keys(channels: usize, hidden: usize, longest: usize, all_ask:
 }
 
 impl Work<'_> {
-    /// Panels that lanes of sequences of so many tokens may lie in.
-    fn most_panels(&self, tokens: usize) -> usize {
-        (tokens + self.kernel.width() - 1).div_ceil(self.kernel.width()) + 1
-    }
-
     fn hidden(&self) -> usize {
-        self.op.hidden.next_multiple_of(self.kernel.width())
+        self.op.hidden.next_multiple_of(self.heads.kernel.width())
     }
 
     /// Whether the paper's order is cheaper: multiplications, whole panels counted.
     fn in_papers_order(&self) -> bool {
-        let width = self.kernel.width();
-        let (d, h, length) = (self.op.channels, self.hidden(), self.length);
-        let (queries, keys) = (self.queries.next_multiple_of(width), length.next_multiple_of(width));
+        let Heads { kernel, length, channels: d, .. } = self.heads;
+        let (width, h) = (kernel.width(), self.hidden());
+        let (queries, keys) = (self.heads.queries.next_multiple_of(width), length.next_multiple_of(width));
         let paper = queries * (keys * d + length * h + h * keys + length * d);
         let linear = 2 * h * d * (length + queries);
         let columns = self.op.w2_by_key.first().map_or(0, |w2| w2.shape()[0] * width);
@@ -239,9 +202,9 @@ impl Work<'_> {
     }
 
     fn room(&self) -> TractResult<Room> {
-        let (kernel, d, h) = (self.kernel, self.op.channels, self.hidden());
-        let width = kernel.width();
-        let (queries, keys) = (self.most_panels(self.queries), self.most_panels(self.length) * width);
+        let Heads { kernel, length, channels: d, .. } = self.heads;
+        let (width, h) = (kernel.width(), self.hidden());
+        let (queries, keys) = (self.heads.most_panels(self.heads.queries), self.heads.most_panels(length) * width);
         let paper = self.in_papers_order();
         // SAFETY: in `head` every value is computed, or transposed, before the next product reads it.
         let room = |panels, rows| unsafe { kernel.room(panels, rows) };
@@ -250,8 +213,8 @@ impl Work<'_> {
             room(panels, rows)
         };
         Ok(Room {
-            keys: either([d / width, self.length], [0, 0])?,
-            values: room(d / width, self.length)?,
+            keys: either([d / width, length], [0, 0])?,
+            values: room(d / width, length)?,
             first: either([h / width, d], [queries, keys])?,
             activations: room(queries, h)?,
             second: either([d / width, h], [queries, keys])?,
@@ -261,14 +224,12 @@ impl Work<'_> {
 
     /// The contexts of one head of one sequence.
     fn head(&self, room: &mut Room, sequence: usize, head: usize) -> TractResult<()> {
-        let Self { op, kernel, length, queries, .. } = *self;
-        let (width, d) = (kernel.width(), op.channels);
+        let Self { op, heads: Heads { kernel, length, queries, channels: d, .. }, .. } = *self;
         let tokens = sequence * length..(sequence + 1) * length;
         let [keys, values] =
             [op.key_part, op.key_part + 1].map(|part| self.keys_values.rows((part * op.heads + head) * d, d));
-        let asking = sequence * queries..(sequence + 1) * queries;
-        let first = asking.start / width;
-        let count = asking.end.div_ceil(width) - first;
+        let Asking { panels, lane, is_alone } = self.heads.asking(sequence);
+        let (first, count) = (panels.start, panels.len());
         let mask = self.mask.map(|mask| &mask[tokens.clone()]);
         let values = values?.transposed(tokens.start, length, mask, &mut room.values)?;
         let query = self.query.rows(head * d, d)?.panels(first, count)?;
@@ -287,14 +248,13 @@ impl Work<'_> {
         let bias = even.as_ref().map(|even| PerLane { tensor: even, offset: 0 });
         let last = Epilogue { bias, ..Epilogue::default() };
         let contexts = self.contexts.rows(head * d, d)?.panels(first, count)?;
-        let ends = asking.end.is_multiple_of(width) || asking.end == self.all_queries;
-        if asking.start == first * width && ends {
+        if is_alone {
             // SAFETY: no other head has these rows, no other sequence these panels.
             unsafe { kernel.product(probabilities, values, &last, contexts) }
         } else {
             self.product(probabilities, values, last, own)?;
             // SAFETY: no other head has these rows, no other sequence these lanes.
-            unsafe { contexts.copy_lanes(own, asking.start - first * width, queries) }
+            unsafe { contexts.copy_lanes(own, lane, queries) }
         }
     }
 
@@ -304,7 +264,7 @@ impl Work<'_> {
         head: &Head<'_>,
         [scores, activations, probabilities]: [&'r Tensor; 3],
     ) -> TractResult<Panels<'r>> {
-        let Self { op, kernel, length, .. } = *self;
+        let Self { op, heads: Heads { kernel, length, .. }, .. } = *self;
         let (width, count, tokens) = (kernel.width(), head.query.count, &head.tokens);
         // Panels of keys may hold other sequences' too: their scores are computed, and not looked at.
         let panels = tokens.start / width..tokens.end.div_ceil(width);
@@ -336,7 +296,7 @@ impl Work<'_> {
         keys: &mut Tensor,
         [keys_w1, activations, w2_values]: [&'r Tensor; 3],
     ) -> TractResult<(Panels<'r>, Panels<'r>)> {
-        let Self { op, kernel, length, .. } = *self;
+        let Self { op, heads: Heads { kernel, length, .. }, .. } = *self;
         let keys = head.keys.transposed(head.tokens.start, length, head.mask, keys)?;
         let [w1, w2] = [&op.w1, &op.w2].map(|weights| kernel.panels(&weights[head.group])?.rows(0, length));
         let keys_w1 = kernel.panels(keys_w1)?;
@@ -356,7 +316,7 @@ impl Work<'_> {
     /// A product into a room that is this thread's own.
     fn product(&self, a: Panels<'_>, b: Panels<'_>, epilogue: Epilogue<'_>, into: Panels<'_>) -> TractResult<()> {
         // SAFETY: nobody else has the room.
-        unsafe { self.kernel.product(a, b, &epilogue, into) }
+        unsafe { self.heads.kernel.product(a, b, &epilogue, into) }
     }
 }
 
@@ -379,6 +339,8 @@ struct Head<'h> {
 
 #[cfg(test)]
 mod tests {
+    use tract_linalg::multithread::{Executor, multithread_tract_scope};
+
     use super::*;
     use crate::fuse::repack::{FromPanels, ToPanels, weights};
 

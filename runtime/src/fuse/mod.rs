@@ -7,6 +7,8 @@
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod heads;
+mod hinges;
 mod kernel;
 mod linear;
 mod panels;
@@ -18,6 +20,7 @@ mod testing;
 use tract_core::internal::*;
 
 use attention::LinearAttention;
+pub(crate) use hinges::{OPERATOR, gather, hinge_attention};
 use kernel::Kernel;
 use linear::Linear;
 use repack::{FromPanels, ToPanels};

@@ -124,11 +124,8 @@ impl<'t> Panels<'t> {
         ensure!(factors.len() == self.rows, "{} factors for {self:?}", factors.len());
         let width = self.width();
         for panel in 0..self.count {
-            // SAFETY: inside the panel; the caller's promise.
-            let rows = unsafe {
-                let start = self.address().cast_mut().add(panel * self.stride());
-                std::slice::from_raw_parts_mut(start, self.rows * width)
-            };
+            // SAFETY: the caller's promise.
+            let rows = unsafe { self.panel_mut(panel) };
             for (row, &factor) in rows.chunks_exact_mut(width).zip(factors) {
                 match factor {
                     1.0 => {}
@@ -170,6 +167,19 @@ impl<'t> Panels<'t> {
         assert!(panel < self.count);
         // SAFETY: `rows` and `panels` keep within the tensor; whoever writes to it promises that nobody reads meanwhile.
         unsafe { std::slice::from_raw_parts(self.address().add(panel * self.stride()), self.rows * self.width()) }
+    }
+
+    /// The rows of one panel, to be overwritten.
+    ///
+    /// # Safety
+    /// Nothing else reads or writes them meanwhile.
+    pub(super) unsafe fn panel_mut(&self, panel: usize) -> &'t mut [f32] {
+        assert!(panel < self.count);
+        // SAFETY: inside the panel; the caller's promise.
+        unsafe {
+            let start = self.address().cast_mut().add(panel * self.stride());
+            std::slice::from_raw_parts_mut(start, self.rows * self.width())
+        }
     }
 
     pub(super) fn view(&self, format: &PackedFormat) -> View {

@@ -10,6 +10,8 @@ use std::sync::LazyLock;
 use tract_onnx::model::OnnxOpRegister;
 use tract_onnx::tract_hir::internal::{Expansion, InferenceModel};
 
+use crate::fuse;
+
 /// tract's own operators.
 static TRACTS: LazyLock<OnnxOpRegister> = LazyLock::new(|| tract_onnx::onnx().op_register);
 
@@ -17,6 +19,7 @@ static TRACTS: LazyLock<OnnxOpRegister> = LazyLock::new(|| tract_onnx::onnx().op
 pub(crate) static OPERATORS: LazyLock<OnnxOpRegister> = LazyLock::new(|| {
     let mut operators = TRACTS.clone();
     operators.insert("Equal", equal::equal);
+    operators.insert(fuse::OPERATOR, fuse::hinge_attention);
     operators.insert("Range", range::range);
     operators.insert("Slice", slice::slice);
     operators.insert("Squeeze", squeeze::squeeze);
