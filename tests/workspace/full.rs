@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mabert_graph::proto::ValueInfoProto;
 use mabert_graph::{Boundary, Builder, Dim, ElementType, Model, Tensor, attribute};
-use mabert_passes::lower::{ApproximatorOptions, Sharing};
+use mabert_passes::lower::{ApproximatorOptions, Form, Sharing};
 use mabert_passes::pipeline::{Keep, Order, PassOptions, Rewriting};
 use mabert_tests::fixture;
 use mabert_transfer::data::Columns;
@@ -210,7 +210,7 @@ fn other_inputs_and_what_is_kept_or_shared_are_trained() {
     assert_eq!(fixed.inputs()[0].dims, Some(vec![Dim::Fixed(2), Dim::Fixed(16)]));
     let (unmasked, _) = gains(&with_inputs(folder.path(), false, &["batch", "n"]), usual());
     assert_eq!(unmasked.inputs().len(), 2);
-    gains(&teacher(), usual().sharing(Sharing::Shared).length_tables(false));
+    gains(&teacher(), usual().softmax(Form::Network).sharing(Sharing::Shared).length_tables(false));
     let softmax = Keep { softmax: true, ..Keep::default() };
     let (_, report) = gains(&teacher(), usual().keep(softmax));
     assert!(report.operators_after.contains_key("Softmax"));
