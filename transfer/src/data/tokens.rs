@@ -1,5 +1,6 @@
 //! Texts to token ids.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -99,6 +100,12 @@ impl TextEncoder {
     /// The id that fills sequences up; 0 where no tokenizer tells.
     pub fn pad(&self) -> i64 {
         self.pad
+    }
+
+    /// Its special tokens, as those that stand around texts and for padding.
+    pub(super) fn special(&self) -> HashSet<i64> {
+        let added = self.tokenizer.iter().flat_map(|tokenizer| tokenizer.get_added_tokens_decoder());
+        added.filter(|(_, token)| token.special).map(|(id, _)| i64::from(id)).collect()
     }
 
     /// The id of what the tokenizer does not know, if it has one.

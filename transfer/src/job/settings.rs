@@ -143,6 +143,7 @@ pub struct Job {
     pub(super) transfer: Transfer,
     pub(super) data: Option<Data>,
     pub(super) extra_data: Vec<PathBuf>,
+    pub(super) augmentation: bool,
     pub(super) dev: Option<Dev>,
     pub(super) tokenizer: Option<PathBuf>,
     pub(super) input_roles: Vec<(Role, String)>,
@@ -165,6 +166,7 @@ impl Default for Job {
             transfer: Transfer::ClosedForm,
             data: None,
             extra_data: Vec::new(),
+            augmentation: true,
             dev: None,
             tokenizer: None,
             input_roles: Vec::new(),
@@ -261,6 +263,14 @@ impl Job {
     #[must_use]
     pub fn extra_data(mut self, files: Vec<PathBuf>) -> Self {
         self.extra_data = files;
+        self
+    }
+
+    /// Whether more is made of the data where it holds fewer tokens than the student sees; by default it is. See
+    /// [`Augmentation`](crate::data::Augmentation).
+    #[must_use]
+    pub fn augmentation(mut self, augmentation: bool) -> Self {
+        self.augmentation = augmentation;
         self
     }
 
