@@ -143,6 +143,7 @@ fn changed(source: &Content, other: &Content, replaces: bool, rng: &mut StdRng) 
     let kinds: &[Kind] = match source {
         Content::Text { pair: Some(_), .. } => &[Kind::Whole, Kind::Joined, Kind::Swapped, Kind::Cropped],
         Content::Text { pair: None, .. } => &[Kind::Whole, Kind::Joined, Kind::Cropped],
+        Content::Words(_) => &[Kind::Whole, Kind::Joined, Kind::Cropped],
         Content::Ids { .. } => &[Kind::Whole],
     };
     let trial = std::env::var("TRIAL_KINDS").unwrap_or_default();
@@ -164,6 +165,8 @@ fn changed(source: &Content, other: &Content, replaces: bool, rng: &mut StdRng) 
         (Kind::Swapped, Content::Text { text, pair: Some(pair) }, _) => {
             Content::Text { text: pair.clone(), pair: Some(text.clone()) }
         }
+        (Kind::Joined, Content::Words(words), Content::Words(other)) => Content::Words(two_parts(words, other, rng)),
+        (Kind::Cropped, Content::Words(words), _) => Content::Words(part(words, rng).to_vec()),
         (Kind::Cropped, Content::Text { text, pair }, _) => {
             Content::Text { text: cropped(text, rng), pair: pair.as_ref().map(|pair| cropped(pair, rng)) }
         }
@@ -181,20 +184,30 @@ fn pieces(text: &str) -> (Vec<&str>, &'static str) {
     (text.char_indices().map(|(at, letter)| &text[at..at + letter.len_utf8()]).collect(), "")
 }
 
+/// Some words in a row.
+fn part<'p, T>(words: &'p [T], rng: &mut StdRng) -> &'p [T] {
+    let left = (words.len() as f64 * rng.random_range(LEFT..1.0)).ceil() as usize;
+    let start = rng.random_range(0..=words.len() - left);
+    &words[start..start + left]
+}
+
+/// The first words of some and the last of others.
+fn two_parts<T: Clone>(words: &[T], others: &[T], rng: &mut StdRng) -> Vec<T> {
+    let first = &words[..rng.random_range(1..=words.len().max(1)).min(words.len())];
+    let second = &others[rng.random_range(0..others.len().max(1)).min(others.len())..];
+    [first, second].concat()
+}
+
 /// Some of a text's words, in a row.
 fn cropped(text: &str, rng: &mut StdRng) -> String {
     let (pieces, between) = pieces(text);
-    let left = (pieces.len() as f64 * rng.random_range(LEFT..1.0)).ceil() as usize;
-    let start = rng.random_range(0..=pieces.len() - left.min(pieces.len()));
-    pieces[start..].iter().take(left).copied().collect::<Vec<_>>().join(between)
+    part(&pieces, rng).join(between)
 }
 
 /// The beginning of one text and the end of another.
 fn joined(text: &str, other: &str, rng: &mut StdRng) -> String {
-    let ((first, between), (second, _)) = (pieces(text), pieces(other));
-    let first = &first[..rng.random_range(1..=first.len().max(1)).min(first.len())];
-    let second = &second[rng.random_range(0..second.len().max(1)).min(second.len())..];
-    [first, second].concat().join(between)
+    let (first, between) = pieces(text);
+    two_parts(&first, &pieces(other).0, rng).join(between)
 }
 
 /// Puts neighbours in the place of some tokens.

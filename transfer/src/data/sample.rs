@@ -98,7 +98,8 @@ pub fn read_sequences(file: &DataFile, encoder: &TextEncoder) -> Result<(Vec<Seq
     }
 }
 
-fn no_examples(file: &DataFile, skipped: Skipped) -> Error {
+/// Says that a file holds nothing to work on.
+pub(crate) fn no_examples(file: &DataFile, skipped: Skipped) -> Error {
     match skipped.rows {
         0 => Error::data(file.path(), "it holds no examples"),
         rows => Error::data(file.path(), format!("it holds no examples: none of its {rows} rows has a text")),

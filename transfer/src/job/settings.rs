@@ -115,10 +115,10 @@ pub struct CheckpointFolder {
 /// A labelled file on which teacher and student are compared.
 #[derive(Clone, Debug)]
 pub struct Dev {
-    /// The file, and its columns with the label's.
+    /// The file, and its columns: with the label's, but for sets of tagged words and of questions, which say it themselves.
     pub data: Data,
-    /// What is measured.
-    pub metric: Metric,
+    /// What is measured; without one, what fits labels and outputs best.
+    pub metric: Option<Metric>,
 }
 
 /// What is to be done. By default: everything, on made-up tokens, by the closed form.
