@@ -146,14 +146,8 @@ fn changed(source: &Content, other: &Content, replaces: bool, rng: &mut StdRng) 
         Content::Words(_) => &[Kind::Whole, Kind::Joined, Kind::Cropped],
         Content::Ids { .. } => &[Kind::Whole],
     };
-    let trial = std::env::var("TRIAL_KINDS").unwrap_or_default();
-    let kinds: Vec<Kind> = kinds
-        .iter()
-        .copied()
-        .filter(|kind| trial.is_empty() || trial.split(',').any(|name| format!("{kind:?}").to_lowercase() == name))
-        .collect();
     // Without replacements the whole is what there is already.
-    let kinds = if replaces || kinds[0] != Kind::Whole { &kinds[..] } else { &kinds[1..] };
+    let kinds = if replaces { kinds } else { &kinds[1..] };
     let kind = *kinds.get(rng.random_range(0..kinds.len().max(1)))?;
     let content = match (kind, source, other) {
         (Kind::Joined, Content::Text { text, pair: Some(_) }, Content::Text { pair: Some(pair), .. }) => {
@@ -220,8 +214,7 @@ fn replace(
 ) {
     let mut places: Vec<(usize, usize)> = Vec::new();
     for (at, (sequence, kind)) in made.iter().zip(kinds).enumerate() {
-        let share: f64 = std::env::var("TRIAL_SHARE").ok().and_then(|s| s.parse().ok()).unwrap_or(WITH_REPLACED);
-        if *kind != Kind::Whole && !rng.random_bool(share) {
+        if *kind != Kind::Whole && !rng.random_bool(WITH_REPLACED) {
             continue;
         }
         let words: Vec<usize> =
