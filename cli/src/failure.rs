@@ -86,6 +86,7 @@ fn option(setting: Setting) -> Option<&'static str> {
         Setting::Data => "--data",
         Setting::DataFormat => "--data-format",
         Setting::TextColumn => "--text-column",
+        Setting::LabelColumn => "--label-column",
         Setting::Classes => "--classes",
         Setting::Truncate => "--truncate",
         Setting::Arrays => "--npz",

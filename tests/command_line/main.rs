@@ -3,6 +3,7 @@
 mod faults;
 mod options;
 mod outputs;
+mod tasks;
 mod texts;
 
 use std::path::{Path, PathBuf};

@@ -55,7 +55,7 @@ fn losses(report: &Report) -> (Losses, Losses) {
 
 #[test]
 fn outputs_come_closer_than_blockwise_brings_them() {
-    let dev = Dev { data: reviews(true), metric: Metric::Accuracy };
+    let dev = Dev { data: reviews(true), metric: Some(Metric::Accuracy) };
     let (_, report) = rewrite_file(&teacher(), &job(some_steps(300)).dev(dev)).unwrap();
     let (before, after) = losses(&report);
     assert!(after.hidden < 0.98 * before.hidden && after.outputs < before.outputs, "{before:?} {after:?}");

@@ -13,4 +13,5 @@ mod quantised;
 mod sites;
 mod spellings;
 mod structure;
+mod tasks;
 mod twins;

@@ -25,6 +25,8 @@ pub enum Setting {
     DataFormat,
     /// The column that holds the text.
     TextColumn,
+    /// The column that holds the label.
+    LabelColumn,
     /// The words that name the classes of labels.
     Classes,
     /// Texts that are too long are cut.
@@ -51,7 +53,7 @@ pub enum Setting {
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::MaxSeq,
         Self::Hidden,
         Self::PaperOrder,
@@ -62,6 +64,7 @@ impl Setting {
         Self::Data,
         Self::DataFormat,
         Self::TextColumn,
+        Self::LabelColumn,
         Self::Classes,
         Self::Truncate,
         Self::Arrays,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use mabert_transfer::data::DataFile;
 use mabert_transfer::evaluate::Metric;
 use mabert_transfer::full::FullOptions;
 use mabert_transfer::job::{CheckpointFolder, Dev, FullStage, Job};
@@ -48,7 +49,7 @@ pub(crate) struct EndToEndArguments {
     /// Go on with the run whose state the folder holds
     #[arg(long, requires = "checkpoint")]
     resume: bool,
-    /// The column of the label, a number: for --alpha below 1, and for --dev
+    /// The column of the label: for --alpha below 1, and for --dev
     #[arg(long, value_name = "NAME")]
     label_column: Option<String>,
 }
@@ -57,13 +58,11 @@ pub(crate) struct EndToEndArguments {
 #[derive(Debug, Args)]
 pub(crate) struct DevArguments {
     /// Labelled data, with the same columns: teacher and student are measured on it after each stage
-    #[arg(long, value_name = "FILE", requires = "label_column")]
+    #[arg(long, value_name = "FILE")]
     dev: Option<PathBuf>,
-    /// The metric on it
-    #[arg(
-        long, default_value = Metric::Accuracy.name(), value_parser = one_of(Metric::ALL), requires = "dev"
-    )]
-    metric: Metric,
+    /// The metric on it [default: what fits labels and outputs]
+    #[arg(long, value_parser = one_of(Metric::ALL), requires = "dev")]
+    metric: Option<Metric>,
 }
 
 /// Where the options of the stage start from.
@@ -138,6 +137,11 @@ impl EndToEndArguments {
         if label.is_some() && dev.dev.is_none() && !trains_on_labels {
             let reason = "--label-column: nothing reads labels; give --dev, or an --alpha below 1";
             return Err(Usage(reason.to_owned()).into());
+        }
+        if let Some(path) = dev.dev.as_ref().filter(|path| label.is_none() && path.is_file())
+            && DataFile::open(&data.file_at(path, None))?.usual_label()?.is_none()
+        {
+            return Err(Usage("--dev needs --label-column: which column holds the label?".to_owned()).into());
         }
         let file = |path: &PathBuf, label| data.file_at(path, label);
         let training_label = label.filter(|_| trains_on_labels);

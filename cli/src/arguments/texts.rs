@@ -58,8 +58,6 @@ fn class(text: &str) -> Result<String, String> {
 pub(crate) struct Texts {
     pub(crate) file: PathBuf,
     pub(crate) sequences: Vec<Sequence>,
-    /// The longest sequence.
-    pub(crate) max_seq: usize,
     /// What makes it doubtful that the texts, or the tokenizer, are the model's.
     pub(crate) notes: Vec<String>,
 }
@@ -72,7 +70,7 @@ impl Texts {
             notes.extend(encoder.notes(rows)?);
         }
         notes.extend(Unknown::count(&sequences, encoder)?.note(source));
-        Ok(Self { file: source.to_owned(), sequences, max_seq: encoder.longest(), notes })
+        Ok(Self { file: source.to_owned(), sequences, notes })
     }
 
     /// How many were too long.

@@ -123,6 +123,7 @@ impl Choice for DataFormat {
             Self::Csv => Some("The same between commas"),
             Self::Json => Some("JSON: an object a line, an array of them, or an object of lists"),
             Self::Npz => Some("Arrays of token ids"),
+            Self::Conll => Some("A word and its tag a line, a blank line after each sentence"),
             _ => None,
         }
     }
@@ -137,8 +138,12 @@ impl Choice for Metric {
         match self {
             Self::F1 => Some("Of class 1 of two"),
             Self::MacroF1 => Some("The mean of that of every class"),
+            Self::MicroF1 => Some("Of all classes counted together"),
             Self::Mcc => Some("Matthews' correlation"),
-            Self::Accuracy | Self::Pearson | Self::Spearman => None,
+            Self::EntityF1 => Some("Of the entities in tagged words, as seqeval counts them"),
+            Self::AnswerF1 => Some("Of the words of answers to questions, as SQuAD has it"),
+            Self::ExactMatch => Some("Of the same answers"),
+            _ => None,
         }
     }
 }

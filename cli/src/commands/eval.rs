@@ -5,17 +5,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use mabert_graph::Model;
-use mabert_transfer::data::{Overlong, TextEncoder, sameness_note};
-use mabert_transfer::evaluate::{
-    Metric, Spread, chance_note, check_labels, label_notes, labels, logits_and_overflow, predictions,
-};
+use mabert_transfer::data::Overlong;
+use mabert_transfer::evaluate::{Answered, Labelled, Metric, Spread, TaskRun};
 use mabert_transfer::progress::Progress as _;
 use serde::Serialize;
 
-use crate::arguments::{Choice as _, DataArguments, Global, Texts, one_of, read_texts};
+use crate::arguments::{Choice as _, DataArguments, Global, one_of};
 use crate::bars::Bars;
 use crate::engines::{EngineName, LONGEST, Reads};
-use crate::failure::CheckFailed;
+use crate::failure::{CheckFailed, Usage};
 use crate::print::{self, Page};
 
 #[derive(Debug, Args)]
@@ -25,12 +23,13 @@ pub(crate) struct EvalArguments {
     models: Vec<PathBuf>,
     #[command(flatten)]
     data: DataArguments,
-    /// The column of the label, a number
+    /// The column of the label; columns of 0 and 1 between commas, where texts may have several. Tagged words and questions
+    /// have theirs under usual names
     #[arg(long, value_name = "NAME")]
-    label_column: String,
-    /// The metric
-    #[arg(long, default_value = Metric::Accuracy.name(), value_parser = one_of(Metric::ALL))]
-    metric: Metric,
+    label_column: Option<String>,
+    /// The metric [default: what fits labels and outputs]
+    #[arg(long, value_parser = one_of(Metric::ALL))]
+    metric: Option<Metric>,
     /// Fail (exit code 1) where a model's metric is below this
     #[arg(long, value_name = "X")]
     min: Option<f64>,
@@ -62,12 +61,23 @@ struct Evaluated {
     agreement: f64,
     /// Texts on which a value where the encoder ends, or an output, is not finite.
     overflow: usize,
+    /// The metrics of the task.
+    scores: Vec<Score>,
+}
+
+#[derive(Serialize)]
+struct Score {
+    metric: Metric,
+    value: f64,
 }
 
 pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
     arguments.data.check("")?;
     // Before models are tried out.
-    let file = arguments.data.open(Some(&arguments.label_column))?;
+    let file = arguments.data.open(arguments.label_column.as_deref())?;
+    if arguments.label_column.is_none() && file.usual_label()?.is_none() {
+        return Err(Usage("--label-column is needed: which column holds the label?".to_owned()).into());
+    }
     let mut longest = LONGEST;
     let mut models = Vec::new();
     for path in &arguments.models {
@@ -77,19 +87,42 @@ pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
     }
     let encoder = arguments.data.encoder(longest, Overlong::Truncate)?;
     let rows = models.iter().filter_map(|(_, reads)| reads.vocabulary()).min();
-    let mut texts = read_texts(&file, &encoder, rows)?;
-    texts.notes.extend(sameness_note(&texts.file, &texts.sequences));
-    let evaluated = evaluate_models(arguments, &models, &encoder, &mut texts, global)?;
+    let labelled = Labelled::read(file, &encoder, rows)?;
+    let mut notes = rows.map(|rows| encoder.notes(rows)).transpose()?.unwrap_or_default();
+    notes.extend_from_slice(labelled.notes());
+    let bars = Bars::new(global);
+    bars.begin("eval", models.len());
+    let mut evaluated: Vec<Evaluated> = Vec::new();
+    let mut first: Option<Answered> = None;
+    for (path, reads) in &models {
+        let engine = arguments.engine.load_tapped(path, reads.encoder_end(), global)?;
+        let shape = reads.shape(&encoder);
+        let run =
+            TaskRun { engine: engine.as_ref(), shape: &shape, channels: reads.channels(), spread: Spread::Inside };
+        let metric = arguments.metric.or_else(|| first.as_ref().map(|first| first.metric));
+        let told = evaluate(&labelled, &run, metric, path, &mut notes).with_context(|| path.display().to_string())?;
+        let (answered, scores) = told;
+        evaluated.push(Evaluated {
+            model: path.display().to_string(),
+            value: scores[0].value,
+            agreement: answered.agreement(first.as_ref().unwrap_or(&answered)),
+            overflow: answered.overflow,
+            scores,
+        });
+        first.get_or_insert(answered);
+        bars.step("");
+    }
+    bars.end();
     let evaluation = Evaluation {
-        data: texts.file.display().to_string(),
-        examples: texts.sequences.len(),
-        max_seq: texts.max_seq,
-        truncated: texts.truncated(),
+        data: labelled.file().display().to_string(),
+        examples: labelled.examples(),
+        max_seq: encoder.longest(),
+        truncated: labelled.sequences().iter().filter(|s| s.truncated).count(),
         engine: arguments.engine.name(),
-        metric: arguments.metric,
+        metric: first.context("there are no models")?.metric,
         min: arguments.min,
         models: evaluated,
-        notes: texts.notes,
+        notes,
     };
     print::notes(&evaluation.notes, global);
     if global.json {
@@ -100,49 +133,39 @@ pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
     check_minimum(&evaluation)
 }
 
-fn evaluate_models(
-    arguments: &EvalArguments,
-    models: &[(&Path, Reads)],
-    encoder: &TextEncoder,
-    texts: &mut Texts,
-    global: &Global,
-) -> Result<Vec<Evaluated>> {
-    let metric = arguments.metric;
-    let labels = labels(&texts.file, &texts.sequences)?;
-    let mut evaluated = Vec::new();
-    let mut reference: Option<Vec<f64>> = None;
-    let bars = Bars::new(global);
-    bars.begin("eval", models.len());
-    for (path, reads) in models {
-        let engine = arguments.engine.load_tapped(path, reads.encoder_end(), global)?;
-        let shape = reads.shape(encoder);
-        let told = logits_and_overflow(engine.as_ref(), &shape, &texts.sequences, reads.channels(), Spread::Inside);
-        let predicted = told.and_then(|(logits, overflow)| {
-            check_labels(metric, logits.ncols(), &texts.file, &texts.sequences, &labels)?;
-            let doubts = label_notes(metric, logits.ncols(), &texts.file, &labels);
-            texts.notes.extend(doubts.into_iter().filter(|note| !texts.notes.contains(note)).collect::<Vec<_>>());
-            Ok((predictions(metric, &logits)?, overflow))
-        });
-        let (predicted, overflow) = predicted.with_context(|| path.display().to_string())?;
-        let (model, count) = (path.display(), texts.sequences.len());
-        if overflow > 0 {
-            texts.notes.push(format!(
-                "{model}: its encoder overflows on {overflow} of {count} texts: what the head answers to them means nothing"
-            ));
-        }
-        let chance = chance_note(metric, &predicted, &labels);
-        texts.notes.extend(chance.map(|note| format!("{model}: {note}")));
-        let reference = reference.get_or_insert_with(|| predicted.clone());
-        evaluated.push(Evaluated {
-            model: path.display().to_string(),
-            value: metric.score(&predicted, &labels),
-            agreement: metric.likeness().score(&predicted, reference),
-            overflow,
-        });
-        bars.step("");
+/// What one model answers, and its metrics, the one that is asked for first.
+fn evaluate(
+    labelled: &Labelled,
+    run: &TaskRun<'_>,
+    metric: Option<Metric>,
+    path: &Path,
+    notes: &mut Vec<String>,
+) -> Result<(Answered, Vec<Score>)> {
+    let answered = labelled.answers(run, metric)?;
+    let (model, count) = (path.display(), labelled.examples());
+    if answered.unusable > 0 {
+        let bad = answered.unusable;
+        let reason = format!("{bad} of {count} texts get logits that are not finite: the model overflows");
+        return Err(mabert_transfer::Error::Compare(reason).into());
     }
-    bars.end();
-    Ok(evaluated)
+    if answered.overflow > 0 {
+        notes.push(format!(
+            "{model}: its encoder overflows on {} of {} texts: what the head answers to them means nothing",
+            answered.overflow,
+            labelled.sequences().len()
+        ));
+    }
+    for note in &answered.notes {
+        // What is said of the labels is the same for every model.
+        let is_of_labels = note.starts_with(&labelled.file().display().to_string());
+        let note = if is_of_labels { note.clone() } else { format!("{model}: {note}") };
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
+    let score = |metric: Metric| Ok(Score { metric, value: labelled.score(metric, &answered)? });
+    let scores = labelled.metrics(&answered).into_iter().map(score).collect::<Result<Vec<_>>>()?;
+    Ok((answered, scores))
 }
 
 fn check_minimum(evaluation: &Evaluation) -> Result<()> {
@@ -162,8 +185,13 @@ fn print_evaluation(e: &Evaluation) -> Result<()> {
         "{} examples of {} on {}, {} of them cut to {} tokens",
         e.examples, e.data, e.engine, e.truncated, e.max_seq
     ));
-    let rows = e.models.iter().map(|m| vec![m.model.clone(), format!("{:.4}", m.value), format!("{:.4}", m.agreement)]);
-    let metric = format!("{:?}", e.metric);
-    page.lines(print::table(&["Model", &metric, "Agrees with the first"], 1, rows));
+    let scores = |m: &Evaluated| m.scores.iter().map(|s| format!("{:.4}", s.value)).collect::<Vec<_>>();
+    let rows =
+        e.models.iter().map(|m| [vec![m.model.clone()], scores(m), vec![format!("{:.4}", m.agreement)]].concat());
+    let metrics = e.models.first().map_or(&[] as &[_], |m| m.scores.as_slice());
+    let names: Vec<String> = metrics.iter().map(|s| format!("{:?}", s.metric)).collect();
+    let names = names.iter().map(String::as_str);
+    let header: Vec<&str> = ["Model"].into_iter().chain(names).chain(["Agrees with the first"]).collect();
+    page.lines(print::table(&header, 1, rows));
     page.print()
 }

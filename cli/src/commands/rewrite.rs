@@ -52,6 +52,9 @@ pub(crate) struct RewriteArguments {
     /// More text to calibrate and train on, not to measure on; half of all sequences come from it
     #[arg(long, value_name = "FILE", requires = "data")]
     extra_data: Vec<PathBuf>,
+    /// Where the data is little, do without text made of it (texts cut and joined, words replaced by neighbours)
+    #[arg(long, requires = "data")]
+    no_augmentation: bool,
     #[command(flatten)]
     dev: DevArguments,
     /// Sites to leave as they are
@@ -124,7 +127,8 @@ fn job(arguments: &RewriteArguments, global: &Global) -> Result<Job> {
         .partial(arguments.partial)
         .transfer(transfer.with(arguments.end_to_end.stage(global)))
         .calibration_tokens(arguments.calibration_tokens.map(|n| n as usize))
-        .extra_data(arguments.extra_data.clone()))
+        .extra_data(arguments.extra_data.clone())
+        .augmentation(!arguments.no_augmentation))
 }
 
 /// Which heads share a network; hinges are each head's own.

@@ -27,6 +27,9 @@ pub(crate) struct TransferArguments {
     /// More text to train on, not to measure on; half of all sequences come from it
     #[arg(long, value_name = "FILE", requires = "data")]
     extra_data: Vec<PathBuf>,
+    /// Where the data is little, do without text made of it (texts cut and joined, words replaced by neighbours)
+    #[arg(long, requires = "data")]
+    no_augmentation: bool,
     #[command(flatten)]
     dev: DevArguments,
     /// Write the whole report to a file as JSON
@@ -56,6 +59,9 @@ pub(super) fn transfer(arguments: &TransferArguments, global: &Global) -> Result
     };
     let stage = FullStage { start: Some(arguments.student.clone()), ..arguments.end_to_end.stage(global) };
     let job = arguments.end_to_end.job(&arguments.data, &arguments.dev, global)?;
-    let job = job.extra_data(arguments.extra_data.clone()).transfer(Transfer::Full(stage));
+    let job = job
+        .extra_data(arguments.extra_data.clone())
+        .augmentation(!arguments.no_augmentation)
+        .transfer(Transfer::Full(stage));
     make_student(&arguments.teacher, &job, &destination, global)
 }

@@ -153,12 +153,16 @@ fn source(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
 }
 
 fn uses(report: &Report, source: &Source) -> Vec<String> {
+    let made = |count: usize| if count > 0 { format!(", {count} of them made of others") } else { String::new() };
     let tokens = if source.file.is_some() { "tokens" } else { "random tokens" };
-    let calibrated = report
-        .closed_form
-        .as_ref()
-        .map(|closed_form| format!("calibrated on {} {tokens} ({} sequences)", closed_form.tokens, source.sequences));
-    let trained = report.full.as_ref().map(|_| format!("trained on {} sequences", source.training));
+    let calibrated = report.closed_form.as_ref().map(|closed_form| {
+        let made = made(source.augmented.calibration);
+        format!("calibrated on {} {tokens} ({} sequences{made})", closed_form.tokens, source.sequences)
+    });
+    let trained = report.full.as_ref().map(|_| {
+        let made = made(source.augmented.training);
+        format!("trained on {} sequences{made}", source.training)
+    });
     calibrated.into_iter().chain(trained).collect()
 }
 

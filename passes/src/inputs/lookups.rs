@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use mabert_graph::proto::NodeProto;
 use mabert_graph::{Dependence, Index, Model, NodeExt as _, Tensor, decompose_fused, inline_functions};
 use mabert_runtime::{LoadOptions, borrowed};
+use ndarray::{Array2, Ix2, s};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::{filled, shape};
@@ -52,6 +53,26 @@ pub(super) fn lookups(model: &Model) -> Result<Lookups> {
     Ok(lookups)
 }
 
+/// The values of the table of so many `rows` that `input` indexes, `[rows, width]`; `None` where a table is no value by
+/// itself, or none was found.
+pub(super) fn table(model: &Model, input: &str, rows: usize) -> Result<Option<Array2<f32>>> {
+    let model = spelled_out(model)?;
+    let index = Index::new(&model)?;
+    for node in &index.graph().node {
+        let Some(lookup) = Lookup::at(node, &index).filter(|_| node.is("Gather")) else { continue };
+        let Some(all) = lookup.rows(&model) else { continue };
+        let inputs = indexing_inputs(&model, lookup.index, all);
+        let Some((_, offset)) = inputs.into_iter().find(|(name, _)| name == input) else { continue };
+        let Ok(first) = usize::try_from(offset) else { continue };
+        if all.checked_sub(first) == Some(rows)
+            && let Some(values) = lookup.values(&model)
+        {
+            return Ok(Some(values.slice(s![first.., ..]).to_owned()));
+        }
+    }
+    Ok(None)
+}
+
 /// The model, its functions and fused embeddings spelled out where it has some.
 fn spelled_out(model: &Model) -> Result<Cow<'_, Model>> {
     let is_fused = |node: &NodeProto| node.domain == "com.microsoft" && node.op_type.contains("Embed");
@@ -94,6 +115,14 @@ impl<'g> Lookup<'g> {
         let is_lookup =
             index.dependence(index_of_rows) == Dependence::Data && index.dependence(source) == Dependence::Constant;
         is_lookup.then_some(Self { index: index_of_rows, table })
+    }
+
+    /// The table, a row after the other.
+    fn values(&self, model: &Model) -> Option<Array2<f32>> {
+        let Table::Axis(name, axis) = self.table else { return None };
+        let table = model.constant(name).ok().or_else(|| computed(model, name))?.to_f32();
+        let table = table.into_dimensionality::<Ix2>().ok()?;
+        Some(if matches!(axis, 1 | -1) { table.reversed_axes() } else { table })
     }
 
     /// How many rows there are; `None` for what is no table of vectors.
@@ -199,6 +228,23 @@ mod tests {
             let model = model(table, |_, words, _| words);
             assert_eq!(found(&model), [("words".to_owned(), ROWS)], "{at}");
         }
+    }
+
+    #[test]
+    fn the_values_of_a_table_are_those_that_ids_look_up() {
+        let values = || (0..ROWS * 4).map(|at| at as f32).collect::<Vec<_>>();
+        let expected = Array2::from_shape_vec((ROWS, 4), values()).unwrap();
+        let turned = expected.t().iter().copied().collect::<Vec<_>>();
+        let plain = model(|b| b.constant("t", &Tensor::new(&[ROWS, 4], values())), |_, words, _| words);
+        assert_eq!(table(&plain, "words", ROWS).unwrap(), Some(expected.clone()));
+        let computed = model(
+            |b| b.constant("t", &Tensor::new(&[4, ROWS], turned.clone())).transpose(&[1, 0]),
+            |b, words, _| words + b.parameter("one", &Tensor::scalar(2i64)),
+        );
+        // Two rows are before those that ids index.
+        let behind = expected.slice(s![2.., ..]).to_owned();
+        assert_eq!(table(&computed, "words", ROWS - 2).unwrap(), Some(behind));
+        assert_eq!(table(&plain, "mask", ROWS).unwrap(), None);
     }
 
     #[test]

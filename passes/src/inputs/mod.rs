@@ -9,6 +9,7 @@ mod roles;
 
 use mabert_graph::{Dim, ElementType, Model, Tensor, TensorType};
 use mabert_runtime::Named;
+use ndarray::Array2;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
@@ -118,6 +119,19 @@ impl EncoderInputs {
     /// As many token ids as the table that they index has rows; `None` where no such table was found.
     pub fn vocabulary(&self) -> Option<usize> {
         self.inputs.iter().find(|input| input.role == Some(Role::Ids))?.rows
+    }
+
+    /// The embeddings of words in `model`, whose inputs these are, `[vocabulary, channels]`: a row a token id. `None` where
+    /// the graph holds no such table as a value.
+    ///
+    /// # Errors
+    /// The graph's wiring is broken.
+    pub fn word_table(&self, model: &Model) -> Result<Option<Array2<f32>>> {
+        let ids = self.inputs.iter().find(|input| input.role == Some(Role::Ids));
+        match ids.and_then(|ids| Some((ids, ids.rows?))) {
+            Some((ids, rows)) => lookups::table(model, &ids.declared.name, rows),
+            None => Ok(None),
+        }
     }
 
     /// Sequences that the model accepts: token ids out of the tables that they index, masks of ones.

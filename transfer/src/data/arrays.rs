@@ -6,6 +6,7 @@ use mabert_runtime::npz;
 use ndarray::Array2;
 
 use super::columns::Columns;
+use super::label::Label;
 use super::reader::{Content, Example, Row};
 use crate::{Error, Result};
 
@@ -49,7 +50,7 @@ impl Arrays {
             |m: &Array2<i64>| (0..m.ncols()).filter(|&at| is_real(at)).map(|at| m[[row, at]]).collect::<Vec<i64>>();
         let ids = cut(&self.ids);
         let types = self.types.as_ref().map_or_else(|| vec![0; ids.len()], cut);
-        let label = self.labels.as_ref().map(|l| columns.label(path, row + 1, &l[row])).transpose()?;
+        let label = self.labels.as_ref().map(|l| columns.label(path, row + 1, &l[row]).map(Label::One)).transpose()?;
         Ok(Row::Example(Example { content: Content::Ids { ids, types }, label, line: row + 1 }))
     }
 }

@@ -14,7 +14,8 @@ pub struct Columns {
     pub text: Option<String>,
     /// The second text of a pair.
     pub pair: Option<String>,
-    /// The label; labels are not read without it.
+    /// The label; labels are not read without it. Names between commas are as many columns of zeros and ones, a class each
+    /// in the model's order, of texts that may have several.
     pub label: Option<String>,
     /// Labels that are words, in the order of the model's classes: each is read as its place in this list.
     pub classes: Vec<String>,
@@ -29,6 +30,8 @@ pub const USUAL_PAIRS: [[&str; 2]; 6] = [
     ["question", "context"],
     ["text", "text_pair"],
 ];
+/// The column of texts that come in words.
+pub(super) const USUAL_WORDS: &str = "tokens";
 /// Columns of texts that stand alone.
 pub const USUAL_TEXTS: [&str; 3] = ["text", "sentence", "sentence1"];
 
@@ -47,13 +50,22 @@ impl Columns {
     /// Whether these are the names of columns: those that were asked for, or usual ones.
     pub(super) fn are_among(&self, names: &[&str]) -> bool {
         let exists = |name: &str| names.contains(&name);
-        let mut asked = [&self.text, &self.pair, &self.label].into_iter().flatten();
-        asked.all(|name| exists(name)) && (self.are_named() || self.texts(&exists).is_some())
+        let mut asked = [&self.text, &self.pair].into_iter().flatten().cloned().chain(self.labels(&exists));
+        asked.all(|name| exists(&name)) && (self.are_named() || self.texts(&exists).is_some())
     }
 
     /// Whether any were asked for.
     pub(super) fn are_named(&self) -> bool {
         self.text.is_some() || self.pair.is_some() || self.label.is_some()
+    }
+
+    /// The columns of the label: several only where none has the whole name.
+    pub(super) fn labels(&self, exists: &dyn Fn(&str) -> bool) -> Vec<String> {
+        match &self.label {
+            None => Vec::new(),
+            Some(label) if exists(label) || !label.contains(',') => vec![label.clone()],
+            Some(labels) => labels.split(',').map(|name| name.trim().to_owned()).collect(),
+        }
     }
 
     /// A label as a number, where it is one of the classes' words, or a truth value.

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::columns::Columns;
+use super::columns::{Columns, USUAL_WORDS};
+use super::label::{self, Label};
 use super::lines::NumberedLines;
 use super::objects::Objects;
 use super::reader::{Content, Example, Row, unreadable};
@@ -60,6 +61,32 @@ impl Json {
     }
 }
 
+/// The key that holds the tags of words, or answers, told by the first object.
+pub(super) fn usual_label(file: &DataFile) -> Result<Option<&'static str>> {
+    let first = match Json::open(file)? {
+        Json::Lines(mut lines) => lines.next().and_then(|(_, text)| text.ok()),
+        Json::Objects(mut objects) => objects.next().and_then(|(_, text)| text.ok()),
+        Json::Rows(mut rows) => return Ok(rows.next().and_then(|(_, keys)| usual_label_among(&keys))),
+    };
+    // What is wrong with it is said where it is read.
+    Ok(first.and_then(|text| usual_label_among(&serde_json::from_str::<Keys>(&text).ok()?)))
+}
+
+fn usual_label_among(keys: &Keys) -> Option<&'static str> {
+    if ["question", "context", "answers"].iter().all(|name| keys.contains_key(*name)) {
+        return Some("answers");
+    }
+    let has_words = keys.get(USUAL_WORDS).is_some_and(is_words);
+    USUAL_TAGS.into_iter().find(|name| has_words && keys.get(*name).is_some_and(Value::is_array))
+}
+
+/// Keys of tags, as the usual sets call them.
+const USUAL_TAGS: [&str; 4] = ["ner_tags", "tags", "labels", "pos_tags"];
+
+fn is_words(value: &Value) -> bool {
+    value.as_array().is_some_and(|words| words.iter().all(Value::is_string))
+}
+
 fn keys(path: &Path, line: usize, text: &str) -> Result<Keys> {
     match serde_json::from_str(text) {
         Ok(Value::Object(keys)) => Ok(keys),
@@ -72,6 +99,9 @@ fn keys(path: &Path, line: usize, text: &str) -> Result<Keys> {
 /// a row itself.
 fn rows(file: &DataFile, keys: Keys) -> Result<Vec<Keys>> {
     if let Some(Value::Array(data)) = keys.get("data") {
+        if data.iter().any(|article| article.get("paragraphs").is_some_and(Value::is_array)) {
+            return questions(file.path(), data);
+        }
         return data.iter().enumerate().map(|(at, row)| row_of_data(file, &keys, at, row)).collect();
     }
     let columns = file.columns();
@@ -89,6 +119,26 @@ fn rows(file: &DataFile, keys: Keys) -> Result<Vec<Keys>> {
         Some(values) if is_column(values) => rows_of_columns(file.path(), &keys, &named),
         _ => Ok(vec![keys]),
     }
+}
+
+/// The questions of SQuAD's file, each with its context.
+fn questions(path: &Path, articles: &[Value]) -> Result<Vec<Keys>> {
+    let mut rows = Vec::new();
+    for (at, article) in articles.iter().enumerate() {
+        let fault = |what: &str| Error::data(path, format!("article {} of its `data` has {what}", at + 1));
+        let list = |value: &Value, name: &str| {
+            value.get(name).and_then(Value::as_array).cloned().ok_or_else(|| fault(&format!("no list `{name}`")))
+        };
+        for paragraph in list(article, "paragraphs")? {
+            let context = paragraph.get("context").cloned().ok_or_else(|| fault("a paragraph without `context`"))?;
+            for question in list(&paragraph, "qas")? {
+                let Value::Object(mut row) = question else { return Err(fault("a question that is no object")) };
+                row.insert("context".to_owned(), context.clone());
+                rows.push(row);
+            }
+        }
+    }
+    Ok(rows)
 }
 
 /// A row of `data`: an object, or values in the order of `columns`.
@@ -135,12 +185,17 @@ impl Object<'_> {
     /// The example that it holds: a text, or ready `input_ids`.
     fn row(&self, columns: &Columns) -> Result<Row> {
         let ids = if columns.text.is_none() { self.integers("input_ids")? } else { None };
-        let content = match ids {
-            Some(ids) => Some(self.ids(ids)?),
-            None => self.text(columns)?,
+        let content = match (ids, self.words(columns)) {
+            (Some(ids), _) => Some(self.ids(ids)?),
+            (None, Some(words)) => (!words.is_empty()).then_some(Content::Words(words)),
+            (None, None) => self.text(columns)?,
         };
         let Some(content) = content else { return Ok(Row::Without(self.line)) };
-        let label = columns.label.as_ref().map(|name| self.label(name, columns)).transpose()?;
+        let label = match columns.labels(&|name| self.keys.contains_key(name)).as_slice() {
+            [] => None,
+            [name] => Some(self.label(name, &content, columns)?),
+            several => Some(self.marks(several)?),
+        };
         Ok(Row::Example(Example { content, label, line: self.line }))
     }
 
@@ -166,15 +221,38 @@ impl Object<'_> {
         }
     }
 
-    /// A word of the classes, a number, or a truth value.
-    fn label(&self, name: &str, columns: &Columns) -> Result<String> {
-        match self.keys.get(name) {
-            Some(Value::String(s)) => columns.label(self.path, self.line, s),
-            Some(Value::Number(number)) => Ok(number.to_string()),
-            Some(Value::Bool(value)) => Ok(u8::from(*value).to_string()),
-            Some(other) => Err(self.fault(format!("label `{name}` is {other}, one number or word is needed"))),
-            None => Err(self.missing(name)),
+    /// A word of the classes, a number, or a truth value; a list of them; a tag a word; or answers.
+    fn label(&self, name: &str, content: &Content, columns: &Columns) -> Result<Label> {
+        let value = self.keys.get(name).ok_or_else(|| self.missing(name))?;
+        let unusable = || self.fault(format!("label `{name}` is {value}: a number, a word or a list is needed"));
+        let is_impossible = self.keys.get("is_impossible").and_then(Value::as_bool).unwrap_or(false);
+        match value {
+            Value::String(s) => Ok(Label::One(columns.label(self.path, self.line, s)?)),
+            Value::Array(tags) if matches!(content, Content::Words(_)) => {
+                let tags: Option<Vec<String>> = tags.iter().map(label::scalar).collect();
+                Ok(Label::Tags(tags.ok_or_else(unusable)?))
+            }
+            Value::Array(list) if name != "answers" => Label::of_list(columns, self.path, self.line, list),
+            Value::Number(_) | Value::Bool(_) => Ok(Label::One(label::scalar(value).ok_or_else(unusable)?)),
+            answers => Ok(Label::Answers(label::answers(answers, is_impossible).ok_or_else(unusable)?)),
         }
+    }
+
+    /// Zeros and ones, a key a class.
+    fn marks(&self, names: &[String]) -> Result<Label> {
+        let mark = |name: &String| {
+            let value = self.keys.get(name).ok_or_else(|| self.missing(name))?;
+            Ok(label::scalar(value).unwrap_or_else(|| value.to_string()))
+        };
+        let marks = names.iter().map(mark).collect::<Result<Vec<_>>>()?;
+        Label::of_marks(self.path, self.line, marks.iter().map(String::as_str))
+    }
+
+    /// The words of a text that comes in words.
+    fn words(&self, columns: &Columns) -> Option<Vec<String>> {
+        let value = self.keys.get(columns.text.as_deref().unwrap_or(USUAL_WORDS))?;
+        let words = value.as_array().filter(|_| is_words(value))?;
+        Some(words.iter().filter_map(|word| word.as_str().map(str::to_owned)).collect())
     }
 
     fn integers(&self, name: &str) -> Result<Option<Vec<i64>>> {

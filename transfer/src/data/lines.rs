@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader, Error, ErrorKind, Read as _, Result};
 /// Bytes of a line, or of what else is read as one piece.
 pub(super) const LONGEST: usize = 1 << 26;
 
-/// The lines that are not blank, numbered from 1.
+/// The lines of a text, numbered from 1.
 pub(super) struct NumberedLines {
     text: BufReader<File>,
     line: usize,
@@ -17,25 +17,27 @@ impl NumberedLines {
         Self { text, line: 0 }
     }
 
-    /// The next line and its number, also where it cannot be read.
+    /// The next line that is not blank and its number, also where it cannot be read.
     pub(super) fn next(&mut self) -> Option<(usize, Result<String>)> {
         loop {
-            self.line += 1;
-            let mut bytes = Vec::new();
-            match self.text.by_ref().take(LONGEST as u64 + 1).read_until(b'\n', &mut bytes) {
-                Ok(0) => return None,
-                Ok(_) if bytes.len() > LONGEST => return Some((self.line, Err(too_long()))),
-                Ok(_) if bytes.trim_ascii().is_empty() => {}
-                Ok(_) => {
-                    let ended = bytes.strip_suffix(b"\n").map_or(&bytes[..], |b| b.strip_suffix(b"\r").unwrap_or(b));
-                    match text(ended) {
-                        Ok(text) if text.trim().is_empty() => {}
-                        text => return Some((self.line, text)),
-                    }
-                }
-                Err(e) => return Some((self.line, Err(e))),
+            match self.next_or_blank()? {
+                (_, Ok(text)) if text.trim().is_empty() => {}
+                line => return Some(line),
             }
         }
+    }
+
+    /// The same, where blank lines mean something.
+    pub(super) fn next_or_blank(&mut self) -> Option<(usize, Result<String>)> {
+        self.line += 1;
+        let mut bytes = Vec::new();
+        let line = match self.text.by_ref().take(LONGEST as u64 + 1).read_until(b'\n', &mut bytes) {
+            Ok(0) => return None,
+            Ok(_) if bytes.len() > LONGEST => Err(too_long()),
+            Ok(_) => text(bytes.strip_suffix(b"\n").map_or(&bytes[..], |b| b.strip_suffix(b"\r").unwrap_or(b))),
+            Err(e) => Err(e),
+        };
+        Some((self.line, line))
     }
 }
 

@@ -5,12 +5,16 @@
 //! them as a model's inputs.
 
 mod arrays;
+mod augment;
 mod batch;
 mod columns;
+mod conll;
 mod doubts;
 mod json;
+mod label;
 mod lines;
 mod made_up;
+mod neighbours;
 mod objects;
 mod quotes;
 mod reader;
@@ -19,11 +23,14 @@ mod source;
 mod table;
 mod tokens;
 
+pub use augment::Augmentation;
 pub use batch::{Batch, BatchShape, Roles, batches};
 pub use columns::{Columns, USUAL_PAIRS, USUAL_TEXTS};
 pub use doubts::{Unknown, check_ids, sameness_note};
+pub use label::{Answers, Label};
 pub use made_up::{Vocabulary, made_up_sequences, odd_sequences};
 pub use reader::{Content, Example, Reader, Skipped};
-pub use sample::{LoneTexts, Sample, Wanted, draw_sample, read_sequences};
+pub(crate) use sample::no_examples;
+pub use sample::{Augmented, LoneTexts, Sample, Wanted, draw_sample, read_sequences};
 pub use source::{Data, DataFile, DataFormat};
-pub use tokens::{Overlong, Sequence, TextEncoder};
+pub use tokens::{Overlong, Sequence, TextEncoder, Window};

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::arrays::Arrays;
 use super::columns::Columns;
+use super::conll::Conll;
 use super::json::Json;
+use super::label::Label;
 use super::lines::NumberedLines;
 use super::source::{DataFile, DataFormat};
 use super::table::Table;
@@ -21,6 +23,8 @@ pub enum Content {
         /// The second text of a pair.
         pair: Option<String>,
     },
+    /// A text that comes in words.
+    Words(Vec<String>),
     /// Ready token ids.
     Ids {
         /// Token ids.
@@ -35,8 +39,8 @@ pub enum Content {
 pub struct Example {
     /// What a model is to read.
     pub content: Content,
-    /// Its label, as written.
-    pub label: Option<String>,
+    /// Its label, where labels are read.
+    pub label: Option<Label>,
     /// Its line in the file, or its row in an array, from 1.
     pub line: usize,
 }
@@ -79,6 +83,8 @@ enum Rows {
     /// A text a line.
     Text(NumberedLines),
     Table(Box<Table>),
+    /// Words with their tags.
+    Conll(Conll),
     Json(Json),
     Arrays(Arrays),
 }
@@ -100,11 +106,15 @@ impl Reader {
         if columns.text.is_some() && columns.text == columns.pair {
             return Err(Error::data(path, "the text and the second text of a pair are the same column"));
         }
+        if file.format() == DataFormat::Conll && (columns.text.is_some() || columns.pair.is_some()) {
+            return Err(Error::data(path, "its columns have no names: the first is the word, the last its tag"));
+        }
         if file.format() == DataFormat::Text && columns.are_named() {
             return Err(Error::data(path, "a .txt file has no columns; use .tsv, .csv or .jsonl"));
         }
         let rows = match (file.format(), file.delimiter()) {
             (_, Some(delimiter)) => Rows::Table(Box::new(Table::open(file, delimiter)?)),
+            (DataFormat::Conll, _) => Rows::Conll(Conll::new(NumberedLines::new(file.text()?))),
             (DataFormat::Json, _) => Rows::Json(Json::open(file)?),
             (DataFormat::Npz, _) => Rows::Arrays(Arrays::read(path, columns)?),
             _ => Rows::Text(NumberedLines::new(file.text()?)),
@@ -133,6 +143,7 @@ impl Iterator for Reader {
                     })
                 }
                 Rows::Table(table) => table.next(path, columns)?,
+                Rows::Conll(sentences) => sentences.next(path, columns)?,
                 Rows::Json(json) => json.next(path, columns)?,
                 Rows::Arrays(arrays) => arrays.next(path, columns)?,
             };
@@ -173,7 +184,7 @@ mod tests {
 
     fn single(text: &str, label: Option<&str>, line: usize) -> Example {
         let content = Content::Text { text: text.to_owned(), pair: None };
-        Example { content, label: label.map(str::to_owned), line }
+        Example { content, label: label.map(|l| Label::One(l.to_owned())), line }
     }
 
     #[test]
@@ -209,7 +220,9 @@ mod tests {
     fn labels_may_be_words_or_truth_values() {
         let classes = ["no", "yes"].map(str::to_owned).to_vec();
         let columns = Columns { label: Some("label".to_owned()), classes, ..Columns::default() };
-        let labels = |rows: Vec<Example>| rows.into_iter().map(|e| e.label.unwrap()).collect::<Vec<_>>();
+        let labels = |rows: Vec<Example>| {
+            rows.into_iter().map(|e| e.label.unwrap().one().unwrap().to_owned()).collect::<Vec<_>>()
+        };
         assert_eq!(labels(read("a.csv", "text,label\na,yes\nb,no\n", &columns).unwrap()), ["1", "0"]);
         let json = "{\"text\":\"a\",\"label\":true}\n{\"text\":\"a\",\"label\":\"no\"}\n";
         assert_eq!(labels(read("a.jsonl", json, &columns).unwrap()), ["1", "0"]);

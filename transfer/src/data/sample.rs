@@ -5,7 +5,9 @@ use std::path::Path;
 
 use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use serde::Serialize;
 
+use super::augment::{Amount, Augmentation};
 use super::made_up::any_length;
 use super::reader::{Content, Example, Reader, Skipped};
 use super::source::DataFile;
@@ -60,12 +62,25 @@ pub struct Sample {
     pub truncated: usize,
     /// Whether they are pairs of texts.
     pub pairs: bool,
+    /// Sequences that were made of others, where the text was little.
+    pub augmented: Augmented,
+}
+
+/// How many sequences were made of others, see [`Augmentation`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Augmented {
+    /// Of those for statistics.
+    pub calibration: usize,
+    /// Of those to train on.
+    pub training: usize,
 }
 
 /// Of all tokens, this share goes into sequences of every length up to the longest, made by joining and cutting
 /// neighbours: what the text lacks in lengths, the student would otherwise never have seen.
 const EVERY_LENGTH: f64 = 0.125;
 const TRAINING_SEED: u64 = 0x7ea1_7ea1;
+const AUGMENTATION_SEED: u64 = 0xa06;
 /// One text in so many, up to a number, judges training and is not trained on.
 const JUDGES: usize = 20;
 const MOST_JUDGES: usize = 256;
@@ -83,18 +98,26 @@ pub fn read_sequences(file: &DataFile, encoder: &TextEncoder) -> Result<(Vec<Seq
     }
 }
 
-fn no_examples(file: &DataFile, skipped: Skipped) -> Error {
+/// Says that a file holds nothing to work on.
+pub(crate) fn no_examples(file: &DataFile, skipped: Skipped) -> Error {
     match skipped.rows {
         0 => Error::data(file.path(), "it holds no examples"),
         rows => Error::data(file.path(), format!("it holds no examples: none of its {rows} rows has a text")),
     }
 }
 
-/// Draws sequences of a file, which is read once; only the examples drawn are kept.
+/// Draws sequences of a file, which is read once; only the examples drawn are kept. Where it holds fewer tokens than are
+/// wanted, more is made of it by the `augmentation`, if there is one: never of what is kept apart.
 ///
 /// # Errors
 /// The file or an example cannot be used, or there is none.
-pub fn draw_sample(file: &DataFile, encoder: &TextEncoder, wanted: &Wanted, seed: u64) -> Result<Sample> {
+pub fn draw_sample(
+    file: &DataFile,
+    encoder: &TextEncoder,
+    wanted: &Wanted,
+    augmentation: Option<&Augmentation<'_>>,
+    seed: u64,
+) -> Result<Sample> {
     // What is trained on is drawn apart, with random numbers of its own: it must not change what is calibrated and
     // measured on.
     let mut rng = StdRng::seed_from_u64(seed);
@@ -114,17 +137,35 @@ pub fn draw_sample(file: &DataFile, encoder: &TextEncoder, wanted: &Wanted, seed
     drop(calibrated_contents);
     let pairs = calibrated.iter().any(|e| matches!(e.content, Content::Text { pair: Some(_), .. }));
 
-    let encoding = Encoding { path: file.path(), encoder, lone_texts: wanted.lone_texts };
+    let encoding = Encoding { path: file.path(), encoder, lone_texts: wanted.lone_texts, augmentation };
     let held_out: Vec<Sequence> =
         held_out.into_iter().map(|e| encoding.sequence(e, &mut rng)).collect::<Result<_>>()?;
-    let natural = (wanted.tokens as f64 * (1.0 - EVERY_LENGTH)) as usize;
-    let calibration = encoding.sequences(calibrated, natural, &mut rng)?;
+    let natural = Amount { sequences: usize::MAX, tokens: (wanted.tokens as f64 * (1.0 - EVERY_LENGTH)) as usize };
+    let mut calibration = encoding.sequences(&calibrated, natural, &mut rng)?;
     let truncated = calibration.iter().chain(&held_out).filter(|s| s.truncated).count();
+    let mut augmented = Augmented::default();
+    augmented.calibration = encoding.augment(&mut calibration, &calibrated, natural, seed)?;
     let calibration = encoding.with_every_length(calibration, &mut rng);
-    let mut judges = encoding.sequences(for_training, wanted.training_tokens, &mut training_rng)?;
-    let training = judges.split_off((judges.len() / JUDGES).min(MOST_JUDGES));
+
+    let trained = Amount { sequences: wanted.training, tokens: wanted.training_tokens };
+    let mut judges = encoding.sequences(&for_training, trained, &mut training_rng)?;
+    let mut training = judges.split_off((judges.len() / JUDGES).min(MOST_JUDGES));
+    let sources = &for_training[judges.len()..][..training.len()];
+    augmented.training = encoding.augment(&mut training, sources, trained, seed ^ TRAINING_SEED)?;
     let training = encoding.with_every_length(training, &mut training_rng);
-    Ok(Sample { calibration, training, judges, held_out, examples, skipped, different, repeated, truncated, pairs })
+    Ok(Sample {
+        calibration,
+        training,
+        judges,
+        held_out,
+        examples,
+        skipped,
+        different,
+        repeated,
+        truncated,
+        pairs,
+        augmented,
+    })
 }
 
 /// Different contents of examples that are not among others.
@@ -169,6 +210,7 @@ struct Encoding<'e> {
     path: &'e Path,
     encoder: &'e TextEncoder,
     lone_texts: LoneTexts,
+    augmentation: Option<&'e Augmentation<'e>>,
 }
 
 impl Encoding<'_> {
@@ -179,19 +221,31 @@ impl Encoding<'_> {
         self.encoder.encode(self.path, example)
     }
 
-    /// Sequences until they have so many tokens.
-    fn sequences(&self, examples: Vec<Example>, tokens: usize, rng: &mut StdRng) -> Result<Vec<Sequence>> {
+    /// A sequence an example, in their order, until there are enough.
+    fn sequences(&self, examples: &[Example], wanted: Amount, rng: &mut StdRng) -> Result<Vec<Sequence>> {
         let mut sequences: Vec<Sequence> = Vec::new();
         let mut count = 0;
-        for example in examples {
-            if count >= tokens {
+        for example in examples.iter().take(wanted.sequences) {
+            if count >= wanted.tokens {
                 break;
             }
-            let sequence = self.sequence(example, rng)?;
+            let sequence = self.sequence(example.clone(), rng)?;
             count += sequence.ids.len();
             sequences.push(sequence);
         }
         Ok(sequences)
+    }
+
+    /// Adds what is made of the `sources`, where fewer sequences are there than are wanted; says how many.
+    fn augment(&self, sequences: &mut Vec<Sequence>, sources: &[Example], wanted: Amount, seed: u64) -> Result<usize> {
+        let Some(augmentation) = self.augmentation else { return Ok(0) };
+        let amount = Amount::counted(sequences).to_make(wanted);
+        // Random numbers of its own: what is drawn of the file stays the same.
+        let mut rng = StdRng::seed_from_u64(seed ^ AUGMENTATION_SEED);
+        let made = augmentation.make(self.path, sources, self.encoder, amount, &mut rng)?;
+        let count = made.len();
+        sequences.extend(made);
+        Ok(count)
     }
 
     /// Adds sequences of every length, until they have their share of all tokens.
@@ -274,7 +328,7 @@ mod tests {
         let wanted =
             Wanted { tokens: 800, training: 300, training_tokens: usize::MAX, held_out: 20, ..Wanted::default() };
         let file = DataFile::open(&Data::new(&path)).unwrap();
-        let draw = |wanted: &Wanted, seed| draw_sample(&file, &encoder, wanted, seed).unwrap();
+        let draw = |wanted: &Wanted, seed| draw_sample(&file, &encoder, wanted, None, seed).unwrap();
         let sample = |seed| draw(&wanted, seed);
         let first = sample(1);
         let fewer = draw(&Wanted { training_tokens: 400, ..wanted }, 1);
@@ -300,6 +354,41 @@ mod tests {
         assert!(first.training.iter().all(|s| !held.contains(&s.line) || s.ids.len() != 4));
         assert_eq!(sample(1).calibration, first.calibration);
         assert_ne!(sample(2).calibration, first.calibration);
+    }
+
+    /// What is made comes of the texts that are calibrated or trained on, and nothing else changes.
+    #[test]
+    fn little_text_is_added_to_but_not_from_what_is_kept_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ids.jsonl");
+        let line = |i: usize| format!("{{\"input_ids\": [1, {}, {}, 2]}}\n", 10 + i, 300 + i);
+        std::fs::write(&path, (0..200).map(line).collect::<String>()).unwrap();
+        let encoder = TextEncoder::new(None, 16, Overlong::Truncate).unwrap();
+        let file = DataFile::open(&Data::new(&path)).unwrap();
+        // Every id has its neighbours far from all ids of the file: what was replaced shows.
+        let table = ndarray::Array2::from_shape_fn((2000, 2), |(row, column)| {
+            let angle = (row % 500) as f32 * 1e-3;
+            if column == 0 { angle.cos() } else { angle.sin() }
+        });
+        let augmentation = Augmentation::new(move || Ok(Some(table.clone())));
+        let draw = |wanted: &Wanted, augmentation| draw_sample(&file, &encoder, wanted, augmentation, 1).unwrap();
+        let wanted = Wanted { tokens: 2000, training: 2000, training_tokens: 1500, held_out: 20, ..Wanted::default() };
+        let (alone, with) = (draw(&wanted, None), draw(&wanted, Some(&augmentation)));
+        assert_eq!(alone.augmented, Augmented::default());
+        assert_eq!((&alone.held_out, &alone.judges), (&with.held_out, &with.judges));
+        let natural = |sequences: &[Sequence]| sequences.iter().filter(|s| s.ids.len() == 4).count();
+        assert!(natural(&with.calibration) > 300 && natural(&alone.calibration) < 200);
+        // 180 texts have 720 tokens of the 1750; of the 171 to train on, 684 of 1500.
+        assert_eq!(with.augmented, Augmented { calibration: 258, training: 204 });
+        assert_eq!(with.calibration[..180], alone.calibration[..180]);
+        assert_eq!(with.training[..171], alone.training[..171]);
+        let lines = |sequences: &[Sequence]| sequences.iter().map(|s| s.line).collect::<HashSet<usize>>();
+        let (made, trained) = (&with.calibration[180..][..258], &with.training[171..][..204]);
+        assert!(lines(made).is_disjoint(&lines(&with.held_out)));
+        assert!(lines(trained).is_disjoint(&lines(&with.held_out)));
+        assert!(lines(trained).is_disjoint(&lines(&with.judges)));
+        let enough = draw(&Wanted { tokens: 400, training: 100, ..wanted }, Some(&augmentation));
+        assert_eq!(enough.augmented, Augmented::default());
     }
 
     #[test]

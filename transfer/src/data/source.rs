@@ -5,6 +5,8 @@ use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as 
 use std::path::{Path, PathBuf};
 
 use super::columns::Columns;
+use super::conll;
+use super::json;
 use super::quotes::{Quotes, Quoting};
 use crate::{Error, Result, Setting};
 
@@ -55,11 +57,13 @@ pub enum DataFormat {
     Json,
     /// Arrays of token ids.
     Npz,
+    /// A word and its tag a line, a blank line after each sentence.
+    Conll,
 }
 
 impl DataFormat {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Text, Self::Tsv, Self::Csv, Self::Json, Self::Npz];
+    pub const ALL: [Self; 6] = [Self::Text, Self::Tsv, Self::Csv, Self::Json, Self::Npz, Self::Conll];
 
     /// The usual ending of a file's name.
     pub fn name(self) -> &'static str {
@@ -69,6 +73,7 @@ impl DataFormat {
             Self::Csv => "csv",
             Self::Json => "jsonl",
             Self::Npz => "npz",
+            Self::Conll => "conll",
         }
     }
 
@@ -110,7 +115,7 @@ impl DataFile {
         let file = open(path)?;
         let told = format.or_else(|| DataFormat::from_name(path));
         if told.is_none() && path.extension().is_some() {
-            let reason = "not a kind of data file that is read: .txt, .tsv, .csv, .json, .jsonl, .npz";
+            let reason = "not a kind of data file that is read: .txt, .tsv, .csv, .json, .jsonl, .npz, .conll";
             return Err(Error::data(path, reason).helped_by(&[Setting::DataFormat]));
         }
         let mut opened = Self {
@@ -129,6 +134,11 @@ impl DataFile {
         opened.start = mark_of_encoding(path, &head)?;
         if told.is_none() {
             opened.format = opened.told_by(&head[opened.start as usize..])?;
+        }
+        // Tables of words and tags have the same ending as tables with a header.
+        let is_table = format.is_none() && opened.format == DataFormat::Tsv && !opened.columns.are_named();
+        if is_table && is_conll(&head[opened.start as usize..]) {
+            opened.format = DataFormat::Conll;
         }
         if opened.format == DataFormat::Npz {
             return opened.if_no_pipe();
@@ -169,6 +179,19 @@ impl DataFile {
     /// How it holds its examples.
     pub fn format(&self) -> DataFormat {
         self.format
+    }
+
+    /// The column that holds the labels of what is no classification of whole texts, by the names of the usual sets: the tags
+    /// of words, or the answers to questions.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn usual_label(&self) -> Result<Option<&'static str>> {
+        match self.format {
+            DataFormat::Conll => Ok(Some("tag")),
+            DataFormat::Json => json::usual_label(self),
+            _ => Ok(None),
+        }
     }
 
     /// What stands between the fields of a table.
@@ -225,6 +248,9 @@ impl DataFile {
         if head.trim_ascii_start().starts_with(b"{") || head.trim_ascii_start().starts_with(b"[") {
             return Ok(DataFormat::Json);
         }
+        if !self.columns.are_named() && is_conll(head) {
+            return Ok(DataFormat::Conll);
+        }
         let first = head.lines().next().and_then(|line| line.ok()).unwrap_or_default();
         for format in [DataFormat::Tsv, DataFormat::Csv] {
             let delimiter = if format == DataFormat::Tsv { '\t' } else { ',' };
@@ -250,6 +276,11 @@ impl DataFile {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a file that begins so holds words and tags.
+fn is_conll(head: &[u8]) -> bool {
+    conll::is_told_by(&String::from_utf8_lossy(head))
 }
 
 /// A file that can be read from its beginning again.

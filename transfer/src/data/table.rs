@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use super::columns::Columns;
+use super::label::Label;
 use super::lines::{LONGEST, too_long};
 use super::quotes::Quoting;
 use super::reader::{Content, Example, Row, unreadable};
@@ -21,7 +22,8 @@ pub(super) struct Table {
 struct Positions {
     text: usize,
     pair: Option<usize>,
-    label: Option<usize>,
+    /// One, or as many as there are classes.
+    labels: Vec<usize>,
     /// How many columns there are.
     width: usize,
 }
@@ -70,8 +72,9 @@ impl Positions {
             Error::line(path, 1, reason).helped_by(&[Setting::TextColumn])
         })?;
         let (text, pair) = (named(&text)?, pair.as_ref().map(named).transpose()?);
-        let label = columns.label.as_ref().map(named).transpose()?;
-        Ok(Self { text, pair, label, width: names.len() })
+        let labels = columns.labels(&|name| position(name).is_some());
+        let labels = labels.iter().map(named).collect::<Result<_>>()?;
+        Ok(Self { text, pair, labels, width: names.len() })
     }
 
     fn example(&self, path: &Path, record: &csv::StringRecord, columns: &Columns) -> Result<Row> {
@@ -87,7 +90,11 @@ impl Positions {
         }
         let pair = self.pair.map(|at| record[at].to_owned());
         let content = Content::Text { text: record[self.text].to_owned(), pair };
-        let label = self.label.map(|at| columns.label(path, line, &record[at])).transpose()?;
+        let label = match self.labels.as_slice() {
+            [] => None,
+            [at] => Some(Label::of_cell(columns, path, line, &record[*at])?),
+            several => Some(Label::of_marks(path, line, several.iter().map(|at| &record[*at]))?),
+        };
         Ok(Row::Example(Example { content, label, line }))
     }
 }

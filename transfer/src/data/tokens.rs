@@ -1,12 +1,14 @@
 //! Texts to token ids.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use tokenizers::utils::truncation::truncate_encodings;
-use tokenizers::{Encoding, PostProcessor as _, Tokenizer, TruncationParams};
+use tokenizers::{Encoding, InputSequence, PostProcessor as _, Tokenizer, TruncationDirection, TruncationParams};
 
+use super::label::Label;
 use super::reader::{Content, Example};
 use crate::{Error, Result, Setting};
 
@@ -20,8 +22,8 @@ pub struct Sequence {
     pub ids: Vec<i64>,
     /// Token types, as many.
     pub types: Vec<i64>,
-    /// The example's label, as written.
-    pub label: Option<String>,
+    /// The example's label, where labels are read.
+    pub label: Option<Label>,
     /// The example's line in its file.
     pub line: usize,
     /// Whether the text was cut.
@@ -37,6 +39,19 @@ impl Sequence {
         Self { ids: vec![1; length], types: vec![0; length], label: None, line: 1, truncated: false, made_up: false }
     }
 }
+
+/// A question with all of its context, or a part of it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Window {
+    /// What a model reads.
+    pub sequence: Sequence,
+    /// Of each token that is of the context, its first byte there and the one behind its last.
+    pub places: Vec<Option<(usize, usize)>>,
+}
+
+/// Tokens that two windows of a context share, where half a window has as many.
+const OVERLAP: usize = 128;
 
 /// What happens to a text with more tokens than the model takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +116,12 @@ impl TextEncoder {
         self.pad
     }
 
+    /// Its special tokens, as those that stand around texts and for padding.
+    pub(super) fn special(&self) -> HashSet<i64> {
+        let added = self.tokenizer.iter().flat_map(|tokenizer| tokenizer.get_added_tokens_decoder());
+        added.filter(|(_, token)| token.special).map(|(id, _)| i64::from(id)).collect()
+    }
+
     /// The id of what the tokenizer does not know, if it has one.
     pub(super) fn unknown(&self) -> Option<i64> {
         first_id(self.tokenizer.as_ref()?, &UNKNOWN).map(i64::from)
@@ -153,9 +174,7 @@ impl TextEncoder {
     /// The tokenizer fails.
     pub fn frame(&self) -> Result<(Vec<i64>, Vec<i64>)> {
         let Some(tokenizer) = &self.tokenizer else { return Ok(Default::default()) };
-        let encoding = tokenizer
-            .encode_fast("a", true)
-            .map_err(|e| Error::Tokenizer { path: self.path.clone(), reason: e.to_string() })?;
+        let encoding = tokenizer.encode_fast("a", true).map_err(|e| self.fault(e))?;
         let special = encoding.get_special_tokens_mask();
         let is_text = |mask: &u32| *mask == 0;
         let first = special.iter().position(is_text).unwrap_or(special.len());
@@ -169,10 +188,14 @@ impl TextEncoder {
     fn encode_text(
         &self,
         tokenizer: &Tokenizer,
-        text: String,
+        text: InputSequence<'_>,
         pair: Option<String>,
     ) -> tokenizers::Result<(Encoding, bool)> {
-        let mut first = tokenizer.encode_fast(text, false)?;
+        // The fast way does not tell which word a token is of.
+        let mut first = match text {
+            InputSequence::Raw(_) => tokenizer.encode_fast(text, false)?,
+            words => tokenizer.encode(words, false)?,
+        };
         let mut second = pair.map(|pair| tokenizer.encode_fast(pair, false)).transpose()?;
         if let Some(second) = &mut second {
             second.set_type_ids(vec![1; second.len()]);
@@ -192,42 +215,125 @@ impl TextEncoder {
         Ok((tokenizer.post_process(first, second, true)?, truncated))
     }
 
+    /// The tokenizer, which text of `file` needs.
+    fn tokenizer(&self, file: &Path) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            let reason = "it holds text: give the model's tokenizer.json";
+            Error::data(file, reason).helped_by(&[Setting::Tokenizer])
+        })
+    }
+
+    fn fault(&self, reason: impl ToString) -> Error {
+        Error::Tokenizer { path: self.path.clone(), reason: reason.to_string() }
+    }
+
     /// Makes token ids of an example of `file`.
     ///
     /// # Errors
     /// There is text but no tokenizer, the tokenizer fails, or the text is too long and must not be cut.
     pub fn encode(&self, file: &Path, example: Example) -> Result<Sequence> {
         let Example { content, label, line } = example;
-        let (ids, types, truncated) = match content {
+        let sequence = match content {
             Content::Ids { mut ids, mut types } => {
-                let long = ids.len() > self.longest;
-                if long && self.overlong == Overlong::Truncate {
+                let truncated = ids.len() > self.longest && self.overlong == Overlong::Truncate;
+                if truncated {
                     ids.truncate(self.longest);
                     types.truncate(self.longest);
                 }
-                (ids, types, long)
+                Sequence { ids, types, label, line, truncated, made_up: false }
             }
             Content::Text { text, pair } => {
-                let Some(tokenizer) = &self.tokenizer else {
-                    let reason = "it holds text: give the model's tokenizer.json";
-                    return Err(Error::data(file, reason).helped_by(&[Setting::Tokenizer]));
-                };
-                let (encoding, truncated) = self
-                    .encode_text(tokenizer, text, pair)
-                    .map_err(|e| Error::Tokenizer { path: self.path.clone(), reason: e.to_string() })?;
-                let widen = |values: &[u32]| values.iter().map(|&v| i64::from(v)).collect::<Vec<i64>>();
-                (widen(encoding.get_ids()), widen(encoding.get_type_ids()), truncated)
+                let encoded = self.encode_text(self.tokenizer(file)?, text.into(), pair);
+                Self::sequence(encoded.map_err(|e| self.fault(e))?, label, line)
+            }
+            Content::Words(words) => {
+                let encoded = self.encode_text(self.tokenizer(file)?, words.into(), None);
+                Self::sequence(encoded.map_err(|e| self.fault(e))?, label, line)
             }
         };
-        if ids.is_empty() {
-            return Err(Error::line(file, line, "no tokens are left of it"));
+        self.checked(file, sequence)
+    }
+
+    fn sequence((encoding, truncated): (Encoding, bool), label: Option<Label>, line: usize) -> Sequence {
+        let widen = |values: &[u32]| values.iter().map(|&v| i64::from(v)).collect::<Vec<i64>>();
+        let (ids, types) = (widen(encoding.get_ids()), widen(encoding.get_type_ids()));
+        Sequence { ids, types, label, line, truncated, made_up: false }
+    }
+
+    fn checked(&self, file: &Path, sequence: Sequence) -> Result<Sequence> {
+        let tokens = sequence.ids.len();
+        if tokens == 0 {
+            return Err(Error::line(file, sequence.line, "no tokens are left of it"));
         }
-        if ids.len() > self.longest {
-            let reason =
-                format!("{} tokens, the model takes {}; shorten the text or have it cut", ids.len(), self.longest);
-            return Err(Error::line(file, line, reason).helped_by(&[Setting::Truncate]));
+        if tokens > self.longest {
+            let reason = format!("{tokens} tokens, the model takes {}; shorten the text or have it cut", self.longest);
+            return Err(Error::line(file, sequence.line, reason).helped_by(&[Setting::Truncate]));
         }
-        Ok(Sequence { ids, types, label, line, truncated, made_up: false })
+        Ok(sequence)
+    }
+
+    /// Makes token ids of a text in words, and says where each word begins; `None` where it was cut off, or has no token.
+    ///
+    /// # Errors
+    /// As those of [`Self::encode`].
+    pub fn encode_words(
+        &self,
+        file: &Path,
+        words: &[String],
+        label: Option<Label>,
+        line: usize,
+    ) -> Result<(Sequence, Vec<Option<usize>>)> {
+        let encoded = self.encode_text(self.tokenizer(file)?, words.into(), None);
+        let encoded = encoded.map_err(|e| self.fault(e))?;
+        let mut places = vec![None; words.len()];
+        for (token, word) in encoded.0.get_word_ids().iter().enumerate().rev() {
+            if let Some(place) = word.and_then(|word| places.get_mut(word as usize)) {
+                *place = Some(token);
+            }
+        }
+        Ok((self.checked(file, Self::sequence(encoded, label, line))?, places))
+    }
+
+    /// Makes token ids of a question with its context: of a long one in several windows, which overlap.
+    ///
+    /// # Errors
+    /// As those of [`Self::encode`]; or no room is left for the context.
+    pub fn windows(&self, file: &Path, question: &str, context: &str, line: usize) -> Result<Vec<Window>> {
+        let tokenizer = self.tokenizer(file)?;
+        let fault = |e| self.fault(e);
+        let mut question = tokenizer.encode_fast(question, false).map_err(fault)?;
+        let mut context = tokenizer.encode(context, false).map_err(fault)?;
+        context.set_type_ids(vec![1; context.len()]);
+        let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(true));
+        let room = self.longest.saturating_sub(special);
+        if room < 2 {
+            let reason = format!("{} tokens leave no room for a question and a context", self.longest);
+            return Err(Error::line(file, line, reason).helped_by(&[Setting::MaxSeq]));
+        }
+        let truncated = question.len() > room / 2;
+        question.truncate(room / 2, 0, TruncationDirection::Right);
+        question.set_overflowing(Vec::new());
+        let room = room - question.len();
+        context.truncate(room, OVERLAP.min(room / 2), TruncationDirection::Right);
+        let others = context.take_overflowing();
+        let window = |part: Encoding| {
+            let encoding = tokenizer.post_process(question.clone(), Some(part), true).map_err(fault)?;
+            let of_context =
+                |(sequence, &bytes): (&Option<usize>, &(usize, usize))| (*sequence == Some(1)).then_some(bytes);
+            let places = encoding.get_sequence_ids().iter().zip(encoding.get_offsets()).map(of_context).collect();
+            Ok(Window { sequence: self.checked(file, Self::sequence((encoding, truncated), None, line))?, places })
+        };
+        std::iter::once(context).chain(others).map(window).collect()
+    }
+
+    /// The names of a model's classes, in their order, as the `config.json` beside the tokenizer has them.
+    pub(crate) fn class_names(&self) -> Option<Vec<String>> {
+        let mut text = String::new();
+        let file = File::open(self.path.parent()?.join("config.json")).ok()?;
+        file.take(LARGEST).read_to_string(&mut text).ok()?;
+        let config: serde_json::Value = serde_json::from_str(&text).ok()?;
+        let names = config.get("id2label")?.as_object()?;
+        (0..names.len()).map(|at| names.get(&at.to_string())?.as_str().map(str::to_owned)).collect()
     }
 }
 
@@ -311,6 +417,54 @@ mod tests {
 
     fn tokenizer() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/bert-mini-sst2/tokenizer.json")
+    }
+
+    #[test]
+    fn words_are_found_by_their_first_token() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let encode = |longest: usize, text: &str| {
+            let encoder = TextEncoder::new(Some(&tokenizer()), longest, Overlong::Truncate).unwrap();
+            encoder.encode_words(Path::new("x"), &words(text), None, 1).unwrap()
+        };
+        let (plain, _) = encode(64, "unflinchingly bleak");
+        assert!(plain.ids.len() > 4, "the first word has several tokens");
+        let (sequence, places) = encode(64, "unflinchingly bleak and desperate");
+        assert_eq!(places[0], Some(1));
+        assert_eq!(places[1], Some(plain.ids.len() - 2));
+        assert!(places.windows(2).all(|pair| pair[0] < pair[1]) && !sequence.truncated);
+        let (cut, places) = encode(plain.ids.len(), "unflinchingly bleak and desperate");
+        assert!(cut.truncated && places[..2].iter().all(Option::is_some));
+        assert_eq!(places[2..], [None, None]);
+        // What is no character of a text has no token.
+        assert_eq!(encode(64, "a \u{200b} b").1, [Some(1), None, Some(2)]);
+    }
+
+    #[test]
+    fn windows_overlap_and_cover_the_context() {
+        let context = (0..300).map(|n| format!("good{n}é")).collect::<Vec<_>>().join(" ");
+        for longest in [24, 64, 5000] {
+            let encoder = TextEncoder::new(Some(&tokenizer()), longest, Overlong::Truncate).unwrap();
+            let windows = encoder.windows(Path::new("x"), "what is good ?", &context, 3).unwrap();
+            assert_eq!(windows.len() == 1, longest == 5000);
+            let mut behind = 0;
+            for window in &windows {
+                let Window { sequence, places } = window;
+                assert!(sequence.ids.len() <= longest && places.len() == sequence.ids.len());
+                let real: Vec<(usize, usize)> = places.iter().copied().flatten().collect();
+                let first = places.iter().position(Option::is_some).unwrap();
+                assert!(first > 1 && sequence.types[first] == 1 && sequence.types[first - 1] == 0);
+                assert!(real[0].0 <= behind, "{longest}: {} after {behind}", real[0].0);
+                assert!(real.iter().all(|(start, end)| context.get(*start..*end).is_some()));
+                behind = real.last().unwrap().1;
+            }
+            assert_eq!(behind, context.len());
+        }
+        let tiny = TextEncoder::new(Some(&tokenizer()), 4, Overlong::Truncate).unwrap();
+        let refused = tiny.windows(Path::new("x"), "what ?", "good", 3).unwrap_err().to_string();
+        assert!(refused.contains("no room"), "{refused}");
+        let long = TextEncoder::new(Some(&tokenizer()), 16, Overlong::Truncate).unwrap();
+        let cut = long.windows(Path::new("x"), &"what ".repeat(40), "good film", 3).unwrap();
+        assert!(cut.iter().all(|w| w.sequence.truncated && w.sequence.ids.len() <= 16));
     }
 
     /// Cut or not, ids and types are those of the library's own way.

@@ -80,7 +80,7 @@ impl Criterion {
     /// The label of a sequence, where labels count and it has one.
     pub(super) fn label(&self, sequence: &Sequence) -> Option<f64> {
         self.labelled?;
-        sequence.label.as_ref()?.parse().ok()
+        sequence.label.as_ref()?.one()?.parse().ok()
     }
 
     /// Refuses a label that the head does not know.

@@ -1,20 +1,16 @@
 //! How far a student is from its teacher, or from itself, on sequences that it was not made from.
 
-use std::path::{Path, PathBuf};
-
 use mabert_graph::{ElementType, Model, Tensor};
 use mabert_runtime::{LoadOptions, Model as Runnable, Named, Taps, borrowed};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
 
 use super::quantised;
-use super::report::DevReport;
+use super::report::{DevReport, DevScore};
 use super::settings::Dev;
 use crate::compare::{self, Distances, OutputDistance, Tolerance};
-use crate::data::{
-    Batch, BatchShape, DataFile, Sequence, TextEncoder, Unknown, check_ids, read_sequences, sameness_note,
-};
-use crate::evaluate::{self, Metric, Spread};
+use crate::data::{Batch, BatchShape, DataFile, TextEncoder};
+use crate::evaluate::{Answered, Labelled, Spread, TaskRun};
 use crate::{Error, Result, Setting};
 
 /// The teacher's outputs on sequences kept apart, by which students are measured.
@@ -139,12 +135,9 @@ impl Reference {
 
 /// Labelled texts, and what the teacher makes of them.
 pub(super) struct DevSet {
-    file: PathBuf,
-    metric: Metric,
-    sequences: Vec<Sequence>,
+    labelled: Labelled,
     shape: BatchShape,
-    labels: Vec<f64>,
-    teacher: Vec<f64>,
+    teacher: Answered,
     /// What makes it doubtful that they mean anything.
     pub(super) notes: Vec<String>,
 }
@@ -158,38 +151,46 @@ impl DevSet {
         teacher: &Runnable,
         shape: &BatchShape,
     ) -> Result<Self> {
-        let file: &Path = &dev.data.path;
-        let opened = DataFile::open(&dev.data)?;
-        let (sequences, skipped) = read_sequences(&opened, encoder)?;
-        check_ids(file, rows, &sequences)?;
-        let labels = evaluate::labels(file, &sequences)?;
-        let mut notes = opened.notes();
-        notes.extend(skipped.note(file));
-        notes.extend(sameness_note(file, &sequences));
-        notes.extend(Unknown::count(&sequences, encoder)?.note(file));
-        let logits = evaluate::logits(teacher, shape, &sequences, None, Spread::Batches)?;
-        evaluate::check_labels(dev.metric, logits.ncols(), file, &sequences, &labels)?;
-        notes.extend(evaluate::label_notes(dev.metric, logits.ncols(), file, &labels));
-        let teacher = evaluate::predictions(dev.metric, &logits)?;
-        let chance = evaluate::chance_note(dev.metric, &teacher, &labels);
-        notes.extend(chance.map(|note| format!("the teacher on {}: {note}", file.display())));
-        Ok(Self { file: file.to_owned(), metric: dev.metric, sequences, shape: shape.clone(), labels, teacher, notes })
+        let labelled = Labelled::read(DataFile::open(&dev.data)?, encoder, Some(rows))?;
+        let teacher = labelled.answers(&run(teacher, shape), dev.metric)?;
+        if teacher.unusable > 0 {
+            let file = labelled.file().display();
+            let reason = format!("the teacher overflows on {} examples of {file}", teacher.unusable);
+            return Err(Error::Compare(reason));
+        }
+        // What cannot be scored is said before the long work.
+        labelled.score(teacher.metric, &teacher)?;
+        let of_teacher = |note: &String| format!("the teacher on {}: {note}", labelled.file().display());
+        let notes = labelled.notes().iter().cloned().chain(teacher.notes.iter().map(of_teacher)).collect();
+        Ok(Self { labelled, shape: shape.clone(), teacher, notes })
     }
 
     fn measure(&self, student: &Runnable) -> Result<DevReport> {
-        let logits = evaluate::logits(student, &self.shape, &self.sequences, None, Spread::Batches)?;
+        let Self { labelled, shape, teacher, .. } = self;
+        let metric = teacher.metric;
         // A text without an answer is answered wrongly; it does not stop the work.
-        let (predictions, overflow) = evaluate::predictions_with_overflow(self.metric, &logits)?;
+        let student = labelled.answers(&run(student, shape), Some(metric))?;
+        let scores = labelled.metrics(teacher).into_iter().map(|metric| {
+            let [teacher, student] = [teacher, &student].map(|answered| labelled.score(metric, answered));
+            Ok(DevScore { metric, teacher: teacher?, student: student? })
+        });
+        let scores = scores.collect::<Result<Vec<DevScore>>>()?;
+        let own = |scores: &[DevScore]| scores.first().map_or((f64::NAN, f64::NAN), |s| (s.teacher, s.student));
         Ok(DevReport {
-            overflow,
-            file: self.file.clone(),
-            examples: self.sequences.len(),
-            metric: self.metric,
-            teacher: self.metric.score(&self.teacher, &self.labels),
-            student: self.metric.score(&predictions, &self.labels),
-            agreement: self.metric.likeness().score(&predictions, &self.teacher),
+            overflow: student.unusable,
+            file: labelled.file().to_owned(),
+            examples: labelled.examples(),
+            metric,
+            teacher: own(&scores).0,
+            student: own(&scores).1,
+            agreement: student.agreement(teacher),
+            scores,
         })
     }
+}
+
+fn run<'e>(engine: &'e Runnable, shape: &'e BatchShape) -> TaskRun<'e> {
+    TaskRun { engine, shape, channels: None, spread: Spread::Batches }
 }
 
 /// The outputs for every batch.

@@ -16,7 +16,7 @@ mod stages;
 use mabert_graph::Model;
 
 pub use quantised::Dequantised;
-pub use report::{DevReport, OddInputs, Report, SiteReport, StageReport};
+pub use report::{DevReport, DevScore, OddInputs, Report, SiteReport, StageReport};
 pub use sequences::{DEFAULT_TOKENS, Source};
 pub use settings::{CheckpointFolder, Dev, FullStage, Job, Transfer, TransferKind};
 

@@ -59,6 +59,7 @@ fn made_by(model: &Model, job: &Job, stage: &FullStage) -> Result<Value> {
         "student": stage.start.as_deref().map(model_file_identity),
         "data": job.data.as_ref().map(|d| (file(&d.path), &d.columns)),
         "extra data": job.extra_data.iter().map(|p| file(p)).collect::<Vec<_>>(),
+        "augmentation": job.augmentation,
         "tokenizer": job.tokenizer.as_deref().map(file),
         "max-seq": job.max_seq,
         "hidden": job.hidden,

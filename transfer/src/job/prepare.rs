@@ -18,7 +18,7 @@ use super::quantised::{Dequantised, in_single_precision};
 use super::sequences::{HELD_OUT_SEED, Sequences, Source, vocabulary};
 use super::stages::{Record, Transferring};
 use super::{DEFAULT_HIDDEN, DEFAULT_MAX_SEQ, EXACT, Job, Transfer};
-use crate::data::{Batch, BatchShape, Overlong, Sequence, TextEncoder, batches, odd_sequences};
+use crate::data::{Augmentation, Batch, BatchShape, Overlong, Sequence, TextEncoder, batches, odd_sequences};
 use crate::full::{self, Checkpoint};
 use crate::progress::Progress;
 use crate::{Error, Result, Setting};
@@ -108,7 +108,7 @@ impl<'j> Prepared<'j> {
         let vocabulary = vocabulary(words, &encoder)?;
         let checkpoint = checkpoint(&model, job)?;
         let Sequences { source, calibration, training, judges, held_out, notes: of_texts } =
-            Sequences::new(job, &encoder, &vocabulary)?;
+            Sequences::new(job, &encoder, &vocabulary, &Augmentation::new(|| Ok(inputs.word_table(&model)?)))?;
         let odd = odd_sequences(&vocabulary, encoder.longest(), job.seed ^ HELD_OUT_SEED);
         let pad = Some(encoder.pad()).filter(|id| vocabulary.holds(*id));
         let shape = BatchShape { pad: pad.unwrap_or(0), ..BatchShape::new(&inputs) };

@@ -110,6 +110,20 @@ pub struct DevReport {
     pub agreement: f64,
     /// Texts whose logits are not finite; they count as wrong.
     pub overflow: usize,
+    /// This and other metrics of the task.
+    pub scores: Vec<DevScore>,
+}
+
+/// A metric on the dev file.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct DevScore {
+    /// Which.
+    pub metric: Metric,
+    /// The teacher's.
+    pub teacher: f64,
+    /// The student's.
+    pub student: f64,
 }
 
 /// What was done, and how far the student is from its teacher.

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::Job;
 use crate::data::{
-    Columns, Data, DataFile, DataFormat, LoneTexts, Reader, Sample, Sequence, TextEncoder, Unknown, Vocabulary, Wanted,
-    check_ids, draw_sample, made_up_sequences, odd_sequences,
+    Augmentation, Augmented, Columns, Data, DataFile, DataFormat, LoneTexts, Reader, Sample, Sequence, TextEncoder,
+    Unknown, Vocabulary, Wanted, check_ids, draw_sample, made_up_sequences, odd_sequences,
 };
 use crate::{Error, Result, Setting, evaluate};
 
@@ -43,6 +43,8 @@ pub struct Source {
     pub skipped: usize,
     /// Texts that were cut to the longest length.
     pub truncated: usize,
+    /// Of the sequences and of those to train on, how many were made of others, as the text is little.
+    pub augmented: Augmented,
 }
 
 /// What a job runs on.
@@ -66,12 +68,21 @@ struct TrainingSize {
 }
 
 impl Sequences {
-    pub(super) fn new(job: &Job, encoder: &TextEncoder, vocabulary: &Vocabulary) -> Result<Self> {
+    /// More is made of little text with the `augmentation`, unless the job does without.
+    pub(super) fn new(
+        job: &Job,
+        encoder: &TextEncoder,
+        vocabulary: &Vocabulary,
+        augmentation: &Augmentation<'_>,
+    ) -> Result<Self> {
         let (sequences, positions) = job.transfer.full().map_or((0, 0), |stage| stage.options.worth_drawing());
         let size = TrainingSize { sequences, positions };
         match &job.data {
             None => Ok(Self::made_up(job, encoder.longest(), vocabulary, &size)),
-            Some(data) => Self::of_text(job, data, encoder, vocabulary, &size),
+            Some(data) => {
+                let augmentation = job.augmentation.then_some(augmentation);
+                Self::of_text(job, data, encoder, vocabulary, (&size, augmentation))
+            }
         }
     }
 
@@ -94,6 +105,7 @@ impl Sequences {
             kept_apart: true,
             skipped: 0,
             truncated: 0,
+            augmented: Augmented::default(),
         };
         Self { source, calibration, training, judges, held_out, notes: Vec::new() }
     }
@@ -104,7 +116,7 @@ impl Sequences {
         data: &Data,
         encoder: &TextEncoder,
         vocabulary: &Vocabulary,
-        size: &TrainingSize,
+        (size, augmentation): (&TrainingSize, Option<&Augmentation<'_>>),
     ) -> Result<Self> {
         let tokens = job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.0);
         let wanted = Wanted {
@@ -115,7 +127,7 @@ impl Sequences {
             lone_texts: LoneTexts::Whole,
         };
         let opened = DataFile::open(data)?;
-        let mut sample = draw_sample(&opened, encoder, &wanted, job.seed)?;
+        let mut sample = draw_sample(&opened, encoder, &wanted, augmentation, job.seed)?;
         check_labels(&data.path, &sample)?;
         let drawn = [&sample.calibration, &sample.training, &sample.judges, &sample.held_out];
         check_ids(&data.path, vocabulary.size, drawn.into_iter().flatten())?;
@@ -133,7 +145,7 @@ impl Sequences {
         for (at, file) in job.extra_data.iter().enumerate() {
             let seed = job.seed ^ (at as u64 + 1);
             let opened = open_extra(file, data, opened.format())?;
-            let more = draw_sample(&opened, encoder, &wanted_more, seed)?;
+            let more = draw_sample(&opened, encoder, &wanted_more, None, seed)?;
             check_ids(file, vocabulary.size, more.calibration.iter().chain(&more.training))?;
             notes.extend(opened.notes());
             notes.extend(more.skipped.note(file));
@@ -146,7 +158,8 @@ impl Sequences {
     }
 
     fn with_odd(sample: Sample, odd: Vec<Sequence>, data: &Data, notes: Vec<String>) -> Self {
-        let Sample { mut calibration, mut training, judges, held_out, examples, skipped, truncated, .. } = sample;
+        let Sample { mut calibration, mut training, judges, held_out, examples, skipped, truncated, augmented, .. } =
+            sample;
         // A file of a few texts leaves none to keep apart: then it is measured on what it was calibrated on.
         let kept_apart = !held_out.is_empty();
         let held_out = if kept_apart { held_out } else { calibration.clone() };
@@ -162,6 +175,7 @@ impl Sequences {
             kept_apart,
             skipped: skipped.rows,
             truncated,
+            augmented,
         };
         Self { source, calibration, training, judges, held_out, notes }
     }

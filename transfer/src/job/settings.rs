@@ -115,10 +115,10 @@ pub struct CheckpointFolder {
 /// A labelled file on which teacher and student are compared.
 #[derive(Clone, Debug)]
 pub struct Dev {
-    /// The file, and its columns with the label's.
+    /// The file, and its columns: with the label's, but for sets of tagged words and of questions, which say it themselves.
     pub data: Data,
-    /// What is measured.
-    pub metric: Metric,
+    /// What is measured; without one, what fits labels and outputs best.
+    pub metric: Option<Metric>,
 }
 
 /// What is to be done. By default: everything, on made-up tokens, by the closed form.
@@ -144,6 +144,7 @@ pub struct Job {
     pub(super) transfer: Transfer,
     pub(super) data: Option<Data>,
     pub(super) extra_data: Vec<PathBuf>,
+    pub(super) augmentation: bool,
     pub(super) dev: Option<Dev>,
     pub(super) tokenizer: Option<PathBuf>,
     pub(super) input_roles: Vec<(Role, String)>,
@@ -167,6 +168,7 @@ impl Default for Job {
             transfer: Transfer::ClosedForm,
             data: None,
             extra_data: Vec::new(),
+            augmentation: true,
             dev: None,
             tokenizer: None,
             input_roles: Vec::new(),
@@ -270,6 +272,14 @@ impl Job {
     #[must_use]
     pub fn extra_data(mut self, files: Vec<PathBuf>) -> Self {
         self.extra_data = files;
+        self
+    }
+
+    /// Whether more is made of the data where it holds fewer tokens than the student sees; by default it is. See
+    /// [`Augmentation`](crate::data::Augmentation).
+    #[must_use]
+    pub fn augmentation(mut self, augmentation: bool) -> Self {
+        self.augmentation = augmentation;
         self
     }
 

@@ -1,4 +1,13 @@
-//! How well a model does its task: outputs for labelled sequences, and the metrics of GLUE.
+//! How well a model does its task: outputs for labelled sequences, and the metrics of GLUE, of tagged words, of answers to
+//! questions, and of texts of several classes.
+
+mod entities;
+mod labelled;
+mod outputs;
+mod several;
+mod spans;
+mod squad;
+mod tokens;
 
 use mabert_runtime::{Engine, Named, Tensor, borrowed};
 use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice};
@@ -6,9 +15,12 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::compare::{argmax, overflows};
-use crate::data::{Batch, BatchShape, Sequence, batches};
+use crate::data::{Batch, BatchShape, Label, Sequence, batches};
 use crate::heads::HeadKind;
 use crate::{Error, Result, Setting};
+
+pub use labelled::{Answered, Labelled};
+pub use outputs::TaskRun;
 
 /// Positions of one batch, and rows at most.
 const BATCH_TOKENS: usize = 2048;
@@ -27,27 +39,53 @@ pub enum Spread {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Metric {
-    /// The share of right classes.
+    /// The share of right classes: of texts, or of words; where texts may have several, of texts that have all and no
+    /// others.
     Accuracy,
     /// The harmonic mean of precision and recall of class 1 of two, as GLUE reports for pairs.
     F1,
-    /// The mean of that of every class that is predicted or true.
+    /// The mean of that of every class that is predicted or true; of every class, where texts may have several.
     MacroF1,
+    /// F1 of all classes counted together: accuracy, unless texts may have several.
+    MicroF1,
     /// Matthews' correlation coefficient, for any number of classes.
     Mcc,
     /// Pearson's correlation of values.
     Pearson,
     /// Spearman's correlation of ranks.
     Spearman,
+    /// F1 of the entities in the tags of words, as seqeval counts them.
+    EntityF1,
+    /// Of the entities that are predicted, the share that is right.
+    EntityPrecision,
+    /// Of the real entities, the share that is found.
+    EntityRecall,
+    /// F1 of the words of answers to questions, as SQuAD has it.
+    AnswerF1,
+    /// The share of answers that are right to the letter, but for case, punctuation and articles.
+    ExactMatch,
 }
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Accuracy, Self::F1, Self::MacroF1, Self::Mcc, Self::Pearson, Self::Spearman];
+    pub const ALL: [Self; 12] = [
+        Self::Accuracy,
+        Self::F1,
+        Self::MacroF1,
+        Self::MicroF1,
+        Self::Mcc,
+        Self::Pearson,
+        Self::Spearman,
+        Self::EntityF1,
+        Self::EntityPrecision,
+        Self::EntityRecall,
+        Self::AnswerF1,
+        Self::ExactMatch,
+    ];
 
     /// Whether predictions are classes (the largest logit) rather than values.
     pub fn compares_classes(self) -> bool {
-        matches!(self, Self::Accuracy | Self::F1 | Self::MacroF1 | Self::Mcc)
+        matches!(self, Self::Accuracy | Self::F1 | Self::MacroF1 | Self::MicroF1 | Self::Mcc)
     }
 
     /// Its name on the command line and in reports.
@@ -56,23 +94,33 @@ impl Metric {
             Self::Accuracy => "accuracy",
             Self::F1 => "f1",
             Self::MacroF1 => "macro-f1",
+            Self::MicroF1 => "micro-f1",
             Self::Mcc => "mcc",
             Self::Pearson => "pearson",
             Self::Spearman => "spearman",
+            Self::EntityF1 => "entity-f1",
+            Self::EntityPrecision => "entity-precision",
+            Self::EntityRecall => "entity-recall",
+            Self::AnswerF1 => "answer-f1",
+            Self::ExactMatch => "exact-match",
         }
     }
 
     /// What tells how alike two models' predictions are: the share of equal classes, or the correlation of values.
     pub fn likeness(self) -> Self {
-        if self.compares_classes() { Self::Accuracy } else { Self::Pearson }
+        match self {
+            Self::Pearson | Self::Spearman => Self::Pearson,
+            _ => Self::Accuracy,
+        }
     }
 
-    /// The metric of as many predictions as labels; not a number where it is undefined (no variance, say).
+    /// The metric of as many predictions as labels, a class or a value a text; not a number where it is undefined (no
+    /// variance, say), as those of other labels are.
     pub fn score(self, predictions: &[f64], labels: &[f64]) -> f64 {
         let pairs = || predictions.iter().copied().zip(labels.iter().copied());
         let count = predictions.len() as f64;
         match self {
-            Self::Accuracy => pairs().filter(|(p, l)| p == l).count() as f64 / count,
+            Self::Accuracy | Self::MicroF1 => pairs().filter(|(p, l)| p == l).count() as f64 / count,
             Self::F1 => f1(predictions, labels, 1.0),
             Self::MacroF1 => {
                 let classes = classes(predictions, labels);
@@ -81,6 +129,7 @@ impl Metric {
             Self::Mcc => matthews(predictions, labels),
             Self::Pearson => pearson(predictions, labels),
             Self::Spearman => pearson(&ranks(predictions), &ranks(labels)),
+            Self::EntityF1 | Self::EntityPrecision | Self::EntityRecall | Self::AnswerF1 | Self::ExactMatch => f64::NAN,
         }
     }
 }
@@ -141,7 +190,14 @@ fn ranks(values: &[f64]) -> Vec<f64> {
 /// A label is missing or not a number.
 pub fn labels(file: &std::path::Path, sequences: &[Sequence]) -> Result<Vec<f64>> {
     let label = |s: &Sequence| {
-        let text = s.label.as_deref().unwrap_or_default();
+        let text = match &s.label {
+            None => "",
+            Some(Label::One(text)) => text,
+            Some(other) => {
+                let reason = format!("its label is {}, one class or value is needed", other.noun());
+                return Err(Error::line(file, s.line, reason));
+            }
+        };
         let number = text.parse::<f64>().ok().filter(|v| v.is_finite());
         number.ok_or_else(|| {
             let reason = format!("label `{text}` is not a number: name the classes in the model's order");
@@ -270,6 +326,11 @@ pub fn logits_and_overflow(
         run_batches(engine, shape, sequences, spread)?.into_iter().unzip();
     let overflow = overflows(&batches, &outputs);
     let parts: Vec<(Batch, Named)> = batches.into_iter().zip(outputs).collect();
+    Ok((class_logits(&parts, sequences.len(), channels)?, overflow))
+}
+
+/// The logits `[rows, classes]` among the outputs for some batches, see [`logits`].
+fn class_logits(parts: &[(Batch, Named)], rows: usize, channels: Option<usize>) -> Result<Array2<f32>> {
     let Some((_, first)) = parts.first() else { return Err(Error::Compare("there are no sequences".to_owned())) };
     let kind = |at: usize| {
         let (name, value) = &first[at];
@@ -293,9 +354,9 @@ pub fn logits_and_overflow(
         );
         return Err(Error::Compare(reason));
     };
-    let joined = join(&parts, at, sequences.len()).to_f32();
-    let columns = joined.len() / sequences.len().max(1);
-    Ok((joined.into_shape_with_order((sequences.len(), columns)).expect("a row a sequence"), overflow))
+    let joined = join(parts, at, rows).to_f32();
+    let columns = joined.len() / rows.max(1);
+    Ok(joined.into_shape_with_order((rows, columns)).expect("a row a sequence"))
 }
 
 /// What a metric looks at in logits: the class, or the value of the only column.
