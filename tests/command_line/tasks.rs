@@ -34,7 +34,7 @@ fn what_does_not_fit_a_model_is_refused() {
     let words = write("words.tsv", "a\tO\nfilm\tB-X\n\nfine\tO\n");
     with(&words, &["--classes", "O,B-X"], 3, "no output has a row of classes a token");
     with(&words, &[], 3, "which of the model's classes is it? Name them");
-    with(&words, &["--text-column", "a"], 3, "no column `a`");
+    with(&words, &["--text-column", "a"], 2, "--label-column");
     let question = "{\"question\": \"what ?\", \"context\": \"a film\", \"answers\": {\"text\": [\"film\"]}}\n";
     with(&write("q.jsonl", question), &[], 3, "where an answer starts and ends");
     let several =

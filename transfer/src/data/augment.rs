@@ -239,14 +239,14 @@ mod tests {
     use rand::SeedableRng as _;
 
     use super::*;
-    use crate::data::Overlong;
+    use crate::data::{Label, Overlong};
 
     fn text(text: &str, pair: Option<&str>) -> Content {
         Content::Text { text: text.to_owned(), pair: pair.map(str::to_owned) }
     }
 
     fn example(content: Content, line: usize) -> Example {
-        Example { content, label: Some("1".to_owned()), line }
+        Example { content, label: Some(Label::One("1".to_owned())), line }
     }
 
     /// Neighbours are the next few ids.
