@@ -14,7 +14,15 @@ pub const MAX_SEQ: usize = 16;
 /// How the tests rewrite where it does not matter: everything, for short sequences.
 pub fn options() -> PassOptions {
     let approximator = ApproximatorOptions::network(MAX_SEQ, 8);
-    PassOptions { approximator, order: Order::Linear, keep: Keep::default(), fold: true, until: None, partial: false }
+    PassOptions {
+        approximator,
+        order: Order::Linear,
+        keep: Keep::default(),
+        fold: true,
+        bounds: true,
+        until: None,
+        partial: false,
+    }
 }
 
 /// Models or data that are not in the repository: the folder that the environment names, else `shared/` beside the

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod bars;
+mod bounds;
 mod commands;
 mod engines;
 mod failure;

@@ -202,6 +202,17 @@ impl<'b> Expr<'b> {
     pub fn relu(self) -> Self {
         self.unary("Relu")
     }
+    /// Held between two limits.
+    pub fn clip(self, low: f32, high: f32) -> Self {
+        let builder = self.builder;
+        // Before operator set 11 limits are attributes.
+        if builder.opset < 11 {
+            let limits = vec![attribute::float("min", low), attribute::float("max", high)];
+            return builder.op("Clip", &[self], limits);
+        }
+        let [low, high] = [("low", low), ("high", high)].map(|(name, v)| builder.parameter(name, &Tensor::scalar(v)));
+        builder.op("Clip", &[self, low, high], vec![])
+    }
     /// Square root.
     pub fn sqrt(self) -> Self {
         self.unary("Sqrt")

@@ -1,7 +1,7 @@
 //! Which operators a rewritten encoder may hold.
 //!
 //! On floats that depend on the text: matrix products, additions, multiplication by constants or by what the mask alone
-//! decides, ReLU, and moving elements around. Integers (positions, shapes) may be computed as the exporter did.
+//! decides, ReLU, `Clip` to constant limits, which is a saturation of two ReLUs, and moving elements around. Integers (positions, shapes) may be computed as the exporter did.
 
 use std::collections::HashSet;
 
@@ -84,7 +84,7 @@ pub fn non_linear_nodes(model: &Model, mask: Option<&str>, encoder_end: Option<&
 }
 
 /// The values that `end` is computed from, itself included, and those that shapes on the way are asked of.
-fn leading_to<'g>(index: &Index<'g>, end: &'g str) -> HashSet<&'g str> {
+pub(crate) fn leading_to<'g>(index: &Index<'g>, end: &'g str) -> HashSet<&'g str> {
     let mut open = vec![end];
     let mut values = HashSet::from([end]);
     while let Some(value) = open.pop() {
@@ -101,6 +101,8 @@ fn is_linear(index: &Index<'_>, node: &NodeProto, from_text: usize) -> bool {
     match node.op_type.as_str() {
         // A product of two values of the text is no longer linear in either.
         "Mul" => from_text < 2,
+        // A saturation: two ReLUs.
+        "Clip" => node.input.iter().skip(1).all(|limit| index.dependence(limit) == Dependence::Constant),
         "Div" => node.input.get(1).is_some_and(|by| index.dependence(by) == Dependence::Constant),
         op => MATRIX_OPERATORS.contains(&op),
     }

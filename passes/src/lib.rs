@@ -10,6 +10,7 @@ mod error;
 mod fixed_sizes;
 pub mod inputs;
 pub mod lower;
+pub mod magnitude;
 pub mod pipeline;
 pub mod recognise;
 pub mod recording;

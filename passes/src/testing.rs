@@ -5,9 +5,10 @@ use mabert_graph::{Builder, ElementType, Expr, Model, Tensor, largest_difference
 use mabert_runtime::{Named, Taps, borrowed};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-use crate::lower::{Approximator, ApproximatorOptions, Form, HingeSizes};
+use crate::lower::{Approximator, ApproximatorOptions, ChannelRanges, Form, HingeSizes, NormRanges};
 use crate::pipeline::{Keep, Order, Pass, PassOptions, Rewriting, Student};
 use crate::recording::symbolic_shapes;
+use crate::sites::Encoder;
 
 pub(crate) const CHANNELS: usize = 8;
 pub(crate) const HEADS: usize = 2;
@@ -232,12 +233,13 @@ pub(crate) fn options(until: Option<Pass>) -> PassOptions {
         order: Order::Linear,
         keep: Keep::default(),
         fold: true,
+        bounds: true,
         until,
         partial: false,
     }
 }
 
-/// The student of networks after `until`, its parameters set to seeded random ones as calibration would.
+/// The student of networks after `until`, its parameters set to seeded random ones as calibration would, not bounded.
 pub(crate) fn student(until: Pass) -> Student {
     student_with(options(Some(until)))
 }
@@ -250,8 +252,37 @@ pub(crate) fn student_of_hinges(until: Pass) -> Student {
 }
 
 fn student_with(options: PassOptions) -> Student {
-    let rewriting = Rewriting::new(encoder(), options).unwrap();
-    let mut student = rewriting.approximate().unwrap();
+    let mut student = unbounded(options);
+    student.finish().unwrap();
+    student
+}
+
+/// The student of networks, bounded by what a few sequences gave.
+pub(crate) fn bounded_student(until: Pass) -> Student {
+    let mut student = unbounded(options(Some(until)));
+    let seen = norm_ranges(&student.model, &student.encoder, &[6, 3, 1]);
+    student.bound(Some(seen)).unwrap();
+    student.finish().unwrap();
+    student
+}
+
+/// What the norms of an encoder put out for sequences of these lengths and of some others.
+pub(crate) fn norm_ranges(model: &Model, encoder: &Encoder, lengths: &[usize]) -> NormRanges {
+    let mut ranges = NormRanges::new();
+    for (id, site) in encoder.norms() {
+        for lengths in [lengths, &[1], &[4], &[2, 5]] {
+            let value = values(model, &[&site.output], lengths).remove(0);
+            let rows = value.to_shape((value.len() / CHANNELS, CHANNELS)).unwrap().into_owned();
+            let found = ChannelRanges::of(rows.view());
+            ranges.entry(id).and_modify(|known: &mut ChannelRanges| known.join(&found)).or_insert(found);
+        }
+    }
+    ranges
+}
+
+/// A student before it is bounded and finished, its parameters set to seeded random ones as calibration would.
+pub(crate) fn unbounded(options: PassOptions) -> Student {
+    let mut student = Rewriting::new(encoder(), options).unwrap().approximate().unwrap();
     let mut rng = StdRng::seed_from_u64(3);
     let names: Vec<String> = student.model.graph().initializer.iter().map(|t| t.name.clone()).collect();
     let is_parameter = |name: &str| {
@@ -264,7 +295,6 @@ fn student_with(options: PassOptions) -> Student {
         let values = (0..shape.iter().product()).map(|_| around + rng.random_range(-0.6f32..0.6)).collect();
         student.model.set_constant(name, &Tensor::new(&shape, values));
     }
-    student.finish().unwrap();
     student
 }
 

@@ -2,6 +2,7 @@
 //! itself.
 
 use mabert_graph::Model;
+use serde_json::Value;
 
 use super::{fails, fixture, json, run, teacher, tokenizer};
 
@@ -21,6 +22,47 @@ fn what_would_be_ignored_is_refused() {
     let labelled = [&eval[..], &["--label-column", "label"]].concat();
     fails(&[&labelled[..], &["--classes", "bad,bad"]].concat(), 2, &["bad", "twice"]);
     fails(&[&labelled[..], &["--classes", "bad,,good"]].concat(), 2, &["a class has no name"]);
+}
+
+/// Of texts, of ready arrays, and of each model that is evaluated; and what the student says of itself.
+#[test]
+fn texts_that_leave_the_bounds_are_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (bounded, free, unfolded) = (at("bounded.onnx"), at("free.onnx"), at("unfolded.onnx"));
+    let data = fixture("reviews/reviews.tsv");
+    let text = ["--data", &data, "--tokenizer", &tokenizer()];
+    for (path, more) in [(&bounded, vec![]), (&free, vec!["--no-bounds"]), (&unfolded, vec!["--no-fold"])] {
+        let options = ["--transfer", "closed-form", "--calibration-tokens", "1000"];
+        let report = json(&[&["rewrite", &teacher(), "-o", path], &text[..], &options, &more].concat());
+        assert_eq!(report["bounds"]["norms"], if path == &free { Value::Null } else { 6.into() });
+        let printed = run(&["inspect", path]);
+        let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
+        let said = if path == &free { "bounds: none" } else { "bounds: behind 6 norms; no value" };
+        assert!(printed.contains(said), "{printed}");
+    }
+    let sentence = ["--tokenizer", &tokenizer(), "--text", "a charming and often affecting journey"];
+    let notes = |model: &str, more: &[&str]| {
+        let told = json(&[&["run", model], &sentence[..], more].concat())["notes"].to_string();
+        (told.contains("stays within the bounds"), told.contains("nothing holds"))
+    };
+    assert_eq!(notes(&bounded, &["-v"]), (true, false));
+    assert_eq!(notes(&bounded, &["-v", "--engine", "onnxruntime"]), (true, false));
+    assert_eq!(notes(&unfolded, &["-v"]), (true, false));
+    assert_eq!(notes(&free, &["-v"]), (false, true));
+    assert_eq!((notes(&bounded, &[]), notes(&teacher(), &["-v"])), ((false, false), (false, false)));
+    let eval = ["eval", &teacher(), &bounded, "--label-column", "label", "-v"];
+    let told = json(&[&eval[..], &text].concat())["notes"].to_string();
+    assert!(told.contains("within the bounds") || told.contains("leave the bounds"), "{told}");
+    // A student whose embeddings are a thousand times as large.
+    let mut model = Model::load(&bounded).unwrap();
+    let name = "m.bert.embeddings.word_embeddings.weight";
+    let words = model.constant(name).unwrap().to_f32() * 1e3;
+    model.set_constant(name, &words.into());
+    let odd = at("odd.onnx");
+    model.save(&odd).unwrap();
+    let told = json(&[&["run", &odd, "-v"], &sentence[..]].concat())["notes"].to_string();
+    assert!(told.contains("leaves the bounds, first behind `layer.0/attention/norm`"), "{told}");
 }
 
 #[test]

@@ -94,6 +94,7 @@ fn with_head(folder: &Path, outputs: &[(&str, &[usize])]) -> PathBuf {
         order: Order::Linear,
         keep: Keep::default(),
         fold: true,
+        bounds: true,
         until: None,
         partial: false,
     };

@@ -1,5 +1,6 @@
 //! Tests that span the crates.
 
+mod bounds;
 mod coverage;
 mod engines;
 mod files;

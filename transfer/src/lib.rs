@@ -4,6 +4,7 @@
 //! * [`data`]: texts out of files, token ids, batches by length, made-up tokens where there is no text;
 //! * [`layerwise`]: the student's parameters, layer by layer, through the student's own activations;
 //! * [`blockwise`]: gradient steps on one attention block at a time, between two solves of the closed form;
+//! * [`bounds`]: which texts get to where a student saturates;
 //! * [`full`]: gradient steps on everything at once, from tokens to outputs;
 //! * [`evaluate`]: task metrics of a model;
 //! * [`compare`]: how far a model's outputs are from another's;
@@ -11,6 +12,7 @@
 
 mod adam_step;
 pub mod blockwise;
+pub mod bounds;
 pub mod compare;
 pub mod data;
 mod error;

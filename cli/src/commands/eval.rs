@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::arguments::{Choice as _, DataArguments, Global, one_of};
 use crate::bars::Bars;
+use crate::bounds;
 use crate::engines::{EngineName, LONGEST, Reads};
 use crate::failure::{CheckFailed, Usage};
 use crate::print::{self, Page};
@@ -102,6 +103,7 @@ pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
         let metric = arguments.metric.or_else(|| first.as_ref().map(|first| first.metric));
         let told = evaluate(&labelled, &run, metric, path, &mut notes).with_context(|| path.display().to_string())?;
         let (answered, scores) = told;
+        notes.extend(bounds::of_texts(&Model::load(path)?, &shape, labelled.sequences(), global)?);
         evaluated.push(Evaluated {
             model: path.display().to_string(),
             value: scores[0].value,

@@ -8,11 +8,13 @@ use clap::Args;
 use mabert_graph::{Model, text};
 use mabert_passes::contract::{NonLinear, non_linear_nodes};
 use mabert_passes::inputs::{EncoderInputs, Role};
+use mabert_passes::lower::saturations;
 use mabert_passes::pipeline::{VERSION_KEY, simplify};
 use mabert_passes::recognise::{Miss, recognise};
 use mabert_passes::recording::symbolic_shapes;
 use mabert_passes::sites::Activation;
 use mabert_runtime::MAX_SEQ_KEY;
+use mabert_transfer::job::LARGEST_VALUE_KEY;
 use serde::Serialize;
 
 use crate::arguments::Global;
@@ -54,6 +56,10 @@ struct Inspection {
 struct Rewritten {
     version: String,
     max_seq: Option<usize>,
+    /// Norms behind which the stream is held.
+    bounds: usize,
+    /// What no value of its encoder exceeds, as it says itself.
+    largest_value: Option<f64>,
 }
 
 pub(super) fn inspect(arguments: &InspectArguments, global: &Global) -> Result<()> {
@@ -85,6 +91,8 @@ impl Inspection {
         let rewritten = model.metadata(VERSION_KEY).map(|version| Rewritten {
             version: version.to_owned(),
             max_seq: model.metadata(MAX_SEQ_KEY).and_then(|v| v.parse().ok()),
+            bounds: saturations(model).len(),
+            largest_value: model.metadata(LARGEST_VALUE_KEY).and_then(|v| v.parse().ok()),
         });
         let proto = model.proto();
         Ok(Self {
@@ -115,6 +123,7 @@ impl Inspection {
         if let Some(r) = &self.rewritten {
             let n = r.max_seq.map_or_else(String::new, |n| format!(", for up to {n} tokens"));
             page.line(format!("rewritten by onnx-mabert {}{n}", r.version));
+            page.line(r.bounds_in_words());
         }
         self.inputs.iter().for_each(|v| page.line(format!("input  {v}")));
         self.outputs.iter().for_each(|v| page.line(format!("output {v}")));
@@ -131,6 +140,18 @@ impl Inspection {
         let (head, encoder): (Vec<_>, Vec<_>) = self.non_linear.iter().partition(|n| n.in_head);
         let place = if self.layers > 0 { "in the encoder" } else { "in the model" };
         page.line(format!("not matrix arithmetic: {place} {}; after it {}", counted(&encoder), counted(&head)));
+    }
+}
+
+impl Rewritten {
+    fn bounds_in_words(&self) -> String {
+        match (self.bounds, self.largest_value) {
+            (0, _) => "bounds: none, some input may make it overflow".to_owned(),
+            (norms, Some(largest)) => {
+                format!("bounds: behind {norms} norms; no value of the encoder exceeds {}", print::number(largest))
+            }
+            (norms, None) => format!("bounds: behind {norms} norms"),
+        }
     }
 }
 

@@ -63,6 +63,9 @@ pub(crate) struct RewriteArguments {
     /// Leave parameters as they are, with the affine maps that replace norms, for `transfer`
     #[arg(long)]
     no_fold: bool,
+    /// Do not hold the student's values: tokens unlike all that it was fitted to may make it overflow
+    #[arg(long)]
+    no_bounds: bool,
     /// The last pass to run
     #[arg(long, value_name = "PASS", hide_possible_values = true, value_parser = one_of(Pass::ALL))]
     until: Option<Pass>,
@@ -123,6 +126,7 @@ fn job(arguments: &RewriteArguments, global: &Global) -> Result<Job> {
         .order(arguments.attention)
         .keep(keep)
         .fold(!arguments.no_fold)
+        .bounds(!arguments.no_bounds)
         .until(arguments.until)
         .partial(arguments.partial)
         .transfer(transfer.with(arguments.end_to_end.stage(global)))

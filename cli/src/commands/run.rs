@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::arguments::{Choice as _, DataArguments, Global, Texts, one_of, one_text, read_texts};
 use crate::bars::Bars;
+use crate::bounds;
 use crate::engines::{EngineName, LONGEST, Reads, refuse_negative_ids};
 use crate::failure::Usage;
 use crate::files::Files;
@@ -93,16 +94,20 @@ impl RunArguments {
         if let Some(path) = &self.npz {
             let arrays = npz::for_inputs(path, engine.inputs())?;
             refuse_negative_ids(&model, &arrays, &self.data.input_roles).with_context(|| path.display().to_string())?;
-            return Ok((engine.run(&borrowed(&arrays))?, Vec::new()));
+            let outputs = engine.run(&borrowed(&arrays))?;
+            let note = bounds::of_arrays(&model, &arrays, &self.data.input_roles, global)?;
+            return Ok((outputs, note.into_iter().collect()));
         }
         let reads = Reads::new(&model, LONGEST, &self.data.input_roles)?;
         let overlong = if self.truncate { Overlong::Truncate } else { Overlong::Refuse };
         let encoder = self.data.encoder(reads.max_seq, overlong)?;
-        let Texts { sequences, notes, .. } = match &self.text {
+        let Texts { sequences, mut notes, .. } = match &self.text {
             None => read_texts(&self.data.open(None)?, &encoder, reads.vocabulary())?,
             Some(text) => one_text(self.content(text)?, &encoder, reads.vocabulary())?,
         };
-        let outputs = run_sequences(engine.as_ref(), &reads.shape(&encoder), &sequences, Spread::Inside)?;
+        let shape = reads.shape(&encoder);
+        let outputs = run_sequences(engine.as_ref(), &shape, &sequences, Spread::Inside)?;
+        notes.extend(bounds::of_texts(&model, &shape, &sequences, global)?);
         Ok((outputs, notes))
     }
 

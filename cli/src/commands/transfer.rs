@@ -32,6 +32,9 @@ pub(crate) struct TransferArguments {
     no_augmentation: bool,
     #[command(flatten)]
     dev: DevArguments,
+    /// Do not hold the student's values: tokens unlike all that it was fitted to may make it overflow
+    #[arg(long)]
+    no_bounds: bool,
     /// Write the whole report to a file as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -61,6 +64,7 @@ pub(super) fn transfer(arguments: &TransferArguments, global: &Global) -> Result
     let job = arguments.end_to_end.job(&arguments.data, &arguments.dev, global)?;
     let job = job
         .extra_data(arguments.extra_data.clone())
+        .bounds(!arguments.no_bounds)
         .augmentation(!arguments.no_augmentation)
         .transfer(Transfer::Full(stage));
     make_student(&arguments.teacher, &job, &destination, global)

@@ -47,6 +47,7 @@ impl Display for StudentReport<'_> {
         source(f, report)?;
         outputs(f, report)?;
         odd_inputs(f, report)?;
+        bounds(f, report)?;
         order(f, report)?;
         contract(f, report)?;
         files(f, self)
@@ -200,6 +201,31 @@ fn odd_inputs(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
     }
 }
 
+/// What holds the student's values, or why nothing does.
+fn bounds(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
+    let Some(bounds) = report.bounds else {
+        let pass = report.passes.iter().find(|outcome| outcome.pass == Pass::Bound);
+        return match pass.and_then(|outcome| outcome.skipped) {
+            // They hold it.
+            None | Some(Skipped::NormKept) => Ok(()),
+            Some(skipped) => writeln!(f, "Nothing holds its values ({skipped}): some input may make it overflow."),
+        };
+    };
+    write!(f, "Bounds behind {} norms, {:.1} ranges beyond what was seen: ", bounds.norms, bounds.margin)?;
+    match bounds.largest.map(number) {
+        Some(largest) if bounds.promised => {
+            writeln!(f, "no value of the encoder exceeds {largest}, whatever the tokens.")?;
+        }
+        Some(largest) => writeln!(f, "values of {largest} cannot be ruled out, which may overflow.")?,
+        None => writeln!(f, "how large values can get between them is not known.")?,
+    }
+    let ((texts, all_texts), (odd, all_odd)) = (bounds.held_out, bounds.odd);
+    writeln!(
+        f,
+        "They are reached by {texts} of {all_texts} texts kept apart, and by {odd} of {all_odd} inputs unlike text."
+    )
+}
+
 /// Why attention is in the paper's order, where the model decides that.
 fn order(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
     let decided = |skipped: &Skipped| matches!(skipped, Skipped::PositionBias | Skipped::ProbabilitiesShown);
@@ -292,6 +318,8 @@ mod tests {
             (output.mean_cosine, output.agreement) = (Some(0.998_76), Some(0.9375));
         }
         report.odd_inputs.overflow = 0;
+        let bounds = report.bounds.as_mut().unwrap();
+        (bounds.largest, bounds.promised, bounds.held_out, bounds.odd) = (Some(1.234e9), true, (0, 6), (7, 313));
         (report.exact_passes_differ_by, report.seconds) = (3.21e-6, 12.34);
         report.peak_memory = Some(56_700_000);
         report.source.as_mut().unwrap().file = Some(PathBuf::from("reviews.jsonl"));
@@ -318,6 +346,8 @@ mod tests {
         let full = report.full.as_mut().unwrap();
         (full.skipped, full.kept) = (2, false);
         report.odd_inputs.overflow = 3;
+        let bounds = report.bounds.as_mut().unwrap();
+        (bounds.largest, bounds.promised) = (Some(5e40), false);
         report.fold.explicit_channels = 5;
         report.peak_memory = None;
         insta::assert_snapshot!("with_what_went_wrong", printed(&report));
@@ -327,7 +357,9 @@ mod tests {
         report.source.as_mut().unwrap().file = None;
         insta::assert_snapshot!("calibrated_on_random_tokens", printed(&report));
 
-        (report.source, report.closed_form) = (None, None);
+        (report.source, report.closed_form, report.bounds) = (None, None, None);
+        let bound = report.passes.iter_mut().find(|outcome| outcome.pass == Pass::Bound).unwrap();
+        bound.skipped = Some(Skipped::NotCalibrated);
         report.sites.iter_mut().for_each(|site| site.relative_error = None);
         insta::assert_snapshot!("not_calibrated", printed(&report));
 

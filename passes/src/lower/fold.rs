@@ -2,23 +2,19 @@
 //!
 //! With `LN -> a r + c`, the stream carries `r` in a scaled basis: the value the teacher knows is `p s + q`, channel by
 //! channel. Consumers with constant weights absorb it (`diag(p) W`, `b + q W`); branches that are added to the stream
-//! are divided by `p`, with `q` in their bias. Where the value leaves the encoder, `p s + q` is applied once.
-
-use std::ops::RangeInclusive;
+//! are divided by `p`, with `q` in their bias. Where the value leaves the encoder, `p s + q` is applied once. Where a norm
+//! is bounded, a constant on top of the branch puts the middle of the bounds at zero, and `s` saturates.
 
 use mabert_graph::{Builder, Expr, Model, Tensor};
-use ndarray::{Array1, Array2, Axis};
+use ndarray::{Array1, Array2, Axis, Zip};
 use serde::Serialize;
 
+use super::basis::Through;
+use super::bound::{Bounds, FOLDED};
 use super::norm::norm_parameters;
 use super::weights::{matrix, single, vector};
 use crate::Result;
 use crate::sites::{Encoder, Layer, LayerSite, LinearSite, NormSite, Precision, SiteId, ValueName};
-
-/// Channels whose running product leaves this range keep an explicit scale: dividing by them would blow rounding up.
-const SAFE: RangeInclusive<f64> = 1.0 / 1024.0..=1024.0;
-/// The same in half precision, which holds 6e-5 to 65,504 at full precision: weights and streams of ordinary size stay inside.
-const SAFE_IN_HALF: RangeInclusive<f64> = 1.0 / 32.0..=32.0;
 
 /// What folding did.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -30,20 +26,21 @@ pub struct FoldReport {
     pub explicit_channels: usize,
 }
 
-/// Folds every norm of the encoder, all of which must be affine; `encoder` then describes the new nodes. Weights will be
-/// rounded to `precision`.
+/// Folds every norm of the encoder, all of which must be affine, and held to `bounds`; `encoder` then describes the new
+/// nodes. Weights will be rounded to `precision`.
 ///
 /// # Errors
 /// A parameter cannot be read, or the graph's wiring is broken.
-pub(crate) fn fold_norms(model: &mut Model, encoder: &mut Encoder, precision: Precision) -> Result<FoldReport> {
+pub(crate) fn fold_norms(
+    model: &mut Model,
+    encoder: &mut Encoder,
+    precision: Precision,
+    bounds: &Bounds,
+) -> Result<FoldReport> {
     let builder = Builder::new(model.opset(), "fold");
-    let safe = match precision {
-        Precision::Single => SAFE,
-        Precision::Half => SAFE_IN_HALF,
-    };
     let stream = Stream::unscaled(builder.value(&encoder.embedding_norm.input), encoder.embedding_norm.gamma.len());
     let report = FoldReport::default();
-    let mut folding = Folding { b: &builder, model, safe, stream, report, shunts: Vec::new() };
+    let mut folding = Folding { b: &builder, model, precision, bounds, stream, report, shunts: Vec::new() };
     folding.norm(SiteId::EmbeddingNorm, &encoder.embedding_norm)?;
     if let Some(site) = &mut encoder.embedding_projection {
         folding.embedding_projection(site)?;
@@ -74,7 +71,8 @@ impl<'b> Stream<'b> {
 struct Folding<'b, 'm> {
     b: &'b Builder,
     model: &'m Model,
-    safe: RangeInclusive<f64>,
+    precision: Precision,
+    bounds: &'m Bounds,
     stream: Stream<'b>,
     report: FoldReport,
     shunts: Vec<(ValueName, Expr<'b>)>,
@@ -100,10 +98,10 @@ impl<'b> Folding<'b, '_> {
             self.consumer(site, &format!("{attention}/{part}/folded"))?;
         }
         layer.input = self.stream.value.name();
-        self.add_branch(&mut layer.attention_output, &attention)?;
+        self.add_branch(&mut layer.attention_output, &attention, attention_norm)?;
         self.norm(attention_norm, &layer.attention_norm)?;
         self.consumer(&mut layer.intermediate, &format!("{scope}/intermediate/folded"))?;
-        self.add_branch(&mut layer.output, &scope)?;
+        self.add_branch(&mut layer.output, &scope, output_norm)?;
         self.norm(output_norm, &layer.output_norm)
     }
 
@@ -117,28 +115,48 @@ impl<'b> Folding<'b, '_> {
         Ok(())
     }
 
-    /// Through `a r + c`: nothing happens to the stream unless a channel's product would leave the safe range.
+    /// Through `a r + c`, and the bound behind it.
     fn pass_norm(&mut self, id: SiteId) -> Result<()> {
-        let [scale, offset] = norm_parameters(id);
-        let a = vector(self.model, &scale)?;
-        let c = vector(self.model, &offset)?;
-        let (stream, safe) = (&mut self.stream, &self.safe);
-        stream.p = &stream.p * &a;
+        let [a, c] = self.affine(id)?;
+        let Through { p, explicit, explicit_channels } = Through::norm(&self.stream.p, &a, self.precision);
+        let (b, stream) = (self.b, &mut self.stream);
         stream.q = &stream.q * &a + c;
-        let unsafe_channels = stream.p.iter().filter(|v| !safe.contains(&v.abs())).count();
-        if unsafe_channels > 0 {
-            let explicit = stream.p.mapv(|v| if safe.contains(&v.abs()) { 1.0 } else { v });
-            self.b.scope(&format!("{id}/explicit"));
-            stream.value = stream.value * self.b.parameter("scale", &single(&explicit));
-            stream.p.zip_mut_with(&explicit, |p, e| {
-                if *e != 1.0 || !safe.contains(&p.abs()) {
-                    *p = 1.0;
-                }
-            });
+        stream.p = p;
+        let bound = self.bounds.get(&id);
+        if explicit_channels > 0 {
+            b.scope(&format!("{id}/explicit"));
+            stream.value = stream.value * b.parameter("scale", &single(&explicit));
+            if let Some(bound) = bound {
+                let offset = Zip::from(&stream.q).and(&bound.middle).and(&stream.p).map_collect(|q, m, p| (q - m) / p);
+                stream.value = stream.value + b.parameter("offset", &single(&offset));
+            }
+        }
+        if let Some(bound) = bound {
+            b.scope(&format!("{id}/{FOLDED}"));
+            stream.value = stream.value.clip(-bound.limit, bound.limit);
+            stream.q.assign(&bound.middle);
         }
         self.report.norms += 1;
-        self.report.explicit_channels += unsafe_channels;
+        self.report.explicit_channels += explicit_channels;
         Ok(())
+    }
+
+    /// A norm's `a` and `c`.
+    fn affine(&self, id: SiteId) -> Result<[Array1<f64>; 2]> {
+        let [scale, offset] = norm_parameters(id);
+        Ok([vector(self.model, &scale)?, vector(self.model, &offset)?])
+    }
+
+    /// What comes on top of the branch before a norm, so that the middle of the bounds behind it is zero. Channels with an
+    /// explicit scale, which may be zero, get theirs behind that.
+    fn shift(&self, id: SiteId) -> Result<Array1<f64>> {
+        let Some(bound) = self.bounds.get(&id) else { return Ok(Array1::zeros(self.stream.p.len())) };
+        let [a, c] = self.affine(id)?;
+        let Through { p, explicit, .. } = Through::norm(&self.stream.p, &a, self.precision);
+        let to_zero = (c - &bound.middle) / p;
+        Ok(Zip::from(&to_zero)
+            .and(&explicit)
+            .map_collect(|shift, explicit| if *explicit == 1.0 { *shift } else { 0.0 }))
     }
 
     /// A linear map of the stream, for whoever knew it as one of the teacher's value.
@@ -158,16 +176,18 @@ impl<'b> Folding<'b, '_> {
         Ok(self.linear(site, self.stream.value, &weight, &bias))
     }
 
-    /// The stream plus a branch, the output map under `scope`: `p s + q + (x W + b) = p (s + (x W + b + q) / p)`.
-    fn add_branch(&mut self, site: &mut LinearSite, scope: &str) -> Result<()> {
+    /// The stream plus a branch, the output map under `scope`, before a norm:
+    /// `p s + q + (x W + b) = p (s + (x W + b + q) / p + shift) - p shift`.
+    fn add_branch(&mut self, site: &mut LinearSite, scope: &str, norm: SiteId) -> Result<()> {
+        let shift = self.shift(norm)?;
         let Stream { p, q, .. } = &self.stream;
         let weight = matrix(self.model, &site.weight)? / p.view().insert_axis(Axis(0));
-        let bias = (bias(self.model, site)? + q) / p;
+        let bias = (bias(self.model, site)? + q) / p + &shift;
         let input = self.b.value(&site.input);
         self.b.scope(&format!("{scope}/output/folded"));
         let branch = self.linear(site, input, &weight, &bias);
         self.stream.value = (self.stream.value + branch).named(&format!("{scope}/stream"));
-        self.stream.q = Array1::zeros(self.stream.p.len());
+        self.stream.q = -shift * &self.stream.p;
         Ok(())
     }
 
@@ -217,7 +237,7 @@ mod tests {
         (values[1], values[4], values[6]) = (1e-5, 1e5, 0.0);
         model.set_constant(&scale, &Tensor::new(&[CHANNELS], values));
         let unfolded = model.clone();
-        let report = fold_norms(&mut model, &mut encoder, Precision::Single).unwrap();
+        let report = fold_norms(&mut model, &mut encoder, Precision::Single, &Bounds::new()).unwrap();
         assert_eq!(report.explicit_channels, 3);
         assert!(model.graph().node.iter().any(|n| n.name.starts_with("layer.0/attention/norm/explicit")));
         // One channel carries values around 1e5: rounding is relative to those.
@@ -239,7 +259,7 @@ mod tests {
         }
         let folded = |precision: Precision| {
             let (mut model, mut encoder) = (wide.clone(), before.encoder.clone());
-            let explicit = fold_norms(&mut model, &mut encoder, precision).unwrap().explicit_channels;
+            let explicit = fold_norms(&mut model, &mut encoder, precision, &Bounds::new()).unwrap().explicit_channels;
             mabert_graph::narrow_to_half(&mut model).map(|()| (explicit, model))
         };
         let reason = folded(Precision::Single).map(|(explicit, _)| explicit).unwrap_err().to_string();

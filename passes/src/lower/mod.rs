@@ -1,8 +1,11 @@
 //! The passes. *Exact* ones leave the outputs equal within rounding; *approximating* ones replace a function by one that
-//! only matrix arithmetic and ReLU compute, and need calibration.
+//! only matrix arithmetic and ReLU compute, and need calibration. The *bounding* one leaves them equal for all inputs
+//! whose values stay within the bounds.
 
 mod activation;
 mod approximator;
+mod basis;
+mod bound;
 mod canonical;
 mod cleanup;
 mod constants;
@@ -23,6 +26,8 @@ pub(crate) use activation::approximate_activations;
 pub use approximator::{
     Approximator, ApproximatorOptions, Form, HingeParameters, HingeSizes, LengthFeatures, NetworkParameters, Sharing,
 };
+pub use bound::{BOUND_MARGIN, ChannelRanges, NormRanges, Saturation, saturations};
+pub(crate) use bound::{Bounds, bound_norms};
 pub(crate) use canonical::canonicalise;
 pub(crate) use cleanup::share_equal_constants;
 pub(crate) use constants::fold_constants;

@@ -1,8 +1,9 @@
 //! The passes in order, and how far to go.
 //!
 //! [`Rewriting::new`] prepares and recognises; [`Rewriting::approximate`] makes the student, whose parameters are then
-//! for calibration to set; [`Student::finish`] runs the exact passes that make it fast. Each walks its part of the
-//! table of passes, and the graph's wiring is checked after every pass.
+//! for calibration to set; [`Student::bound`] makes its stream saturate beyond what calibration saw; [`Student::finish`]
+//! runs the exact passes that make it fast. Each walks its part of the table of passes, and the graph's wiring is checked
+//! after every pass.
 
 mod options;
 mod outcome;
@@ -12,7 +13,7 @@ mod wiring;
 
 use mabert_graph::Model;
 
-use crate::lower::{FoldReport, Form};
+use crate::lower::{Bounds, FoldReport, Form, NormRanges};
 use crate::recognise::{Miss, recognise};
 use crate::sites::{Encoder, Precision};
 use crate::{Error, Result};
@@ -106,6 +107,8 @@ impl Rewriting {
             options,
             outcomes,
             fold: FoldReport::default(),
+            seen: None,
+            bounds: Bounds::new(),
             completeness: completeness(&misses),
             precision,
         };
@@ -128,6 +131,8 @@ impl Rewriting {
             options: self.options.clone(),
             outcomes: self.outcomes.clone(),
             fold: FoldReport::default(),
+            seen: None,
+            bounds: Bounds::new(),
             completeness: completeness(&self.misses),
             precision: self.precision,
         };
@@ -156,6 +161,16 @@ fn order_in_effect(model: &Model, encoder: &Encoder, options: &PassOptions) -> R
 }
 
 impl Student {
+    /// Bounds what the norms put out, told what calibration `saw` of that. Without it, or where options say so, nothing is
+    /// bounded, and the outcome says why.
+    ///
+    /// # Errors
+    /// The graph's wiring is broken.
+    pub fn bound(&mut self, saw: Option<NormRanges>) -> Result<()> {
+        self.seen = saw;
+        self.run(Stage::Bound)
+    }
+
     /// Runs the exact passes that follow calibration.
     ///
     /// # Errors
@@ -196,7 +211,7 @@ fn checked(pass: Pass, model: &Model, changed: Result<usize>) -> Result<Outcome>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{encoder, options};
+    use crate::testing::{encoder, norm_ranges, options};
 
     #[test]
     fn a_pass_that_breaks_the_graph_is_named() {
@@ -214,6 +229,8 @@ mod tests {
     fn every_pass_is_told_of_with_the_reason_where_it_did_not_run() {
         let outcomes = |options: PassOptions| {
             let mut student = Rewriting::new(encoder(), options).unwrap().approximate().unwrap();
+            let seen = student.ran(Pass::Norm).then(|| norm_ranges(&student.model, &student.encoder, &[5, 2]));
+            student.bound(seen).unwrap();
             student.finish().unwrap();
             let told: Vec<(Pass, String)> = student
                 .outcomes
@@ -225,18 +242,19 @@ mod tests {
         let passes = |told: &[(Pass, String)]| told.iter().map(|(pass, _)| *pass).collect::<Vec<_>>();
         let all = outcomes(options(None));
         // All but those for quantised models and for half precision.
-        assert_eq!(passes(&all), Pass::ALL[1..12]);
+        assert_eq!(passes(&all), Pass::ALL[1..13]);
         assert!(all.iter().all(|(_, told)| told == "ran"), "{all:?}");
         let kept = Keep { softmax: true, activation: true, norm: true };
         let kept = outcomes(PassOptions { keep: kept, fold: false, ..options(None) });
         let kept: Vec<&str> = kept[3..].iter().map(|(_, told)| told.as_str()).collect();
         let unfolded = "the student is not folded";
-        assert_eq!(kept[..4], ["softmax is kept", "activations are kept", "norms are kept", "softmax is kept"]);
-        assert_eq!(kept[4..], [unfolded; 4]);
+        let norms = "norms are kept";
+        assert_eq!(kept[..5], ["softmax is kept", "activations are kept", norms, norms, "softmax is kept"]);
+        assert_eq!(kept[5..], [unfolded; 4]);
         let paper = outcomes(PassOptions { order: Order::Paper, ..options(Some(Pass::Reassociate)) });
-        assert_eq!(passes(&paper), Pass::ALL[1..12]);
-        assert_eq!(paper[6].1, "attention is in the paper's order");
-        assert_eq!(paper[7].1, "reassociate was to be the last");
+        assert_eq!(passes(&paper), Pass::ALL[1..13]);
+        assert_eq!(paper[7].1, "attention is in the paper's order");
+        assert_eq!(paper[8].1, "reassociate was to be the last");
         let early = outcomes(options(Some(Pass::FoldConstants)));
         assert!(early[2..].iter().all(|(_, told)| told == "fold-constants was to be the last"), "{early:?}");
     }

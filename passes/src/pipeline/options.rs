@@ -54,6 +54,8 @@ pub struct PassOptions {
     pub keep: Keep,
     /// Whether norms are folded; otherwise parameters keep their names and places, for more training.
     pub fold: bool,
+    /// Whether the stream saturates beyond what calibration saw, so that no input makes a student overflow.
+    pub bounds: bool,
     /// The last pass to run.
     pub until: Option<Pass>,
     /// Whether missed sites are accepted.

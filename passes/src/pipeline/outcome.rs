@@ -42,6 +42,10 @@ pub enum Skipped {
     ActivationKept,
     /// Norms are kept.
     NormKept,
+    /// Bounds were not asked for.
+    BoundsOff,
+    /// Nothing is known of the values that would be bounded.
+    NotCalibrated,
     /// Attention's products are in the paper's order.
     PaperOrder,
     /// So they are, because something that depends on positions is added to the scores.
@@ -61,6 +65,8 @@ impl fmt::Display for Skipped {
             Self::SoftmaxKept => "softmax is kept",
             Self::ActivationKept => "activations are kept",
             Self::NormKept => "norms are kept",
+            Self::BoundsOff => "bounds are off",
+            Self::NotCalibrated => "the student is not calibrated",
             Self::PaperOrder => "attention is in the paper's order",
             Self::PositionBias => "attention is in the paper's order: a bias by position is added to its scores",
             Self::ProbabilitiesShown => "attention is in the paper's order: the model gives out its probabilities",

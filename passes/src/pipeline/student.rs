@@ -5,7 +5,7 @@ use mabert_graph::Model;
 use super::options::PassOptions;
 use super::outcome::Outcome;
 use super::table::Pass;
-use crate::lower::{Approximator, FoldReport, Form};
+use crate::lower::{Approximator, Bounds, FoldReport, Form, NormRanges};
 use crate::sites::{Encoder, Precision};
 
 /// A student under way: first a copy of the teacher, then what the passes make of it.
@@ -24,6 +24,10 @@ pub struct Student {
     pub outcomes: Vec<Outcome>,
     /// What folding did.
     pub fold: FoldReport,
+    /// What its norms' outputs were seen to be, where they were.
+    pub(super) seen: Option<NormRanges>,
+    /// How they are held.
+    pub(crate) bounds: Bounds,
     pub(super) completeness: Completeness,
     pub(super) precision: Precision,
 }

@@ -19,6 +19,8 @@ pub enum PassKind {
     Dequantising,
     /// A function is replaced by one that matrix arithmetic and ReLU compute.
     Approximating,
+    /// Outputs are equal where no value leaves the bounds.
+    Bounding,
 }
 
 /// When a pass runs.
@@ -30,7 +32,9 @@ pub(super) enum Stage {
     Canonicalise,
     /// On the student, before it is calibrated.
     Approximate,
-    /// Once it is.
+    /// Once it is, before it is measured.
+    Bound,
+    /// On the student as it was measured.
     Finish,
 }
 
@@ -81,7 +85,7 @@ macro_rules! passes {
 }
 
 use Decision::{Omit, Run, Skip};
-use PassKind::{Approximating, Dequantising, Exact};
+use PassKind::{Approximating, Bounding, Dequantising, Exact};
 
 passes! {
     /// What is quantised, in single precision, without the roundings on the way.
@@ -166,6 +170,26 @@ passes! {
         },
     };
 
+    /// The stream saturates behind each norm, beyond what calibration saw.
+    Bound = Row {
+        name: "bound",
+        kind: Bounding,
+        stage: Stage::Bound,
+        work: Work::Sites {
+            decide: |s| match s.options.bounds {
+                _ if s.options.keep.norm => Skip(Skipped::NormKept),
+                false => Skip(Skipped::BoundsOff),
+                true if s.seen.is_none() => Skip(Skipped::NotCalibrated),
+                true => Run,
+            },
+            run: |s| {
+                let seen = s.seen.take().unwrap_or_default();
+                s.bounds = lower::bound_norms(&mut s.model, &s.encoder, &seen, s.precision)?;
+                Ok(s.bounds.len())
+            },
+        },
+    };
+
     /// Attention without its probabilities: networks in the linear order, hinges one by one.
     Reassociate = Row {
         name: "reassociate",
@@ -198,7 +222,7 @@ passes! {
                 decision => decision,
             },
             run: |s| {
-                s.fold = lower::fold_norms(&mut s.model, &mut s.encoder, s.precision)?;
+                s.fold = lower::fold_norms(&mut s.model, &mut s.encoder, s.precision, &s.bounds)?;
                 Ok(s.fold.norms)
             },
         },
@@ -313,6 +337,7 @@ mod tests {
         assert!(Pass::ALL.is_sorted_by_key(|pass| pass.row().stage as usize));
         for pass in Pass::ALL {
             assert_eq!(pass.kind() == PassKind::Approximating, pass.row().stage == Stage::Approximate, "{pass:?}");
+            assert_eq!(pass.kind() == PassKind::Bounding, pass.row().stage == Stage::Bound, "{pass:?}");
         }
     }
 }

@@ -6,8 +6,8 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
-    __m512, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_max_ps, _mm512_mul_ps,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    __m512, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps,
+    _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
 use tract_core::prelude::DatumType;
@@ -52,6 +52,10 @@ unsafe fn tile(operations: &[FusedKerSpec<f32>]) -> isize {
                     let least = _mm512_set1_ps(least);
                     // The order of the operands makes a NaN stay one, as tract's own kernels do.
                     sum.iter_mut().for_each(|column| *column = _mm512_max_ps(least, *column));
+                }
+                FusedKerSpec::ScalarMin(most) => {
+                    let most = _mm512_set1_ps(most);
+                    sum.iter_mut().for_each(|column| *column = _mm512_min_ps(most, *column));
                 }
                 FusedKerSpec::PerColAdd(values) => {
                     for (j, column) in sum.iter_mut().enumerate() {

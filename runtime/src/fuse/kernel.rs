@@ -52,7 +52,7 @@ impl Kernel {
         Some(Self { mmm, format, zero: tensor0(0f32) })
     }
 
-    /// Whether its ReLU gives NaN for NaN.
+    /// Whether its ReLU and its limits give NaN for NaN.
     fn keeps_not_a_number(&self) -> TractResult<bool> {
         let filled = |rows: usize, value: f32| -> TractResult<Tensor> {
             // SAFETY: every value is written here.
@@ -62,7 +62,8 @@ impl Kernel {
         };
         let (ones, none, square) = (filled(1, 1.0)?, filled(1, f32::NAN)?, filled(self.width(), 0.0)?);
         let target = self.panels(&square)?;
-        let epilogue = Epilogue { relu: true, ..Epilogue::default() };
+        let limits = [Some(&self.zero), Some(&self.zero)];
+        let epilogue = Epilogue { relu: true, limits, ..Epilogue::default() };
         // SAFETY: nothing else has the target.
         unsafe { self.product(self.panels(&none)?, self.panels(&ones)?, &epilogue, target) }?;
         Ok(target.panel(0)[0].is_nan())
@@ -118,8 +119,10 @@ pub(super) struct Epilogue<'t> {
     pub(super) relu: bool,
     /// Multiplied with after that.
     pub(super) factor: Option<PerLane<'t>>,
-    /// Added last: panels like the target's.
+    /// Added after that: panels like the target's.
     pub(super) residual: Option<Panels<'t>>,
+    /// Scalars: what is less than the first becomes that, then what is more than the second.
+    pub(super) limits: [Option<&'t Tensor>; 2],
 }
 
 impl Kernel {
@@ -159,6 +162,9 @@ impl Kernel {
         if let Some(residual) = &epilogue.residual {
             steps.push(FusedSpec::AddUnicast(residual.store()));
         }
+        for (limit, pick) in epilogue.limits.into_iter().zip([BinOp::Max, BinOp::Min]) {
+            steps.extend(limit.map(|limit| FusedSpec::BinScalar(limit, pick)));
+        }
         steps.push(FusedSpec::Store(target.store()));
         // SAFETY: whole tiles only, each inside its panels as checked above and by `Panels` and `PerLane`; the target is
         // the caller's promise.
@@ -186,6 +192,7 @@ mod tests {
             let (target, _) = panels(kernel, lanes + 3, m, &mut seed);
             let per_lane = |seed: &mut u32| tensor1(&(0..lanes + 4).map(|_| random(seed)).collect::<Vec<f32>>());
             let (scale, bias) = (per_lane(&mut seed), per_lane(&mut seed));
+            let (low, high) = (tensor0(-1.5f32), tensor0(0.75f32));
             let all = |tensor| kernel.panels(tensor).unwrap();
             let left = all(&a).rows(first, k).unwrap().panels(1, m).unwrap();
             let into = all(&target).rows(3, lanes).unwrap();
@@ -196,6 +203,7 @@ mod tests {
                     relu,
                     factor: relu.then_some(PerLane { tensor: &scale, offset: 3 }),
                     residual: Some(all(&residual)),
+                    limits: if relu { [None; 2] } else { [Some(&low), Some(&high)] },
                 };
                 // SAFETY: nothing else has the target.
                 unsafe { kernel.product(left, all(&b), &epilogue, into).unwrap() };
@@ -204,7 +212,8 @@ mod tests {
                         let sum: f32 = (0..k).map(|t| a_values[first + t][kernel.width() + i] * b_values[t][j]).sum();
                         let sum = sum * values(&scale).unwrap()[1 + j] + values(&bias).unwrap()[4 + j];
                         let sum = if relu { sum.max(0.0) * values(&scale).unwrap()[3 + j] } else { sum };
-                        let wanted = sum + residual_values[j][i];
+                        let sum = sum + residual_values[j][i];
+                        let wanted = if relu { sum } else { sum.clamp(-1.5, 0.75) };
                         let found = into.panel(i / kernel.width())[j * kernel.width() + i % kernel.width()];
                         assert!((found - wanted).abs() < 1e-4, "{kernel:?}: {found} for {wanted} at {j}, {i}");
                     }

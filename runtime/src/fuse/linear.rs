@@ -1,4 +1,4 @@
-//! `x W + b`, then perhaps ReLU, then perhaps what is added to it, in one pass over the result.
+//! `x W + b`, then perhaps ReLU, then perhaps what is added to it, then perhaps limits, in one pass over the result.
 #![allow(unsafe_code)]
 
 use tract_core::internal::*;
@@ -14,6 +14,8 @@ pub(super) struct Linear {
     /// `[n]`.
     pub(super) bias: Option<Arc<Tensor>>,
     pub(super) relu: bool,
+    /// A number that the result is not below, and one that it is not above.
+    pub(super) limits: [Option<Arc<Tensor>>; 2],
     pub(super) n: usize,
 }
 
@@ -23,7 +25,8 @@ impl Op for Linear {
     }
 
     fn info(&self) -> TractResult<Vec<String>> {
-        let then = [(self.bias.is_some(), "bias"), (self.relu, "ReLU")];
+        let limited = self.limits.iter().any(Option::is_some);
+        let then = [(self.bias.is_some(), "bias"), (self.relu, "ReLU"), (limited, "limits")];
         let then: Vec<&str> = then.iter().filter(|t| t.0).map(|t| t.1).collect();
         Ok(vec![format!("{} x {}, {}", self.weights.shape()[1] - 1, self.n, then.join(", "))])
     }
@@ -43,6 +46,7 @@ impl EvalOp for Linear {
             bias: self.bias.as_ref().map(|bias| PerLane { tensor: bias, offset: 0 }),
             relu: self.relu,
             residual: inputs.get(1).map(|residual| kernel.panels(residual)).transpose()?,
+            limits: self.limits.each_ref().map(Option::as_deref),
             ..Epilogue::default()
         };
         let weights = kernel.panels(&self.weights)?;

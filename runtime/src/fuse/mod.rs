@@ -117,6 +117,7 @@ fn linear(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> TractResult<
         weights: repack::weights(kernel, found.k, found.n, |k, n| weights[k * found.n + n])?,
         bias: found.bias,
         relu: found.relu,
+        limits: found.limits.map(|limit| limit.map(|limit| tensor0(limit).into_arc_tensor())),
         n: found.n,
     };
     let output = patch.wire_node(format!("{name}.linear"), op, &inputs)?[0];

@@ -5,7 +5,7 @@ use tract_core::ops::array::Slice;
 use tract_core::ops::binary::TypedBinOp;
 use tract_core::ops::einsum::EinSum;
 use tract_core::ops::konst::Const;
-use tract_core::ops::math::{Add, Max, Mul};
+use tract_core::ops::math::{Add, Max, Min, Mul};
 
 use super::kernel::Kernel;
 
@@ -20,6 +20,8 @@ pub(super) struct FoundLinear {
     pub(super) bias: Option<Arc<Tensor>>,
     pub(super) relu: bool,
     pub(super) residual: Option<OutletId>,
+    /// What the result is not below, and not above.
+    pub(super) limits: [Option<f32>; 2],
     /// Whose value it computes.
     pub(super) output: OutletId,
 }
@@ -49,24 +51,35 @@ pub(super) fn linear(kernel: &Kernel, model: &TypedModel, node: &TypedNode) -> O
     let k = weights.len().checked_div(n)?;
     let fits = fact.datum_type == f32::datum_type() && fact.konst.is_none() && k > 0 && over_tokens(model, fact, k);
     (fits && n.is_multiple_of(kernel.width())).then_some(())?;
+    let output = node.id.into();
     let mut found =
-        FoundLinear { input, weights, k, n, bias: None, relu: false, residual: None, output: node.id.into() };
-    // What follows, in the order in which it is computed, as far as nothing else reads what came before.
-    while let Some(next) = only_reader(model, found.output) {
-        let Some(other) = other_input(next, found.output) else { break };
-        let done = found.relu || found.residual.is_some();
-        match constant(model, other) {
-            Some(values) if is::<Add>(next) && !done && found.bias.is_none() => {
-                let Some(bias) = per_channel(&values, n) else { break };
-                found.bias = Some(bias);
-            }
-            Some(values) if is::<Max>(next) && !done && is_zero(&values) => found.relu = true,
-            None if is::<Add>(next) && !done && same_fact(model, other, found.output) => found.residual = Some(other),
-            _ => break,
-        }
-        found.output = next.id.into();
+        FoundLinear { input, weights, k, n, bias: None, relu: false, residual: None, limits: [None; 2], output };
+    while let Some(next) = found.takes_in(model) {
+        found.output = next;
     }
     Some(found)
+}
+
+impl FoundLinear {
+    /// Takes in what follows, in the order in which it is computed, as far as nothing else reads what came before; gives
+    /// whose value it then computes.
+    fn takes_in(&mut self, model: &TypedModel) -> Option<OutletId> {
+        let next = only_reader(model, self.output)?;
+        let other = other_input(next, self.output)?;
+        let limited = self.limits.iter().any(Option::is_some);
+        let done = self.relu || self.residual.is_some() || limited;
+        match constant(model, other) {
+            Some(values) if is::<Add>(next) && !done && self.bias.is_none() => {
+                self.bias = Some(per_channel(&values, self.n)?);
+            }
+            Some(values) if is::<Max>(next) && !done && is_zero(&values) => self.relu = true,
+            Some(values) if is::<Max>(next) && !limited => self.limits[0] = Some(number(&values)?),
+            Some(values) if is::<Min>(next) && self.limits[1].is_none() => self.limits[1] = Some(number(&values)?),
+            None if is::<Add>(next) && !done && same_fact(model, other, self.output) => self.residual = Some(other),
+            _ => return None,
+        }
+        Some(next.id.into())
+    }
 }
 
 /// Whether `[.., k]` has an axis of tokens besides that of sequences: as long as what the model takes is, or long at least.
@@ -323,7 +336,13 @@ fn one_constant(model: &TypedModel, node: &TypedNode) -> Option<(OutletId, Arc<T
 }
 
 fn is_zero(constant: &Tensor) -> bool {
-    constant.len() == 1 && constant.cast_to_scalar::<f32>().is_ok_and(|v| v == 0.0)
+    number(constant) == Some(0.0)
+}
+
+/// A constant of one element.
+fn number(constant: &Tensor) -> Option<f32> {
+    let scalar = (constant.len() == 1).then(|| constant.cast_to_scalar::<f32>());
+    scalar?.ok()
 }
 
 /// A constant that has a value for each of `n` channels, the last axis, and is the same along all others.

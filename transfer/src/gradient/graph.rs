@@ -157,7 +157,15 @@ mod tests {
 
     fn student(folder: &Path, keep: Keep) -> Student {
         let approximator = ApproximatorOptions::network(16, 5);
-        let options = PassOptions { approximator, order: Order::Linear, keep, fold: true, until: None, partial: false };
+        let options = PassOptions {
+            approximator,
+            order: Order::Linear,
+            keep,
+            fold: true,
+            bounds: true,
+            until: None,
+            partial: false,
+        };
         let model = Model::load(folder.join("model.onnx")).unwrap();
         Rewriting::new(model, options).unwrap().approximate().unwrap()
     }

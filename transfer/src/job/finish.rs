@@ -8,6 +8,7 @@ use mabert_passes::sites::{Encoder, Precision};
 use mabert_runtime::Named;
 
 use super::EXACT;
+use super::bounded::BoundsReport;
 use super::measure::{Measured, inner_overflows, sequence_count};
 use super::prepare::Context;
 use super::report::{OddInputs, SiteReport, describe, site_reports};
@@ -28,6 +29,7 @@ pub(super) struct Finished<'j> {
     pub(super) sites: Vec<SiteReport>,
     pub(super) misses: Vec<Miss>,
     pub(super) odd_inputs: OddInputs,
+    pub(super) bounds: Option<BoundsReport>,
     pub(super) non_linear_before: usize,
     /// The teacher's.
     pub(super) encoder: Encoder,
@@ -45,35 +47,25 @@ struct Before {
 
 impl<'j> Transferring<'j> {
     /// Runs the exact passes, which make the student fast, and measures it before and after.
-    pub(super) fn finish(self) -> Result<Finished<'j>> {
+    pub(super) fn finish(mut self) -> Result<Finished<'j>> {
+        self.context.progress.begin("finish", 3);
+        self.bound()?;
         let Self { context, record, rewriting, mut student, .. } = self;
-        context.progress.begin("finish", 3);
         let Rewriting { teacher, encoder, misses, precision, .. } = rewriting;
         let non_linear_before = non_linear(&teacher, &encoder, &encoder)?.len();
         drop(teacher);
         let outputs_before = context.reference.run(&student.model)?.outputs;
-        let bad = match record.calibrates {
-            true => context.reference.inner_overflows(&student.model, encoder_end(&student.encoder))?,
-            false => 0,
-        };
-        if bad > 0 {
-            let reason = format!(
-                "the student's outputs overflow on {bad} of {} sequences that were kept apart: give it more text, or \
-                 keep the norms, which hold it",
-                context.reference.count()
-            );
-            let settings = &[Setting::Data, Setting::CalibrationTokens, Setting::KeepNorm];
-            return Err(Error::check(reason).helped_by(settings));
-        }
         context.progress.step("student measured");
         let uncalibrated = (!record.calibrates).then(|| student.model.clone());
         student.finish()?;
         let sites = site_reports(&encoder, &student, record.layerwise.as_ref());
-        describe(&mut student.model, context.job, &student.options, &sites, encoder_end(&student.encoder));
+        let end = encoder_end(&student.encoder);
+        describe(&mut student.model, context.job, &student.options, &sites, end);
+        let bounds = BoundsReport::new(&mut student.model, &student.options, precision, end, &context)?;
         context.progress.step("folded");
         let measured = context.reference.run(&student.model)?;
         let odd = &context.texts.odd;
-        let overflow = inner_overflows(&student.model, encoder_end(&student.encoder), odd)?;
+        let overflow = inner_overflows(&student.model, end, odd)?;
         let odd_inputs = OddInputs { sequences: sequence_count(odd), overflow };
         context.progress.end();
         let before = Before { outputs: outputs_before, uncalibrated, precision };
@@ -85,10 +77,33 @@ impl<'j> Transferring<'j> {
             sites,
             misses,
             odd_inputs,
+            bounds,
             non_linear_before,
             encoder,
             before,
         })
+    }
+}
+
+impl Transferring<'_> {
+    /// Bounds the student, which must not need it on ordinary text: a saturated answer would mean nothing.
+    fn bound(&mut self) -> Result<()> {
+        let reference = &self.context.reference;
+        let bad = match self.record.calibrates {
+            true => reference.inner_overflows(&self.student.model, encoder_end(&self.student.encoder))?,
+            false => 0,
+        };
+        if bad > 0 {
+            let reason = format!(
+                "the student's outputs overflow on {bad} of {} sequences that were kept apart: give it more text, or \
+                 keep the norms, which hold it",
+                reference.count()
+            );
+            let settings = &[Setting::Data, Setting::CalibrationTokens, Setting::KeepNorm];
+            return Err(Error::check(reason).helped_by(settings));
+        }
+        let seen = self.seen()?;
+        Ok(self.student.bound(seen)?)
     }
 }
 

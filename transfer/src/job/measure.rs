@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::quantised;
 use super::report::{DevReport, DevScore};
 use super::settings::Dev;
+use crate::bounds::BoundedStudent;
 use crate::compare::{self, Distances, OutputDistance, Tolerance};
 use crate::data::{Batch, BatchShape, DataFile, TextEncoder};
 use crate::evaluate::{Answered, Labelled, Spread, TaskRun};
@@ -59,6 +60,11 @@ impl Reference {
     /// As [`inner_overflows`], on these sequences.
     pub(super) fn inner_overflows(&self, model: &Model, encoder_end: Option<&str>) -> Result<usize> {
         inner_overflows(model, encoder_end, &self.batches)
+    }
+
+    /// How many sequences leave the bounds of a student.
+    pub(super) fn leaving(&self, student: &BoundedStudent) -> Result<usize> {
+        student.count(&self.batches)
     }
 
     /// The mean size of each of the teacher's outputs.
@@ -222,8 +228,8 @@ pub(super) fn sequence_count(batches: &[Batch]) -> usize {
 }
 
 /// How many sequences have an output, or a value where the encoder ends, that is not finite: a head may bound what has
-/// overflowed, and then answers all the same. The stream only ever has something added to it, so that what overflowed in any
-/// layer still shows at the end.
+/// overflowed, and then answers all the same. A stream without bounds only ever has something added to it, so that what
+/// overflowed in any layer still shows at the end; with bounds nothing overflows.
 pub(super) fn inner_overflows(model: &Model, encoder_end: Option<&str>, batches: &[Batch]) -> Result<usize> {
     let known = model.value_names();
     let taps = encoder_end.filter(|value| known.contains(*value)).map(str::to_owned);

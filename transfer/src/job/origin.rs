@@ -67,6 +67,7 @@ fn made_by(model: &Model, job: &Job, stage: &FullStage) -> Result<Value> {
         "share": job.sharing,
         "length-tables": job.length_tables,
         "keep": job.keep,
+        "bounds": job.bounds,
         "until": job.until,
         "partial": job.partial,
         "calibration-tokens": job.calibration_tokens,

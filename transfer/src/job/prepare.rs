@@ -94,7 +94,7 @@ impl<'j> Prepared<'j> {
         check_sizes(&model, &inputs, &runnable, PROBED)?;
         let start = job.start().map(StartStudent::load).transpose()?;
         let options = match &start {
-            Some(start) => start.options.clone(),
+            Some(start) => PassOptions { bounds: start.options.bounds && job.bounds, ..start.options.clone() },
             None => pass_options(job, lengths(&inputs, &runnable, job)?)?,
         };
         progress.step("loaded");
@@ -198,6 +198,7 @@ fn pass_options(job: &Job, Lengths { max_seq, positions }: Lengths) -> Result<Pa
         order: job.order,
         keep: job.keep,
         fold: job.fold,
+        bounds: job.bounds,
         until: job.until,
         partial: job.partial,
     })

@@ -11,6 +11,7 @@ use mabert_passes::sites::{Activation, Encoder, LayerSite, SiteId, SiteKind};
 use mabert_runtime::MAX_SEQ_KEY;
 use serde::{Deserialize, Serialize};
 
+use super::bounded::BoundsReport;
 use super::finish::{Finished, non_linear};
 use super::measure::Measured;
 use super::quantised::Dequantised;
@@ -25,8 +26,8 @@ use crate::{Error, Result, Setting, full};
 const OPTIONS_KEY: &str = "onnx_mabert.options";
 const SITES_KEY: &str = "onnx_mabert.sites";
 
-/// A few random tokens, and one token over and over, see [`odd_sequences`](crate::data::odd_sequences): no norm bounds a student, and what text
-/// does not prepare it for may overflow.
+/// A few random tokens, and one token over and over, see [`odd_sequences`](crate::data::odd_sequences): no norm holds a student, and without
+/// bounds what text does not prepare it for may overflow.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[non_exhaustive]
 pub struct OddInputs {
@@ -166,6 +167,8 @@ pub struct Report {
     pub outputs: Vec<OutputDistance>,
     /// How the student takes inputs unlike text.
     pub odd_inputs: OddInputs,
+    /// What holds its values; `None` where nothing does, and why that is, the outcome of the pass tells.
+    pub bounds: Option<BoundsReport>,
     /// The finished student against itself before the exact passes, and the model in canonical form against itself: largest
     /// difference, relative to outputs above 1.
     pub exact_passes_differ_by: f64,
@@ -203,9 +206,9 @@ impl Finished<'_> {
     /// # Errors
     /// The student cannot be run.
     pub(super) fn report(self) -> Result<(Model, Report)> {
-        let Self { context, record, student, measured, sites, misses, odd_inputs, non_linear_before, encoder, .. } =
-            self;
+        let Self { context, record, student, measured, sites, misses, odd_inputs, bounds, .. } = self;
         let Measured { runnable, outputs } = measured;
+        let non_linear_before = self.non_linear_before;
         // The student is run once more for what is not matrix arithmetic: no other is held by then.
         drop(runnable);
         let report = Report {
@@ -227,11 +230,12 @@ impl Finished<'_> {
             dev: record.dev,
             outputs: context.reference.distances(&outputs)?,
             odd_inputs,
+            bounds,
             exact_passes_differ_by: record.exact_change,
             operators_before: context.operators_before,
             operators_after: student.model.operators(),
             non_linear_before,
-            non_linear_after: non_linear(&student.model, &encoder, &student.encoder)?,
+            non_linear_after: non_linear(&student.model, &self.encoder, &student.encoder)?,
             parameters: parameter_count(&student.model),
             seconds: context.begun.elapsed().as_secs_f64(),
             peak_memory: peak_memory(),

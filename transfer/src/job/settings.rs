@@ -139,6 +139,7 @@ pub struct Job {
     pub(super) order: Order,
     pub(super) keep: Keep,
     pub(super) fold: bool,
+    pub(super) bounds: bool,
     pub(super) until: Option<Pass>,
     pub(super) partial: bool,
     pub(super) transfer: Transfer,
@@ -163,6 +164,7 @@ impl Default for Job {
             order: Order::Auto,
             keep: Keep::default(),
             fold: true,
+            bounds: true,
             until: None,
             partial: false,
             transfer: Transfer::ClosedForm,
@@ -235,6 +237,14 @@ impl Job {
     #[must_use]
     pub fn fold(mut self, fold: bool) -> Self {
         self.fold = fold;
+        self
+    }
+
+    /// Whether the student's stream saturates beyond what calibration saw, so that no input makes it overflow; by default
+    /// it does.
+    #[must_use]
+    pub fn bounds(mut self, bounds: bool) -> Self {
+        self.bounds = bounds;
         self
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use mabert_passes::lower::NormRanges;
 use mabert_passes::pipeline::{Rewriting, Student};
 
 use super::measure::Measured;
@@ -29,6 +30,8 @@ pub(super) struct Record {
     /// Whether the student's parameters are found at all.
     pub(super) calibrates: bool,
     pub(super) layerwise: Option<LayerwiseReport>,
+    /// What the norms put out for the calibration text, where no later stage changed that.
+    seen: Option<NormRanges>,
     pub(super) full: Option<FullReport>,
     pub(super) stages: Vec<StageReport>,
     /// What the labelled texts say after the last stage, where there are any.
@@ -56,9 +59,10 @@ impl Transferring<'_> {
             (None, None) if self.record.calibrates => {
                 let options = layerwise_options(self.context.job);
                 let Context { texts, progress, .. } = &self.context;
-                let report =
+                let (report, seen) =
                     layerwise::calibrate(&self.rewriting, &mut self.student, &texts.calibration, &options, *progress)?;
                 self.record.layerwise = Some(report);
+                self.record.seen = Some(seen);
             }
             (None, None) => {}
         }
@@ -89,7 +93,21 @@ impl Transferring<'_> {
         let training = Training { rewriting: &self.rewriting, data, options: &options };
         let report = training.train(&mut self.student, self.checkpoint.as_ref(), self.context.progress)?;
         self.record.full = Some(report);
+        self.record.seen = None;
         Ok(())
+    }
+
+    /// What the norms of the student put out for the calibration text; `None` where nothing is calibrated, or bounds are
+    /// off.
+    pub(super) fn seen(&mut self) -> Result<Option<NormRanges>> {
+        let options = &self.student.options;
+        if !self.record.calibrates || !options.bounds || options.keep.norm {
+            return Ok(None);
+        }
+        match self.record.seen.take() {
+            None => layerwise::norm_ranges(&self.student, &self.context.texts.calibration).map(Some),
+            seen => Ok(seen),
+        }
     }
 
     /// How the full stage works, where there is one and a student that can be trained.
@@ -112,6 +130,7 @@ impl Record {
         Self {
             calibrates,
             layerwise: None,
+            seen: None,
             full: None,
             stages: Vec::new(),
             dev: None,

@@ -61,6 +61,7 @@ mod tests {
             order: Order::Linear,
             keep: Keep::default(),
             fold: true,
+            bounds: true,
             until: None,
             partial: false,
         };

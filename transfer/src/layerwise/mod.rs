@@ -14,12 +14,14 @@ mod hinges;
 mod network;
 mod regression;
 mod rows;
+mod seen;
 mod solve;
 mod token_weights;
 mod walk;
 
 use std::time::Instant;
 
+use mabert_passes::lower::NormRanges;
 use mabert_passes::pipeline::{Rewriting, Student};
 use mabert_passes::sites::SiteId;
 use serde::{Deserialize, Serialize};
@@ -28,6 +30,7 @@ use crate::Result;
 use crate::blockwise::{self, Fitted};
 use crate::data::Batch;
 use crate::progress::Progress;
+pub use seen::norm_ranges;
 
 /// How the stage works.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -93,7 +96,8 @@ pub struct LayerwiseReport {
     pub seconds: f64,
 }
 
-/// Sets the parameters of `student`, made by [`Rewriting::approximate`] and not yet finished.
+/// Sets the parameters of `student`, made by [`Rewriting::approximate`] and not yet finished. Gives what its norms then
+/// put out, too.
 ///
 /// # Errors
 /// A part of teacher or student cannot be run, or the statistics are not finite.
@@ -103,7 +107,7 @@ pub fn calibrate(
     batches: &[Batch],
     options: &LayerwiseOptions,
     progress: &dyn Progress,
-) -> Result<LayerwiseReport> {
+) -> Result<(LayerwiseReport, NormRanges)> {
     let start = Instant::now();
     let stage = if options.blockwise.is_some() { "blockwise" } else { "closed-form" };
     progress.begin(stage, rewriting.encoder.layers.len());
@@ -118,6 +122,7 @@ pub fn calibrate(
         progress.step(&format!("{} off by {:.3}, {speed:.0} tokens/s a layer", site.site, site.relative_error));
     }
     progress.end();
-    let walk::Walk { sites, blocks, fit_seconds, block_seconds, .. } = walk;
-    Ok(LayerwiseReport { tokens, sites, blocks, fit_seconds, block_seconds, seconds: start.elapsed().as_secs_f64() })
+    let walk::Walk { sites, blocks, seen, fit_seconds, block_seconds, .. } = walk;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok((LayerwiseReport { tokens, sites, blocks, fit_seconds, block_seconds, seconds }, seen))
 }

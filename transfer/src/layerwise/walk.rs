@@ -3,13 +3,14 @@
 use std::time::Instant;
 
 use mabert_graph::{Model, Tensor};
-use mabert_passes::lower::{MASK, norm_parameters};
+use mabert_passes::lower::{ChannelRanges, MASK, NormRanges, norm_parameters};
 use mabert_passes::pipeline::{Pass, Rewriting, Student};
 use mabert_passes::sites::{Encoder, Layer, LayerSite, LinearSite, NormSite, SiteId};
 use ndarray::Array2;
 use rayon::prelude::*;
 
 use super::regression::{Regression, Unknowns};
+use super::seen;
 use super::token_weights::{TokenWeights, real_rows};
 use super::{BlockReport, LayerwiseOptions, SiteError};
 use crate::blockwise::{self, Block, BlockwiseOptions};
@@ -38,6 +39,8 @@ pub(super) struct Walk<'w> {
     pub(super) student_stream: Stored,
     pub(super) sites: Vec<SiteError>,
     pub(super) blocks: Vec<BlockReport>,
+    /// What the student's norms put out.
+    pub(super) seen: NormRanges,
     pub(super) fit_seconds: f64,
     pub(super) block_seconds: f64,
 }
@@ -112,6 +115,7 @@ impl<'w> Walk<'w> {
             student_stream: Stored::empty(),
             sites: Vec::new(),
             blocks: Vec::new(),
+            seen: NormRanges::new(),
             fit_seconds: 0.0,
             block_seconds: 0.0,
         })
@@ -192,6 +196,7 @@ impl<'w> Walk<'w> {
         for ((half, student), teacher) in halves.into_iter().zip(&student_outputs).zip(&teacher_outputs) {
             let error = self.relative_error(student, teacher)?;
             self.note(half.norm_id(layer), error);
+            self.see(half.norm_id(layer), student)?;
         }
         let [_, teacher_stream] = teacher_outputs;
         self.teacher_stream = teacher_stream;
@@ -319,6 +324,13 @@ impl<'w> Walk<'w> {
             error.add(real_rows(batch, &student.get(i)?).view(), real_rows(batch, &teacher.get(i)?).view());
         }
         Ok(error.value())
+    }
+
+    /// Takes down what a norm of the student put out.
+    fn see(&mut self, norm: SiteId, output: &Stored) -> Result<()> {
+        let ranges = self.each(|i| Ok(ChannelRanges::of(real_rows(&self.batches[i], &output.get(i)?).view())))?;
+        ranges.iter().for_each(|ranges| seen::add(&mut self.seen, norm, ranges));
+        Ok(())
     }
 
     pub(super) fn note(&mut self, site: SiteId, relative_error: f64) {
