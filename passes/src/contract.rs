@@ -102,7 +102,10 @@ fn is_linear(index: &Index<'_>, node: &NodeProto, from_text: usize) -> bool {
         // A product of two values of the text is no longer linear in either.
         "Mul" => from_text < 2,
         // A saturation: two ReLUs.
-        "Clip" => node.input.iter().skip(1).all(|limit| index.dependence(limit) == Dependence::Constant),
+        "Clip" => {
+            let mut limits = node.input.iter().skip(1).filter(|limit| !limit.is_empty());
+            limits.all(|limit| index.dependence(limit) == Dependence::Constant)
+        }
         "Div" => node.input.get(1).is_some_and(|by| index.dependence(by) == Dependence::Constant),
         op => MATRIX_OPERATORS.contains(&op),
     }
@@ -122,10 +125,14 @@ mod tests {
         let x = table.gather(ids);
         let kept = (x * mask.reshape(&[0, -1, 1]) * 2.0).relu().named("encoder");
         let squared = (kept * kept).named("squared");
-        let y = squared.tanh().named("y");
+        // Held between constants, from below alone, and by what the text says.
+        let low = b.parameter("low", &Tensor::scalar(0.5f32));
+        let held = b.op("Clip", &[squared.clip(-1.0, 1.0), low, b.value("")], vec![]);
+        let most = b.op("ReduceMax", &[held], vec![mabert_graph::attribute::int("keepdims", 0)]);
+        let y = b.op("Clip", &[held, low, most], vec![]).tanh().named("y");
         let model = b.model(&[y]);
         let found = non_linear_nodes(&model, Some("attention_mask"), Some("encoder")).unwrap();
         let names: Vec<(&str, bool)> = found.iter().map(|n| (n.operator.as_str(), n.in_head)).collect();
-        assert_eq!(names, [("Mul", true), ("Tanh", true)]);
+        assert_eq!(names, [("Mul", true), ("ReduceMax", true), ("Clip", true), ("Tanh", true)]);
     }
 }
