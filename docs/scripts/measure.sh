@@ -95,10 +95,12 @@ bench sst2-blockwise-bench 1 "$sst2/model.onnx" "$out/sst2-blockwise.onnx" --seq
 bench mrpc-blockwise-bench 1 "$mrpc/model.onnx" "$out/mrpc-blockwise.onnx" --seq 128 "${engines[@]}"
 
 # docs/performance.md. What a student answers makes no difference to its speed.
-measured lengths lengths.txt "$program" -q rewrite "$sst2/model.onnx" -o "$out/lengths.onnx" --transfer none \
-    --max-seq 512 --hidden 128
+for form in hinges network; do
+    measured lengths "$form.txt" "$program" -q rewrite "$sst2/model.onnx" -o "$out/$form.onnx" --transfer none \
+        --max-seq 512 --softmax "$form" --hidden 128
+done
 for threads in 1 2; do
-    bench "lengths-$threads" "$threads" "$sst2/model.onnx" "$out/lengths.onnx" --seq 32,128,512 \
+    bench "lengths-$threads" "$threads" "$sst2/model.onnx" "$out/hinges.onnx" "$out/network.onnx" --seq 32,128,512 \
         --engine onnxruntime,tract,plain-tract
     bench "texts-$threads" "$threads" "$sst2/model.onnx" "$out/sst2-blockwise.onnx" --seq 64 --batch 8 \
         --data "$MABERT_DATA/sst2/dev.tsv" --tokenizer "$sst2/tokenizer.json" --engine onnxruntime,tract \
@@ -112,10 +114,13 @@ student mini-full "$mini" sst2 "${sst2_text[@]}" --transfer full
 student sst2-closed-form "$sst2" sst2 "${sst2_text[@]}" --transfer closed-form
 student mrpc-closed-form "$mrpc" mrpc "${mrpc_text[@]}" --transfer closed-form
 student sst2-made-up "$sst2" sst2 --max-seq 64
-student sst2-per-layer "$sst2" sst2 "${sst2_text[@]}" --transfer closed-form --softmax per-layer
-student sst2-shared "$sst2" sst2 "${sst2_text[@]}" --transfer closed-form --softmax shared
-student sst2-no-tables "$sst2" sst2 "${sst2_text[@]}" --transfer closed-form --length-tables off
-student sst2-hidden-32 "$sst2" sst2 "${sst2_text[@]}" --transfer closed-form --hidden 32
+network=("${sst2_text[@]}" --transfer closed-form --softmax network)
+student sst2-network "$sst2" sst2 "${network[@]}"
+student sst2-per-layer "$sst2" sst2 "${network[@]}" --share layer
+student sst2-shared "$sst2" sst2 "${network[@]}" --share all
+student sst2-no-tables "$sst2" sst2 "${network[@]}" --length-tables off
+student sst2-hidden-32 "$sst2" sst2 "${network[@]}" --hidden 32
+student mrpc-network "$mrpc" mrpc "${mrpc_text[@]}" --transfer closed-form --softmax network
 if [ "$full" = yes ]; then
     student sst2-full "$sst2" sst2 "${sst2_text[@]}" --transfer full
     student mrpc-full "$mrpc" mrpc "${mrpc_text[@]}" --transfer full

@@ -150,26 +150,41 @@ def reached(student):
 
 
 def variants(reports):
-    """docs/transfer.md: what other approximators reach."""
+    """docs/transfer.md: what stands in the place of softmax."""
     rows = []
-    for name in ("closed-form", "per-layer", "shared", "no-tables", "hidden-32"):
-        if student := reports.student(f"sst2-{name}"):
+    for label, name in (
+        (MINILM_SST2, "sst2-closed-form"),
+        ("", "sst2-network"),
+        ("", "sst2-per-layer"),
+        ("", "sst2-shared"),
+        ("", "sst2-no-tables"),
+        ("", "sst2-hidden-32"),
+        (MINILM_MRPC, "mrpc-closed-form"),
+        ("", "mrpc-network"),
+    ):
+        if student := reports.student(name):
             report, _, second = student
-            options = report["options"]["approximator"]
             rows.append(
                 [
-                    f"`{options['sharing']}`",
-                    "on" if options["length_tables"] else "off",
-                    str(options["hidden"]),
+                    label,
+                    spelling(report["options"]["approximator"]),
                     f"{second['value']:.3f}",
                     f"{100 * second['agreement']:.1f} %",
                     seconds(report["seconds"]),
                     f"{report['bytes_after'] / 1e6:.1f} MB",
                 ]
             )
-    head = ["`--softmax`", "`--length-tables`", "`--hidden`", "Accuracy", "Agrees on", "Takes", "File"]
-    conditions = f"{MINILM_SST2}, `--transfer closed-form`, `--max-seq 64`, seed 0"
-    return table(head, rows, reports.caption(conditions), words=2)
+    head = ["Model, task", "Options", "Accuracy", "Agrees on", "Takes", "File"]
+    return table(head, rows, reports.caption("`--transfer closed-form`", "seed 0"), words=2)
+
+
+def spelling(options):
+    """The options that say what stands in the place of softmax."""
+    if options["form"] == "hinges":
+        return "`--softmax hinges`"
+    share = {"per-head": "head", "per-layer": "layer", "shared": "all"}[options["sharing"]]
+    tables = "" if options["length_tables"] else " --length-tables off"
+    return f"`--softmax network --share {share} --hidden {options['hidden']}{tables}`"
 
 
 def lengths(reports):
@@ -184,8 +199,10 @@ def lengths(reports):
                 for model, engine in (
                     ("model.onnx", "plain-tract"),
                     ("model.onnx", "tract"),
-                    ("lengths.onnx", "onnxruntime"),
-                    ("lengths.onnx", "tract"),
+                    ("hinges.onnx", "onnxruntime"),
+                    ("hinges.onnx", "tract"),
+                    ("network.onnx", "onnxruntime"),
+                    ("network.onnx", "tract"),
                 )
             ]
             rows.append([f"{length} tokens, {count(threads)}", f"{teacher['median_ms']:.1f} ms", *columns])
@@ -194,8 +211,10 @@ def lengths(reports):
         "Teacher, onnxruntime",
         "Teacher, plain tract",
         "Teacher, tract",
-        "Student, onnxruntime",
-        "Student, tract",
+        "Hinges, onnxruntime",
+        "Hinges, tract",
+        "Network, onnxruntime",
+        "Network, tract",
     ]
     return table(head, rows, reports.caption("batch 1, 20 rounds"))
 

@@ -3,7 +3,7 @@
 //!
 //! # Rewrite
 //!
-//! [`rewrite`] turns a [`Model`], the *teacher*, into a [`Student`]: softmax becomes a small ReLU network, GELU becomes
+//! [`rewrite`] turns a [`Model`], the *teacher*, into a [`Student`]: softmax becomes hinges or a small network, GELU becomes
 //! ReLU, layer normalisation melts into the weights beside it. The student's parameters are fitted on text, so that it
 //! answers like its teacher, and the [`Report`] says how far it does, on texts that were kept apart.
 //!
