@@ -144,14 +144,17 @@ pub fn draw_sample(
     let mut calibration = encoding.sequences(&calibrated, natural, &mut rng)?;
     let truncated = calibration.iter().chain(&held_out).filter(|s| s.truncated).count();
     let mut augmented = Augmented::default();
-    augmented.calibration = encoding.augment(&mut calibration, &calibrated, natural, seed)?;
+    let lacking = Amount::counted(&calibration).to_make(natural);
+    augmented.calibration = encoding.augment(&mut calibration, &calibrated, lacking, seed)?;
     let calibration = encoding.with_every_length(calibration, &mut rng);
 
     let trained = Amount { sequences: wanted.training, tokens: wanted.training_tokens };
     let mut judges = encoding.sequences(&for_training, trained, &mut training_rng)?;
+    // Judges are kept apart of text that is enough, too: that makes it no less.
+    let lacking = Amount::counted(&judges).to_make(trained);
     let mut training = judges.split_off((judges.len() / JUDGES).min(MOST_JUDGES));
     let sources = &for_training[judges.len()..][..training.len()];
-    augmented.training = encoding.augment(&mut training, sources, trained, seed ^ TRAINING_SEED)?;
+    augmented.training = encoding.augment(&mut training, sources, lacking, seed ^ TRAINING_SEED)?;
     let training = encoding.with_every_length(training, &mut training_rng);
     Ok(Sample {
         calibration,
@@ -236,10 +239,9 @@ impl Encoding<'_> {
         Ok(sequences)
     }
 
-    /// Adds what is made of the `sources`, where fewer sequences are there than are wanted; says how many.
-    fn augment(&self, sequences: &mut Vec<Sequence>, sources: &[Example], wanted: Amount, seed: u64) -> Result<usize> {
+    /// Adds so much that is made of the `sources`, unless it is to be done without; says how many sequences.
+    fn augment(&self, sequences: &mut Vec<Sequence>, sources: &[Example], amount: Amount, seed: u64) -> Result<usize> {
         let Some(augmentation) = self.augmentation else { return Ok(0) };
-        let amount = Amount::counted(sequences).to_make(wanted);
         // Random numbers of its own: what is drawn of the file stays the same.
         let mut rng = StdRng::seed_from_u64(seed ^ AUGMENTATION_SEED);
         let made = augmentation.make(self.path, sources, self.encoder, amount, &mut rng)?;
@@ -378,12 +380,12 @@ mod tests {
         assert_eq!((&alone.held_out, &alone.judges), (&with.held_out, &with.judges));
         let natural = |sequences: &[Sequence]| sequences.iter().filter(|s| s.ids.len() == 4).count();
         assert!(natural(&with.calibration) > 300 && natural(&alone.calibration) < 200);
-        // 180 texts have 720 tokens of the 1750; of the 171 to train on, 684 of 1500.
-        assert_eq!(with.augmented, Augmented { calibration: 258, training: 204 });
+        // 180 texts have 720 tokens, of the 1750 that are calibrated on and the 1500 that are trained on.
+        assert_eq!(with.augmented, Augmented { calibration: 258, training: 195 });
         assert_eq!(with.calibration[..180], alone.calibration[..180]);
         assert_eq!(with.training[..171], alone.training[..171]);
         let lines = |sequences: &[Sequence]| sequences.iter().map(|s| s.line).collect::<HashSet<usize>>();
-        let (made, trained) = (&with.calibration[180..][..258], &with.training[171..][..204]);
+        let (made, trained) = (&with.calibration[180..][..258], &with.training[171..][..195]);
         assert!(lines(made).is_disjoint(&lines(&with.held_out)));
         assert!(lines(trained).is_disjoint(&lines(&with.held_out)));
         assert!(lines(trained).is_disjoint(&lines(&with.judges)));
