@@ -33,6 +33,10 @@ pub enum Setting {
     Arrays,
     /// What an input of the model holds.
     InputRole,
+    /// How vectors of texts are made of a feature model's outputs.
+    Pooling,
+    /// The second text of a pair's column.
+    PairColumn,
     /// The model's tokenizer.
     Tokenizer,
     /// Tokens that go through the student.
@@ -51,7 +55,7 @@ pub enum Setting {
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::MaxSeq,
         Self::Hidden,
         Self::PaperOrder,
@@ -66,6 +70,8 @@ impl Setting {
         Self::Truncate,
         Self::Arrays,
         Self::InputRole,
+        Self::Pooling,
+        Self::PairColumn,
         Self::Tokenizer,
         Self::CalibrationTokens,
         Self::NoLabels,

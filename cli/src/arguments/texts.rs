@@ -6,8 +6,8 @@ use anyhow::Result;
 use clap::Args;
 use mabert_passes::inputs::Role;
 use mabert_transfer::data::{
-    Columns, Content, Data, DataFile, DataFormat, Example, Overlong, Sequence, TextEncoder, Unknown, check_ids,
-    read_sequences,
+    Columns, Content, Data, DataFile, DataFormat, Example, Overlong, Sequence, Skipped, TextEncoder, Unknown,
+    check_ids, read_pairs, read_sequences,
 };
 
 use super::one_of;
@@ -146,7 +146,20 @@ impl DataArguments {
 
 /// All of a file's texts, for models whose tables of words have so many rows.
 pub(crate) fn read_texts(file: &DataFile, encoder: &TextEncoder, rows: Option<usize>) -> Result<Texts> {
-    let (sequences, skipped) = read_sequences(file, encoder)?;
+    all_texts(file, read_sequences(file, encoder)?, encoder, rows)
+}
+
+/// The same of pairs of which each text is read alone: two sequences a pair.
+pub(crate) fn read_pair_texts(file: &DataFile, encoder: &TextEncoder, rows: Option<usize>) -> Result<Texts> {
+    all_texts(file, read_pairs(file, encoder)?, encoder, rows)
+}
+
+fn all_texts(
+    file: &DataFile,
+    (sequences, skipped): (Vec<Sequence>, Skipped),
+    encoder: &TextEncoder,
+    rows: Option<usize>,
+) -> Result<Texts> {
     let mut texts = Texts::new(file.path(), sequences, encoder, rows)?;
     texts.notes.extend(file.notes());
     texts.notes.extend(skipped.note(file.path()));

@@ -6,6 +6,7 @@ use mabert_passes::pipeline::{Order, Pass};
 use mabert_transfer::data::DataFormat;
 use mabert_transfer::evaluate::Metric;
 use mabert_transfer::job::TransferKind;
+use mabert_transfer::pooling::Pooling;
 
 /// A type whose values are chosen by name. The libraries know their names; what help says of them is said here.
 pub(crate) trait Choice: Copy + Send + Sync + 'static {
@@ -128,6 +129,22 @@ impl Choice for DataFormat {
     }
 }
 
+impl Choice for Pooling {
+    fn name(self) -> &'static str {
+        self.name()
+    }
+
+    fn help(self) -> Option<&'static str> {
+        match self {
+            Self::Mean => Some("The mean of the hidden states of a text's tokens"),
+            Self::First => Some("The hidden state of its first token"),
+            Self::Output => Some("What the model itself gives for the text"),
+            Self::None => Some("No vectors: outputs are compared row by row"),
+            _ => None,
+        }
+    }
+}
+
 impl Choice for Metric {
     fn name(self) -> &'static str {
         self.name()
@@ -138,6 +155,7 @@ impl Choice for Metric {
             Self::F1 => Some("Of class 1 of two"),
             Self::MacroF1 => Some("The mean of that of every class"),
             Self::Mcc => Some("Matthews' correlation"),
+            Self::Sts => Some("Spearman's correlation of the cosines of pairs of texts, each read alone"),
             Self::Accuracy | Self::Pearson | Self::Spearman => None,
         }
     }

@@ -5,17 +5,22 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use mabert_graph::Model;
-use mabert_transfer::data::{Overlong, TextEncoder, sameness_note};
+use mabert_runtime::Engine;
+use mabert_transfer::data::{BatchShape, Overlong, Sequence, TextEncoder, sameness_note};
 use mabert_transfer::evaluate::{
     Metric, Spread, chance_note, check_labels, label_notes, labels, logits_and_overflow, predictions,
 };
+use mabert_transfer::pooling::Features;
 use mabert_transfer::progress::Progress as _;
+use mabert_transfer::sts::{self, Cosines};
 use serde::Serialize;
 
-use crate::arguments::{Choice as _, DataArguments, Global, Texts, one_of, read_texts};
+use crate::arguments::{
+    Choice as _, DataArguments, Global, Texts, VectorArguments, one_of, read_pair_texts, read_texts,
+};
 use crate::bars::Bars;
 use crate::engines::{EngineName, LONGEST, Reads};
-use crate::failure::CheckFailed;
+use crate::failure::{CheckFailed, Usage};
 use crate::print::{self, Page};
 
 #[derive(Debug, Args)]
@@ -25,6 +30,8 @@ pub(crate) struct EvalArguments {
     models: Vec<PathBuf>,
     #[command(flatten)]
     data: DataArguments,
+    #[command(flatten)]
+    vectors: VectorArguments,
     /// The column of the label, a number
     #[arg(long, value_name = "NAME")]
     label_column: String,
@@ -66,6 +73,11 @@ struct Evaluated {
 
 pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
     arguments.data.check("")?;
+    let compares_pairs = arguments.metric == Metric::Sts;
+    if !compares_pairs && arguments.vectors.pooling.is_some() {
+        let reason = "--pooling makes vectors of texts, which --metric sts alone compares";
+        return Err(Usage(reason.to_owned()).into());
+    }
     // Before models are tried out.
     let file = arguments.data.open(Some(&arguments.label_column))?;
     let mut longest = LONGEST;
@@ -77,12 +89,13 @@ pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
     }
     let encoder = arguments.data.encoder(longest, Overlong::Truncate)?;
     let rows = models.iter().filter_map(|(_, reads)| reads.vocabulary()).min();
-    let mut texts = read_texts(&file, &encoder, rows)?;
+    let read = if compares_pairs { read_pair_texts } else { read_texts };
+    let mut texts = read(&file, &encoder, rows)?;
     texts.notes.extend(sameness_note(&texts.file, &texts.sequences));
     let evaluated = evaluate_models(arguments, &models, &encoder, &mut texts, global)?;
     let evaluation = Evaluation {
         data: texts.file.display().to_string(),
-        examples: texts.sequences.len(),
+        examples: if compares_pairs { texts.sequences.len() / 2 } else { texts.sequences.len() },
         max_seq: texts.max_seq,
         truncated: texts.truncated(),
         engine: arguments.engine.name(),
@@ -108,7 +121,10 @@ fn evaluate_models(
     global: &Global,
 ) -> Result<Vec<Evaluated>> {
     let metric = arguments.metric;
-    let labels = labels(&texts.file, &texts.sequences)?;
+    let mut labels = labels(&texts.file, &texts.sequences)?;
+    if metric == Metric::Sts {
+        labels = sts::of_pairs(&labels);
+    }
     let mut evaluated = Vec::new();
     let mut reference: Option<Vec<f64>> = None;
     let bars = Bars::new(global);
@@ -116,15 +132,24 @@ fn evaluate_models(
     for (path, reads) in models {
         let engine = arguments.engine.load_tapped(path, reads.encoder_end(), global)?;
         let shape = reads.shape(encoder);
-        let told = logits_and_overflow(engine.as_ref(), &shape, &texts.sequences, reads.channels(), Spread::Inside);
-        let predicted = told.and_then(|(logits, overflow)| {
-            check_labels(metric, logits.ncols(), &texts.file, &texts.sequences, &labels)?;
-            let doubts = label_notes(metric, logits.ncols(), &texts.file, &labels);
-            texts.notes.extend(doubts.into_iter().filter(|note| !texts.notes.contains(note)).collect::<Vec<_>>());
-            Ok((predictions(metric, &logits)?, overflow))
-        });
+        let predicted = match metric {
+            Metric::Sts => {
+                let tokenizer = arguments.data.tokenizer.as_deref();
+                let features = arguments.vectors.features(path, tokenizer, reads.channels());
+                finite_cosines(engine.as_ref(), &shape, &texts.sequences, &features)
+            }
+            _ => logits_and_overflow(engine.as_ref(), &shape, &texts.sequences, reads.channels(), Spread::Inside)
+                .and_then(|(logits, overflow)| {
+                    check_labels(metric, logits.ncols(), &texts.file, &texts.sequences, &labels)?;
+                    let doubts = label_notes(metric, logits.ncols(), &texts.file, &labels);
+                    texts
+                        .notes
+                        .extend(doubts.into_iter().filter(|note| !texts.notes.contains(note)).collect::<Vec<_>>());
+                    Ok((predictions(metric, &logits)?, overflow))
+                }),
+        };
         let (predicted, overflow) = predicted.with_context(|| path.display().to_string())?;
-        let (model, count) = (path.display(), texts.sequences.len());
+        let (model, count) = (path.display(), labels.len());
         if overflow > 0 {
             texts.notes.push(format!(
                 "{model}: its encoder overflows on {overflow} of {count} texts: what the head answers to them means nothing"
@@ -143,6 +168,22 @@ fn evaluate_models(
     }
     bars.end();
     Ok(evaluated)
+}
+
+/// The cosines of pairs, where all are numbers.
+fn finite_cosines(
+    engine: &dyn Engine,
+    shape: &BatchShape,
+    pairs: &[Sequence],
+    features: &Features,
+) -> mabert_transfer::Result<(Vec<f64>, usize)> {
+    let Cosines { values, overflow } = sts::cosines(engine, shape, pairs, features, Spread::Inside)?;
+    if overflow > 0 {
+        let count = values.len();
+        let reason = format!("{overflow} of {count} pairs get vectors that are not finite: the model overflows");
+        return Err(mabert_transfer::Error::Compare(reason));
+    }
+    Ok((values, overflow))
 }
 
 fn check_minimum(evaluation: &Evaluation) -> Result<()> {

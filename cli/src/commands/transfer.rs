@@ -7,7 +7,7 @@ use clap::Args;
 use mabert_transfer::job::{FullStage, Transfer};
 
 use super::student::{Destination, make_student};
-use crate::arguments::{DataArguments, DevArguments, EndToEndArguments, Global};
+use crate::arguments::{DataArguments, DevArguments, EndToEndArguments, Global, VectorArguments};
 use crate::failure::Usage;
 
 #[derive(Debug, Args)]
@@ -24,6 +24,8 @@ pub(crate) struct TransferArguments {
     external_data: bool,
     #[command(flatten)]
     data: DataArguments,
+    #[command(flatten)]
+    vectors: VectorArguments,
     /// More text to train on, not to measure on; half of all sequences come from it
     #[arg(long, value_name = "FILE", requires = "data")]
     extra_data: Vec<PathBuf>,
@@ -57,5 +59,6 @@ pub(super) fn transfer(arguments: &TransferArguments, global: &Global) -> Result
     let stage = FullStage { start: Some(arguments.student.clone()), ..arguments.end_to_end.stage(global) };
     let job = arguments.end_to_end.job(&arguments.data, &arguments.dev, global)?;
     let job = job.extra_data(arguments.extra_data.clone()).transfer(Transfer::Full(stage));
+    let job = job.pooling(arguments.vectors.pooling);
     make_student(&arguments.teacher, &job, &destination, global)
 }

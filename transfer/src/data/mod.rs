@@ -24,6 +24,6 @@ pub use columns::{Columns, USUAL_PAIRS, USUAL_TEXTS};
 pub use doubts::{Unknown, check_ids, sameness_note};
 pub use made_up::{Vocabulary, made_up_sequences, odd_sequences};
 pub use reader::{Content, Example, Reader, Skipped};
-pub use sample::{LoneTexts, Sample, Wanted, draw_sample, read_sequences};
+pub use sample::{LoneTexts, Sample, Wanted, draw_sample, read_pairs, read_sequences};
 pub use source::{Data, DataFile, DataFormat};
 pub use tokens::{Overlong, Sequence, TextEncoder};

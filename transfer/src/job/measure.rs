@@ -12,15 +12,19 @@ use super::report::DevReport;
 use super::settings::Dev;
 use crate::compare::{self, Distances, OutputDistance, Tolerance};
 use crate::data::{
-    Batch, BatchShape, DataFile, Sequence, TextEncoder, Unknown, check_ids, read_sequences, sameness_note,
+    Batch, BatchShape, DataFile, Sequence, TextEncoder, Unknown, check_ids, read_pairs, read_sequences, sameness_note,
 };
 use crate::evaluate::{self, Metric, Spread};
+use crate::pooling::{Features, Form, Pooling};
+use crate::sts::{self, Cosines};
 use crate::{Error, Result, Setting};
 
 /// The teacher's outputs on sequences kept apart, by which students are measured.
 pub(super) struct Reference {
     batches: Vec<Batch>,
     teacher_outputs: Vec<Named>,
+    /// What makes vectors of texts of the outputs.
+    pub(super) features: Features,
     /// The labelled texts, where there are any.
     pub(super) dev: Option<DevSet>,
 }
@@ -36,9 +40,9 @@ impl Reference {
     ///
     /// # Errors
     /// The teacher's outputs are not finite.
-    pub(super) fn new(origin: &str, teacher: &Runnable, batches: Vec<Batch>) -> Result<Self> {
+    pub(super) fn new(origin: &str, teacher: &Runnable, batches: Vec<Batch>, features: Features) -> Result<Self> {
         let teacher_outputs = outputs(teacher, &batches)?;
-        let reference = Self { batches, teacher_outputs, dev: None };
+        let reference = Self { batches, teacher_outputs, features, dev: None };
         match reference.overflows(&reference.teacher_outputs) {
             0 => Ok(reference),
             bad => Err(Error::Teacher {
@@ -71,9 +75,25 @@ impl Reference {
         Ok(self.distances(&zeros)?.into_iter().map(|output| output.mean_abs).collect())
     }
 
-    /// How far `outputs` are from the teacher's.
+    /// How far `outputs` are from the teacher's, and the vectors of texts that are made of them.
     pub(super) fn distances(&self, outputs: &[Named]) -> Result<Vec<OutputDistance>> {
-        distances(&self.batches, &self.teacher_outputs, outputs)
+        distances(&self.batches, &self.teacher_outputs, outputs, &self.features)
+    }
+
+    /// How the vectors of texts are made that users of the teacher compare, where it is a feature model.
+    ///
+    /// # Errors
+    /// No output is such as is asked for.
+    pub(super) fn pooling(&self) -> Result<Option<Pooling>> {
+        let Some(first) = self.teacher_outputs.first() else { return Ok(None) };
+        let form = |(at, (name, value)): (usize, &(String, Tensor))| {
+            let batches = self.batches.iter().zip(&self.teacher_outputs);
+            let shapes: Vec<_> = batches.map(|(batch, o)| (batch.length, o[at].1.shape().to_vec())).collect();
+            Form::new(&self.features, name, value, &shapes)
+        };
+        let forms: Vec<Form> = first.iter().enumerate().map(form).collect();
+        let vectors = self.features.vectors(&forms)?;
+        Ok(vectors.main.and_then(|at| vectors.poolings[at]))
     }
 
     /// How many sequences have an output that is not finite.
@@ -140,10 +160,12 @@ impl Reference {
 /// Labelled texts, and what the teacher makes of them.
 pub(super) struct DevSet {
     file: PathBuf,
-    metric: Metric,
+    /// By [`Metric::Sts`] two a label.
     sequences: Vec<Sequence>,
-    shape: BatchShape,
     labels: Vec<f64>,
+    metric: Metric,
+    shape: BatchShape,
+    features: Features,
     teacher: Vec<f64>,
     /// What makes it doubtful that they mean anything.
     pub(super) notes: Vec<String>,
@@ -157,33 +179,79 @@ impl DevSet {
         rows: usize,
         teacher: &Runnable,
         shape: &BatchShape,
+        features: &Features,
     ) -> Result<Self> {
         let file: &Path = &dev.data.path;
         let opened = DataFile::open(&dev.data)?;
-        let (sequences, skipped) = read_sequences(&opened, encoder)?;
+        let read = if dev.metric == Metric::Sts { read_pairs } else { read_sequences };
+        let (sequences, skipped) = read(&opened, encoder)?;
         check_ids(file, rows, &sequences)?;
-        let labels = evaluate::labels(file, &sequences)?;
+        let mut labels = evaluate::labels(file, &sequences)?;
+        if dev.metric == Metric::Sts {
+            labels = sts::of_pairs(&labels);
+        }
         let mut notes = opened.notes();
         notes.extend(skipped.note(file));
         notes.extend(sameness_note(file, &sequences));
         notes.extend(Unknown::count(&sequences, encoder)?.note(file));
-        let logits = evaluate::logits(teacher, shape, &sequences, None, Spread::Batches)?;
-        evaluate::check_labels(dev.metric, logits.ncols(), file, &sequences, &labels)?;
-        notes.extend(evaluate::label_notes(dev.metric, logits.ncols(), file, &labels));
-        let teacher = evaluate::predictions(dev.metric, &logits)?;
-        let chance = evaluate::chance_note(dev.metric, &teacher, &labels);
+        let mut set = Self {
+            file: file.to_owned(),
+            sequences,
+            labels,
+            metric: dev.metric,
+            shape: shape.clone(),
+            features: features.clone(),
+            teacher: Vec::new(),
+            notes,
+        };
+        set.teacher = set.teacher_predictions(teacher)?;
+        Ok(set)
+    }
+
+    /// What the teacher answers; what makes it doubtful that it means anything is noted.
+    fn teacher_predictions(&mut self, teacher: &Runnable) -> Result<Vec<f64>> {
+        let Self { file, metric, sequences, labels, .. } = &*self;
+        let (mut notes, predictions) = if *metric == Metric::Sts {
+            (Vec::new(), self.finite_cosines(teacher)?)
+        } else {
+            let logits = evaluate::logits(teacher, &self.shape, sequences, None, Spread::Batches)?;
+            evaluate::check_labels(*metric, logits.ncols(), file, sequences, labels)?;
+            let notes = evaluate::label_notes(*metric, logits.ncols(), file, labels);
+            (notes, evaluate::predictions(*metric, &logits)?)
+        };
+        let chance = evaluate::chance_note(*metric, &predictions, labels);
         notes.extend(chance.map(|note| format!("the teacher on {}: {note}", file.display())));
-        Ok(Self { file: file.to_owned(), metric: dev.metric, sequences, shape: shape.clone(), labels, teacher, notes })
+        self.notes.extend(notes);
+        Ok(predictions)
+    }
+
+    fn cosines(&self, model: &Runnable) -> Result<Cosines> {
+        sts::cosines(model, &self.shape, &self.sequences, &self.features, Spread::Batches)
+    }
+
+    fn finite_cosines(&self, teacher: &Runnable) -> Result<Vec<f64>> {
+        match self.cosines(teacher)? {
+            Cosines { values, overflow: 0 } => Ok(values),
+            Cosines { values, overflow } => {
+                let reason = format!("{overflow} of {} pairs get vectors that are not finite", values.len());
+                Err(Error::Compare(reason))
+            }
+        }
     }
 
     fn measure(&self, student: &Runnable) -> Result<DevReport> {
-        let logits = evaluate::logits(student, &self.shape, &self.sequences, None, Spread::Batches)?;
         // A text without an answer is answered wrongly; it does not stop the work.
-        let (predictions, overflow) = evaluate::predictions_with_overflow(self.metric, &logits)?;
+        let (predictions, overflow) = if self.metric == Metric::Sts {
+            let Cosines { values, overflow } = self.cosines(student)?;
+            (values, overflow)
+        } else {
+            let logits = evaluate::logits(student, &self.shape, &self.sequences, None, Spread::Batches)?;
+            evaluate::predictions_with_overflow(self.metric, &logits)?
+        };
         Ok(DevReport {
             overflow,
             file: self.file.clone(),
-            examples: self.sequences.len(),
+            examples: self.labels.len(),
             metric: self.metric,
             teacher: self.metric.score(&self.teacher, &self.labels),
             student: self.metric.score(&predictions, &self.labels),
@@ -202,8 +270,9 @@ pub(super) fn outputs(model: &Runnable, batches: &[Batch]) -> Result<Vec<Named>>
 }
 
 /// How far the outputs of `second` are from those of `first`, in units of `1 + |first|` where `exceeds` is concerned.
-fn distances(batches: &[Batch], first: &[Named], second: &[Named]) -> Result<Vec<OutputDistance>> {
-    let mut distances = Distances::new(Tolerance { elements: Some((1.0, 1.0)), cosine: None });
+fn distances(batches: &[Batch], first: &[Named], second: &[Named], features: &Features) -> Result<Vec<OutputDistance>> {
+    let tolerance = Tolerance { elements: Some((1.0, 1.0)), cosine: None };
+    let mut distances = Distances::new(tolerance).features(features.clone());
     for (batch, (a, b)) in batches.iter().zip(first.iter().zip(second)) {
         distances.add(a, b, Some(batch))?;
     }
@@ -212,7 +281,8 @@ fn distances(batches: &[Batch], first: &[Named], second: &[Named]) -> Result<Vec
 
 /// The furthest of all outputs, relative to outputs above 1.
 fn furthest(batches: &[Batch], first: &[Named], second: &[Named]) -> Result<f64> {
-    Ok(distances(batches, first, second)?.iter().map(|o| o.exceeds).fold(0.0, f64::max))
+    let features = Features::new(Some(Pooling::None));
+    Ok(distances(batches, first, second, &features)?.iter().map(|o| o.exceeds).fold(0.0, f64::max))
 }
 
 /// Sequences in batches.

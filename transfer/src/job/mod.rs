@@ -22,6 +22,7 @@ pub use settings::{CheckpointFolder, Dev, FullStage, Job, Transfer, TransferKind
 
 use crate::Result;
 pub use crate::data::Data;
+pub use crate::pooling::Pooling;
 use crate::progress::Progress;
 use prepare::Prepared;
 

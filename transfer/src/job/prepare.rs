@@ -20,6 +20,7 @@ use super::stages::{Record, Transferring};
 use super::{DEFAULT_HIDDEN, DEFAULT_MAX_SEQ, EXACT, Job, Transfer};
 use crate::data::{Batch, BatchShape, Overlong, Sequence, TextEncoder, batches, odd_sequences};
 use crate::full::{self, Checkpoint};
+use crate::pooling::{Pooling, table_columns};
 use crate::progress::Progress;
 use crate::{Error, Result, Setting};
 
@@ -57,6 +58,8 @@ pub(super) struct Context<'j> {
     pub(super) canonical_change: f64,
     pub(super) texts: Texts,
     pub(super) reference: Reference,
+    /// How users of a feature model make vectors of texts.
+    pub(super) pooling: Option<Pooling>,
     /// What a user should know of the data and the tokenizer.
     pub(super) notes: Vec<String>,
 }
@@ -117,9 +120,11 @@ impl<'j> Prepared<'j> {
         let origin = model.origin().to_owned();
         // Where the outputs are not finite, a weight that is not says why.
         let named = |fault: Error| refuse_unusable_weights(&model).map_or_else(Error::from, |()| fault);
-        let mut reference = Reference::new(&origin, &runnable, held_out).map_err(named)?;
         let rows = vocabulary.size;
-        reference.dev = job.dev.as_ref().map(|dev| DevSet::new(dev, &encoder, rows, &runnable, &shape)).transpose()?;
+        let features = job.features(&origin).channels(table_columns(&model, rows));
+        let mut reference = Reference::new(&origin, &runnable, held_out, features.clone()).map_err(named)?;
+        let dev_set = |dev| DevSet::new(dev, &encoder, rows, &runnable, &shape, &features);
+        reference.dev = job.dev.as_ref().map(dev_set).transpose()?;
         let mut notes: Vec<String> =
             inputs.disagreement().map(|told| format!("{origin}: {told}")).into_iter().collect();
         notes.extend(encoder.notes(rows)?);
@@ -132,6 +137,8 @@ impl<'j> Prepared<'j> {
         let dequantised = original.map(|original| original.measure(&reference)).transpose()?;
         let rewriting = Rewriting::new(model, options)?;
         let canonical_change = canonical_change(&reference, &rewriting)?;
+        reference.features = features.channels(Some(rewriting.encoder.channels));
+        let pooling = reference.pooling()?;
         let texts = Texts { source, calibration, training, judges, odd, shape };
         let context = Context {
             job,
@@ -143,6 +150,7 @@ impl<'j> Prepared<'j> {
             canonical_change,
             texts,
             reference,
+            pooling,
             notes,
         };
         Ok(Self { context, rewriting, start, checkpoint })
