@@ -4,6 +4,7 @@ mod faults;
 mod options;
 mod outputs;
 mod texts;
+mod vectors;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -14,3 +14,4 @@ mod sites;
 mod spellings;
 mod structure;
 mod twins;
+mod vectors;

@@ -50,7 +50,8 @@ pub(crate) struct RewriteArguments {
     /// How the student's parameters are found [default: blockwise with data, closed-form without]
     #[arg(long, value_parser = one_of(TransferKind::ALL))]
     transfer: Option<TransferKind>,
-    /// Tokens that go through the student to calibrate it [default: 40000 of text, 12000 made up]
+    /// Tokens that go through the student to calibrate it [default: 40000 of text, 160000 for a
+    /// feature model, 12000 made up]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(100..=MOST_TOKENS))]
     calibration_tokens: Option<u64>,
     /// More text to calibrate and train on, not to measure on; half of all sequences come from it

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mabert_graph::{ElementType, Model, Tensor};
+use mabert_passes::inputs::EncoderInputs;
 use mabert_runtime::{LoadOptions, Model as Runnable, Named, Taps, borrowed};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
@@ -80,22 +81,6 @@ impl Reference {
         distances(&self.batches, &self.teacher_outputs, outputs, &self.features)
     }
 
-    /// How the vectors of texts are made that users of the teacher compare, where it is a feature model.
-    ///
-    /// # Errors
-    /// No output is such as is asked for.
-    pub(super) fn pooling(&self) -> Result<Option<Pooling>> {
-        let Some(first) = self.teacher_outputs.first() else { return Ok(None) };
-        let form = |(at, (name, value)): (usize, &(String, Tensor))| {
-            let batches = self.batches.iter().zip(&self.teacher_outputs);
-            let shapes: Vec<_> = batches.map(|(batch, o)| (batch.length, o[at].1.shape().to_vec())).collect();
-            Form::new(&self.features, name, value, &shapes)
-        };
-        let forms: Vec<Form> = first.iter().enumerate().map(form).collect();
-        let vectors = self.features.vectors(&forms)?;
-        Ok(vectors.main.and_then(|at| vectors.poolings[at]))
-    }
-
     /// How many sequences have an output that is not finite.
     pub(super) fn overflows(&self, outputs: &[Named]) -> usize {
         compare::overflows(&self.batches, outputs)
@@ -155,6 +140,33 @@ impl Reference {
     pub(super) fn dev_report(&self, student: &Runnable) -> Result<Option<DevReport>> {
         self.dev.as_ref().map(|dev| dev.measure(student)).transpose()
     }
+}
+
+/// How users of a feature model make vectors of texts, told by runs on made-up tokens of at most `longest`; `None` of other
+/// models.
+///
+/// # Errors
+/// No output is such as is asked for.
+pub(super) fn pooling(
+    teacher: &Runnable,
+    inputs: &EncoderInputs,
+    features: &Features,
+    longest: usize,
+) -> Result<Option<Pooling>> {
+    let shape = BatchShape::new(inputs);
+    let run = |length: usize| -> Result<(usize, Named)> {
+        let made_up = inputs.made_up(2, length.min(longest), 1)?;
+        Ok((shape.length.unwrap_or(length.min(longest)), teacher.run(&borrowed(&made_up))?))
+    };
+    // Of two lengths: what is as wide as the text is long differs then.
+    let runs = [run(7)?, run(5)?];
+    let form = |(at, (name, value)): (usize, &(String, Tensor))| {
+        let shapes = runs.each_ref().map(|(length, outputs)| (*length, outputs[at].1.shape().to_vec()));
+        Form::new(features, name, value, &shapes)
+    };
+    let forms: Vec<Form> = runs[0].1.iter().enumerate().map(form).collect();
+    let vectors = features.vectors(&forms)?;
+    Ok(vectors.main.and_then(|at| vectors.poolings[at]))
 }
 
 /// Labelled texts, and what the teacher makes of them.

@@ -17,7 +17,7 @@ use mabert_graph::Model;
 
 pub use quantised::Dequantised;
 pub use report::{DevReport, OddInputs, Report, SiteReport, StageReport};
-pub use sequences::{DEFAULT_TOKENS, Source};
+pub use sequences::{DEFAULT_TOKENS, Source, VECTOR_TOKENS};
 pub use settings::{CheckpointFolder, Dev, FullStage, Job, Transfer, TransferKind};
 
 use crate::Result;

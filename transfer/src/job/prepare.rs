@@ -12,7 +12,7 @@ use mabert_passes::recognise::PROBED;
 use mabert_passes::recording::{check_sizes, longest_sequence};
 use mabert_runtime::{LoadOptions, Model as Runnable};
 
-use super::measure::{DevSet, Reference};
+use super::measure::{DevSet, Reference, pooling};
 use super::origin::{StartStudent, checkpoint};
 use super::quantised::{Dequantised, in_single_precision};
 use super::sequences::{HELD_OUT_SEED, Sequences, Source, vocabulary};
@@ -110,8 +110,11 @@ impl<'j> Prepared<'j> {
         };
         let vocabulary = vocabulary(words, &encoder)?;
         let checkpoint = checkpoint(&model, job)?;
+        let rows = vocabulary.size;
+        let features = job.features(model.origin()).channels(table_columns(&model, rows));
+        let pooling = pooling(&runnable, &inputs, &features, encoder.longest())?;
         let Sequences { source, calibration, training, judges, held_out, notes: of_texts } =
-            Sequences::new(job, &encoder, &vocabulary)?;
+            Sequences::new(job, &encoder, &vocabulary, pooling)?;
         let odd = odd_sequences(&vocabulary, encoder.longest(), job.seed ^ HELD_OUT_SEED);
         let pad = Some(encoder.pad()).filter(|id| vocabulary.holds(*id));
         let shape = BatchShape { pad: pad.unwrap_or(0), ..BatchShape::new(&inputs) };
@@ -120,8 +123,6 @@ impl<'j> Prepared<'j> {
         let origin = model.origin().to_owned();
         // Where the outputs are not finite, a weight that is not says why.
         let named = |fault: Error| refuse_unusable_weights(&model).map_or_else(Error::from, |()| fault);
-        let rows = vocabulary.size;
-        let features = job.features(&origin).channels(table_columns(&model, rows));
         let mut reference = Reference::new(&origin, &runnable, held_out, features.clone()).map_err(named)?;
         let dev_set = |dev| DevSet::new(dev, &encoder, rows, &runnable, &shape, &features);
         reference.dev = job.dev.as_ref().map(dev_set).transpose()?;
@@ -138,7 +139,6 @@ impl<'j> Prepared<'j> {
         let rewriting = Rewriting::new(model, options)?;
         let canonical_change = canonical_change(&reference, &rewriting)?;
         reference.features = features.channels(Some(rewriting.encoder.channels));
-        let pooling = reference.pooling()?;
         let texts = Texts { source, calibration, training, judges, odd, shape };
         let context = Context {
             job,

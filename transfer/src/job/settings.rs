@@ -297,7 +297,8 @@ impl Job {
         self
     }
 
-    /// Tokens that go through the student to calibrate it; without a number [`DEFAULT_TOKENS`](super::DEFAULT_TOKENS).
+    /// Tokens that go through the student to calibrate it; without a number [`DEFAULT_TOKENS`](super::DEFAULT_TOKENS), of
+    /// text for a feature model [`VECTOR_TOKENS`](super::VECTOR_TOKENS).
     #[must_use]
     pub fn calibration_tokens(mut self, tokens: impl Into<Option<usize>>) -> Self {
         self.calibration_tokens = tokens.into();
