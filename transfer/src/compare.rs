@@ -123,19 +123,28 @@ struct Output {
 pub struct Distances {
     tolerance: Tolerance,
     features: Features,
+    /// Values that are no outputs.
+    inner: Vec<String>,
     outputs: Vec<Output>,
 }
 
 impl Distances {
     /// Nothing compared yet.
     pub fn new(tolerance: Tolerance) -> Self {
-        Self { tolerance, features: Features::new(Some(Pooling::None)), outputs: Vec::new() }
+        Self { tolerance, features: Features::new(Some(Pooling::None)), inner: Vec::new(), outputs: Vec::new() }
     }
 
     /// Compares vectors of texts too, where the models give such.
     #[must_use]
     pub fn features(mut self, features: Features) -> Self {
         self.features = features;
+        self
+    }
+
+    /// Says which values are inner ones, neither answers nor vectors of texts.
+    #[must_use]
+    pub fn inner(mut self, values: &[String]) -> Self {
+        self.inner = values.to_vec();
         self
     }
 
@@ -147,7 +156,8 @@ impl Distances {
     pub fn add(&mut self, first: &Named, second: &Named, batch: Option<&Batch>) -> crate::Result<()> {
         let of_both = |name: &str| second.iter().find(|(n, _)| n == name);
         if let Some(batch) = batch.filter(|_| self.outputs.is_empty()) {
-            let shared: Vec<&(String, Tensor)> = first.iter().filter(|(name, _)| of_both(name).is_some()).collect();
+            let is_shared = |name: &String| of_both(name).is_some() && !self.inner.contains(name);
+            let shared: Vec<&(String, Tensor)> = first.iter().filter(|(name, _)| is_shared(name)).collect();
             self.outputs = self.outputs_with_vectors(&shared, batch)?;
         }
         for (name, a) in first {
@@ -182,7 +192,12 @@ impl Distances {
 
     /// The distances so far.
     pub fn outputs(&self) -> Vec<OutputDistance> {
-        self.outputs.iter().map(|output| output.distance(&self.features)).collect()
+        let distance = |output: &Output| {
+            let distance = output.distance(&self.features);
+            let is_inner = self.inner.contains(&output.name);
+            OutputDistance { agreement: distance.agreement.filter(|_| !is_inner), ..distance }
+        };
+        self.outputs.iter().map(distance).collect()
     }
 }
 

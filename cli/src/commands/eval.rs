@@ -130,7 +130,9 @@ fn evaluate_models(
     let bars = Bars::new(global);
     bars.begin("eval", models.len());
     for (path, reads) in models {
-        let engine = arguments.engine.load_tapped(path, reads.encoder_end(), global)?;
+        // Among outputs, where the encoder ends would be taken for one to be pooled.
+        let taps = if metric == Metric::Sts { &[] } else { reads.encoder_end() };
+        let engine = arguments.engine.load_tapped(path, taps, global)?;
         let shape = reads.shape(encoder);
         let predicted = match metric {
             Metric::Sts => {
@@ -142,9 +144,8 @@ fn evaluate_models(
                 .and_then(|(logits, overflow)| {
                     check_labels(metric, logits.ncols(), &texts.file, &texts.sequences, &labels)?;
                     let doubts = label_notes(metric, logits.ncols(), &texts.file, &labels);
-                    texts
-                        .notes
-                        .extend(doubts.into_iter().filter(|note| !texts.notes.contains(note)).collect::<Vec<_>>());
+                    let new: Vec<String> = doubts.into_iter().filter(|note| !texts.notes.contains(note)).collect();
+                    texts.notes.extend(new);
                     Ok((predictions(metric, &logits)?, overflow))
                 }),
         };

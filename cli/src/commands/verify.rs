@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use mabert_graph::Model;
+use mabert_passes::inputs::EncoderInputs;
 use mabert_passes::pipeline::simplify;
 use mabert_passes::recognise::recognise;
 use mabert_runtime::{Engine, borrowed, npz};
 use mabert_transfer::Setting;
 use mabert_transfer::compare::{Distances, OutputDistance, Tolerance};
 use mabert_transfer::data::{BatchShape, Overlong, Sequence, Vocabulary, batches, made_up_sequences, sameness_note};
-use mabert_transfer::pooling::Features;
+use mabert_transfer::pooling::{Features, Pooling, table_columns};
 use mabert_transfer::progress::Progress as _;
 use serde::Serialize;
 
@@ -99,13 +100,11 @@ pub(super) fn verify(arguments: &VerifyArguments, global: &Global) -> Result<()>
         paths,
         models: [engines[0].load_tapped(paths[0], &sites, global)?, engines[1].load_tapped(paths[1], &sites, global)?],
     };
-    let (distances, Compared { described: inputs, notes, .. }) = pair.compare(arguments, tolerance, global)?;
+    let (distances, Compared { described: inputs, notes, .. }) = pair.compare(arguments, tolerance, &sites, global)?;
     bars.end();
     print::notes(&notes, global);
-    let (mut at_sites, outputs): (Vec<_>, Vec<_>) =
+    let (at_sites, outputs): (Vec<_>, Vec<_>) =
         distances.outputs().into_iter().partition(|o| sites.contains(&o.output));
-    // What is inside is neither an answer nor a vector.
-    at_sites.iter_mut().for_each(|site| (site.agreement, site.vectors) = (None, None));
     if outputs.is_empty() {
         let [first, second] = paths.map(Path::display);
         let reason = format!("{first} and {second} have no output of the same name");
@@ -145,14 +144,20 @@ impl Pair<'_> {
         &self,
         arguments: &VerifyArguments,
         tolerance: Tolerance,
+        sites: &[String],
         global: &Global,
     ) -> Result<(Distances, Compared)> {
         let [first, second] = self.models.each_ref().map(Box::as_ref);
-        let mut distances = Distances::new(tolerance);
+        let mut distances = Distances::new(tolerance).inner(sites);
         if let Some(path) = &arguments.npz {
+            let roles = &arguments.data.input_roles;
             let arrays = npz::for_inputs(path, first.inputs())?;
-            refuse_negative_ids(&Model::load(self.paths[0])?, &arrays, &arguments.data.input_roles)
-                .with_context(|| path.display().to_string())?;
+            let model = Model::load(self.paths[0])?;
+            refuse_negative_ids(&model, &arrays, roles).with_context(|| path.display().to_string())?;
+            let rows = EncoderInputs::new(&model, roles)?.vocabulary();
+            let channels = rows.and_then(|rows| table_columns(&model, rows));
+            // What is text of the arrays is not known, so that nothing is pooled.
+            distances = distances.features(Features::new(Some(Pooling::None)).channels(channels));
             let others = npz::for_inputs(path, second.inputs())?;
             distances.add(&run_on(first, &arrays)?, &run_on(second, &others)?, None)?;
             return Ok((distances, Compared::arrays(path)));
