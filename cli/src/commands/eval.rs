@@ -131,7 +131,7 @@ fn evaluate_models(
     bars.begin("eval", models.len());
     for (path, reads) in models {
         // Among outputs, where the encoder ends would be taken for one to be pooled.
-        let taps = if metric == Metric::Sts { &[] } else { reads.encoder_end() };
+        let taps: &[String] = if metric == Metric::Sts { &[] } else { reads.encoder_end() };
         let engine = arguments.engine.load_tapped(path, taps, global)?;
         let shape = reads.shape(encoder);
         let predicted = match metric {
