@@ -27,7 +27,7 @@ fn vectors_are_printed_where_there_are_no_classes() {
     let vectors = &verified["outputs"][0]["vectors"];
     let figure = |name: &str| vectors[name].as_f64().unwrap();
     assert_eq!((vectors["pooling"].as_str(), vectors["texts"].as_u64()), (Some("mean"), Some(64)));
-    assert!(figure("mean_cosine") > figure("least_cosine") && figure("same_neighbour") > 0.2, "{verified}");
+    assert!(figure("mean_cosine") > figure("least_cosine") && figure("same_neighbour") > 0.05, "{verified}");
     // What is asked of the cosine is asked of vectors, of tokens where there are none.
     let least = format!("{}", figure("least_cosine") - 1e-6);
     assert_eq!(json(&[&verify[..], &text, &["--cosine", &least]].concat())["holds"], true);

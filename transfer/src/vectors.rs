@@ -60,7 +60,7 @@ pub(crate) fn cosine(a: ArrayView1<'_, f32>, b: ArrayView1<'_, f32>) -> f64 {
         (ab, aa, bb) = (ab + x * y, aa + x * x, bb + y * y);
     }
     let norm = (aa * bb).sqrt();
-    let cosine = if norm > 0.0 { ab / norm } else { f64::from(u8::from(aa == bb)) };
+    let cosine = if norm == 0.0 { f64::from(u8::from(aa == bb)) } else { ab / norm };
     if cosine.is_nan() { -1.0 } else { cosine }
 }
 
