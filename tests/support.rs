@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use mabert_graph::Model;
-use mabert_graph::proto::{Message as _, ModelProto};
+use mabert_graph::proto::{Message as _, ModelProto, ValueInfoProto};
+use mabert_graph::{Builder, ElementType, Model, attribute};
 use mabert_passes::lower::ApproximatorOptions;
 use mabert_passes::pipeline::{Keep, Order, PassOptions};
 use mabert_runtime::{Named, Tensor};
@@ -98,4 +98,24 @@ pub fn save_as_optimum(model: &Model, folder: &Path) -> PathBuf {
     }
     std::fs::write(&path, proto.write_to_bytes().unwrap()).unwrap();
     path
+}
+
+/// The fixture's encoder as sentence-transformers exports it: its hidden states, `last_hidden_state`, and where it pools
+/// itself the mean over real tokens, `sentence_embedding`.
+pub fn sentence_model(pools: bool) -> Model {
+    const HIDDEN: &str = "/m/bert/encoder/layer.2/output/LayerNorm/LayerNormalization_output_0";
+    let mut model = Model::load(fixture("bert-mini-sst2/model.onnx")).unwrap();
+    let b = Builder::new(model.opset(), "sentence");
+    let hidden = b.value(HIDDEN);
+    let mut outputs = vec![b.op("Identity", &[hidden], vec![]).named("last_hidden_state").name()];
+    if pools {
+        let mask = b.value("attention_mask").cast(ElementType::F32).reshape(&[0, -1, 1]);
+        let sum = |of| b.op("ReduceSum", &[of, b.ints(&[1])], vec![attribute::int("keepdims", 0)]);
+        outputs.push((sum(hidden * mask) / sum(mask)).named("sentence_embedding").name());
+    }
+    let output = |name: String| ValueInfoProto { name, ..ValueInfoProto::default() };
+    model.graph_mut().output = outputs.into_iter().map(output).collect();
+    b.patch().apply(&mut model).unwrap();
+    model.remove_dead();
+    model
 }

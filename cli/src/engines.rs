@@ -11,6 +11,7 @@ use mabert_runtime::{
     Engine, LoadOptions, Model as TractModel, Named, OrtModel, Taps, Tensor, borrowed, load_onnxruntime,
 };
 use mabert_transfer::data::{BatchShape, TextEncoder};
+use mabert_transfer::pooling::table_columns;
 
 use crate::arguments::{Choice, Global};
 
@@ -96,7 +97,7 @@ impl Reads {
         }
         let runnable = LoadOptions::default().prepare(model)?;
         let max_seq = longest_sequence(&inputs, &runnable, limit)?.0;
-        let channels = inputs.vocabulary().and_then(|rows| columns_of_table(model, rows));
+        let channels = inputs.vocabulary().and_then(|rows| table_columns(model, rows));
         let known = model.value_names();
         let encoder_end = model.metadata(ENCODER_END_KEY).filter(|value| known.contains(*value)).map(str::to_owned);
         Ok(Self { inputs, max_seq, channels, encoder_end })
@@ -123,13 +124,6 @@ impl Reads {
         let is_known = self.vocabulary().is_none_or(|rows| usize::try_from(pad).is_ok_and(|pad| pad < rows));
         BatchShape { pad: if is_known { pad } else { 0 }, ..BatchShape::new(&self.inputs) }
     }
-}
-
-/// Columns of the table that has so many rows, where it is as its file holds it.
-fn columns_of_table(model: &Model, rows: usize) -> Option<usize> {
-    let tables = &model.graph().initializer;
-    let table = tables.iter().find(|t| t.dims.len() == 2 && usize::try_from(t.dims[0]) == Ok(rows));
-    usize::try_from(table?.dims[1]).ok()
 }
 
 /// Refuses negative ids: ONNX counts them from the end of a table, but no tokenizer means that.

@@ -91,6 +91,8 @@ fn option(setting: Setting) -> Option<&'static str> {
         Setting::Truncate => "--truncate",
         Setting::Arrays => "--npz",
         Setting::InputRole => "--input",
+        Setting::Pooling => "--pooling",
+        Setting::PairColumn => "--pair-column",
         Setting::Tokenizer => "--tokenizer",
         Setting::CalibrationTokens => "--calibration-tokens",
         Setting::NoLabels => "--alpha 1",

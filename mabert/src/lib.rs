@@ -68,7 +68,7 @@ pub use mabert_graph::{Dim, ElementType, Tensor, TensorType};
 pub use mabert_passes::inputs::Role;
 pub use mabert_passes::lower::{Form, Sharing};
 pub use mabert_passes::pipeline::{Keep, Order, Pass};
-pub use mabert_transfer::compare::OutputDistance;
+pub use mabert_transfer::compare::{OutputDistance, VectorDistance};
 pub use mabert_transfer::data::{Columns, DataFormat};
 pub use mabert_transfer::evaluate::Metric;
 pub use mabert_transfer::full::FullOptions;
@@ -76,6 +76,7 @@ pub use mabert_transfer::job::{
     BoundsReport, CheckpointFolder, Data, Dev, DevReport, DevScore, FullStage, Job, OddInputs, Report, SiteReport,
     Source, StageReport, Transfer,
 };
+pub use mabert_transfer::pooling::Pooling;
 pub use mabert_transfer::progress::{Progress, Silent};
 pub use model::Model;
 pub use outputs::Outputs;

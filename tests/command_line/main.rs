@@ -5,6 +5,7 @@ mod options;
 mod outputs;
 mod tasks;
 mod texts;
+mod vectors;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

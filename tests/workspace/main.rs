@@ -16,3 +16,4 @@ mod spellings;
 mod structure;
 mod tasks;
 mod twins;
+mod vectors;

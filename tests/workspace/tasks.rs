@@ -11,6 +11,7 @@ use mabert_transfer::compare::argmax;
 use mabert_transfer::data::{BatchShape, Columns, Data, DataFile, Overlong, Sequence, TextEncoder, batches};
 use mabert_transfer::evaluate::{Answered, Labelled, Metric, Spread, TaskRun};
 use mabert_transfer::job::{Dev, Job, rewrite};
+use mabert_transfer::pooling::Features;
 use mabert_transfer::progress::Silent;
 use serde_json::json;
 
@@ -54,7 +55,14 @@ impl Ready {
     }
 
     fn answers(&self, labelled: &Labelled, metric: Option<Metric>) -> mabert_transfer::Result<Answered> {
-        let run = TaskRun { engine: &self.runnable, shape: &self.shape, channels: Some(128), spread: Spread::Batches };
+        let features = Features::default();
+        let run = TaskRun {
+            engine: &self.runnable,
+            shape: &self.shape,
+            channels: Some(128),
+            features: &features,
+            spread: Spread::Batches,
+        };
         labelled.answers(&run, metric)
     }
 

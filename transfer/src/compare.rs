@@ -6,6 +6,9 @@ use serde::Serialize;
 
 use crate::data::Batch;
 use crate::heads::HeadKind;
+use crate::pooling::{Features, Form, Pooling, has_reals};
+pub use crate::vectors::VectorDistance;
+use crate::vectors::{VectorSums, cosine};
 
 /// The size of a difference against that of what was to be reached: root of the summed squared difference over the
 /// summed squared deviation of the target from its mean, channel by channel. 0 is equal, 1 no better than a constant.
@@ -55,8 +58,10 @@ pub struct OutputDistance {
     pub cosine: Option<f64>,
     /// Mean cosine between rows.
     pub mean_cosine: Option<f64>,
-    /// For rows of at least two: the share whose largest element is the same.
+    /// For rows of at least two logits: the share whose largest element is the same.
     pub agreement: Option<f64>,
+    /// Of a feature model: how far the vectors of texts are that are made of this output.
+    pub vectors: Option<VectorDistance>,
 }
 
 /// What is allowed between two outputs.
@@ -64,14 +69,20 @@ pub struct OutputDistance {
 pub struct Tolerance {
     /// Absolute, and relative to the first model's element: `|a - b| <= atol + rtol |a|`, where asked for.
     pub elements: Option<(f64, f64)>,
-    /// The smallest cosine of a row, where asked for.
+    /// The smallest cosine of a row, or of a text's vectors where there are such; where asked for.
     pub cosine: Option<f64>,
 }
 
 impl OutputDistance {
+    /// The smallest cosine and the mean: of texts' vectors where there are such, else of rows.
+    pub fn cosines(&self) -> Option<(f64, f64)> {
+        let of_vectors = self.vectors.as_ref().map(|vectors| (vectors.least_cosine, vectors.mean_cosine));
+        of_vectors.or_else(|| self.cosine.zip(self.mean_cosine))
+    }
+
     /// Whether the tolerance holds.
     pub fn holds(&self, tolerance: &Tolerance) -> bool {
-        let cosine = tolerance.cosine.zip(self.cosine).is_none_or(|(least, smallest)| smallest >= least);
+        let cosine = tolerance.cosine.zip(self.cosines()).is_none_or(|(least, (smallest, _))| smallest >= least);
         let elements = tolerance.elements.is_none() || self.exceeds <= 1.0;
         cosine && elements && self.max_abs.is_finite()
     }
@@ -97,33 +108,60 @@ struct Output {
     name: String,
     /// Its shapes, each after its batch's length.
     shapes: Vec<(usize, Vec<usize>)>,
+    /// Whether its elements are no integers.
+    real: bool,
     /// Rows whole, as those of classes are.
     whole: Sums,
     /// Rows without their padding, as those over the tokens of a text are: which of the two it is, several runs tell.
     without_padding: Sums,
+    /// Of texts' vectors, where it has any.
+    vectors: Option<VectorSums>,
 }
 
 /// Distances of all outputs that two models share, over several runs.
 #[derive(Clone, Debug)]
 pub struct Distances {
     tolerance: Tolerance,
+    features: Features,
+    /// Values that are no outputs.
+    inner: Vec<String>,
     outputs: Vec<Output>,
 }
 
 impl Distances {
     /// Nothing compared yet.
     pub fn new(tolerance: Tolerance) -> Self {
-        Self { tolerance, outputs: Vec::new() }
+        Self { tolerance, features: Features::new(Some(Pooling::None)), inner: Vec::new(), outputs: Vec::new() }
+    }
+
+    /// Compares vectors of texts too, where the models give such.
+    #[must_use]
+    pub fn features(mut self, features: Features) -> Self {
+        self.features = features;
+        self
+    }
+
+    /// Says which values are inner ones, neither answers nor vectors of texts.
+    #[must_use]
+    pub fn inner(mut self, values: &[String]) -> Self {
+        self.inner = values.to_vec();
+        self
     }
 
     /// Adds what both models gave for the same inputs. Of a batch only real sequences count, and of values `[batch, n]`
     /// and `[batch, n, ...]` only real tokens.
     ///
     /// # Errors
-    /// An output of both has two shapes.
+    /// An output of both has two shapes, or none is such as vectors of texts are to be made of.
     pub fn add(&mut self, first: &Named, second: &Named, batch: Option<&Batch>) -> crate::Result<()> {
+        let of_both = |name: &str| second.iter().find(|(n, _)| n == name);
+        if let Some(batch) = batch.filter(|_| self.outputs.is_empty()) {
+            let is_shared = |name: &String| of_both(name).is_some() && !self.inner.contains(name);
+            let shared: Vec<&(String, Tensor)> = first.iter().filter(|(name, _)| is_shared(name)).collect();
+            self.outputs = self.outputs_with_vectors(&shared, batch)?;
+        }
         for (name, a) in first {
-            let Some((_, b)) = second.iter().find(|(n, _)| n == name) else { continue };
+            let Some((_, b)) = of_both(name) else { continue };
             if a.shape() != b.shape() {
                 let reason =
                     format!("output `{name}` is {:?} in one model and {:?} in the other", a.shape(), b.shape());
@@ -132,7 +170,7 @@ impl Distances {
             let at = match self.outputs.iter().position(|output| output.name == *name) {
                 Some(at) => at,
                 None => {
-                    self.outputs.push(Output::new(name));
+                    self.outputs.push(Output::new(name, None));
                     self.outputs.len() - 1
                 }
             };
@@ -141,21 +179,42 @@ impl Distances {
         Ok(())
     }
 
+    /// Outputs of which nothing was added yet, told by the values of one batch.
+    fn outputs_with_vectors(&self, values: &[&(String, Tensor)], batch: &Batch) -> crate::Result<Vec<Output>> {
+        let form = |(name, value): &(String, Tensor)| {
+            Form::new(&self.features, name, value, &[(batch.length, value.shape().to_vec())])
+        };
+        let forms: Vec<Form> = values.iter().map(|output| form(output)).collect();
+        let vectors = self.features.vectors(&forms)?;
+        let output = |((name, _), pooling): (&(String, Tensor), &Option<Pooling>)| Output::new(name, *pooling);
+        Ok(values.iter().copied().zip(&vectors.poolings).map(output).collect())
+    }
+
     /// The distances so far.
     pub fn outputs(&self) -> Vec<OutputDistance> {
-        self.outputs.iter().map(Output::distance).collect()
+        let distance = |output: &Output| {
+            let distance = output.distance(&self.features);
+            let is_inner = self.inner.contains(&output.name);
+            OutputDistance { agreement: distance.agreement.filter(|_| !is_inner), ..distance }
+        };
+        self.outputs.iter().map(distance).collect()
     }
 }
 
 impl Output {
-    fn new(name: &str) -> Self {
+    fn new(name: &str, pooling: Option<Pooling>) -> Self {
         let (whole, without_padding) = (Sums::default(), Sums::default());
-        Self { name: name.to_owned(), shapes: Vec::new(), whole, without_padding }
+        let vectors = pooling.map(VectorSums::new);
+        Self { name: name.to_owned(), shapes: Vec::new(), real: true, whole, without_padding, vectors }
     }
 
     fn add(&mut self, a: &Tensor, b: &Tensor, batch: Option<&Batch>, tolerance: &Tolerance) {
         let shape = a.shape().to_vec();
         let width = row_width(&shape);
+        self.real = has_reals(a);
+        if let Some((vectors, batch)) = self.vectors.as_mut().zip(batch) {
+            vectors.add(a, b, batch);
+        }
         let (a, b) = (a.to_f32(), b.to_f32());
         let (a, b) = (a.iter().copied().collect::<Vec<f32>>(), b.iter().copied().collect::<Vec<f32>>());
         let lengths = batch.map(|batch| batch.lengths.as_slice());
@@ -167,12 +226,13 @@ impl Output {
             let tokens = lengths.and_then(|lengths| lengths.get(row)).map_or(width, |tokens| width.min(*tokens));
             self.without_padding.row(&x[..tokens], &y[..tokens], tolerance);
         }
-        if let Some(batch) = batch {
-            self.shapes.push((batch.length, shape));
-        }
+        // Without a batch, what has a row for each of some tokens is told by its rank alone.
+        let length = batch.map_or(if shape.len() == 3 { shape[1] } else { usize::MAX }, |batch| batch.length);
+        self.shapes.push((length, shape));
     }
 
-    fn distance(&self) -> OutputDistance {
+    fn distance(&self, features: &Features) -> OutputDistance {
+        let has_classes = self.real && !self.shapes.is_empty() && features.kind(&self.name, &self.shapes).has_logits();
         let over_tokens = !self.shapes.is_empty() && is_over_tokens(&self.name, &self.shapes);
         let sums = if over_tokens { &self.without_padding } else { &self.whole };
         let mean = |sum: f64| (sums.wide_rows > 0).then(|| sum / sums.wide_rows as f64);
@@ -184,7 +244,8 @@ impl Output {
             exceeds: sums.exceeds,
             cosine: mean(0.0).map(|_| sums.least),
             mean_cosine: mean(sums.cosines),
-            agreement: mean(sums.same as f64),
+            agreement: mean(sums.same as f64).filter(|_| has_classes),
+            vectors: self.vectors.as_ref().filter(|_| !has_classes).and_then(VectorSums::distance),
         }
     }
 }
@@ -207,7 +268,6 @@ impl Default for Sums {
 
 impl Sums {
     fn row(&mut self, x: &[f32], y: &[f32], tolerance: &Tolerance) {
-        let (mut xy, mut xx, mut yy) = (0f64, 0f64, 0f64);
         for (&x, &y) in x.iter().zip(y) {
             let (x, y) = (f64::from(x), f64::from(y));
             let difference = if x == y { 0.0 } else { (x - y).abs() };
@@ -221,18 +281,16 @@ impl Sums {
                     if difference.is_finite() && bound.is_finite() { difference / bound } else { f64::INFINITY };
                 self.exceeds = self.exceeds.max(times);
             }
-            (xy, xx, yy) = (xy + x * y, xx + x * x, yy + y * y);
         }
         self.elements += x.len();
         if x.len() > 1 {
             self.wide_rows += 1;
-            let norm = (xx * yy).sqrt();
-            let cosine = if norm > 0.0 { xy / norm } else { f64::from(u8::from(xx == yy)) };
-            let cosine = if cosine.is_nan() { -1.0 } else { cosine };
+            let cosine = cosine(x.into(), y.into());
             self.least = self.least.min(cosine);
             self.cosines += cosine;
             // A NaN has no largest element to agree with.
-            self.same += usize::from(!xy.is_nan() && argmax(x) == argmax(y));
+            let has_nan = x.iter().chain(y).any(|v| v.is_nan());
+            self.same += usize::from(!has_nan && argmax(x) == argmax(y));
         }
     }
 }
@@ -370,5 +428,39 @@ mod tests {
         let mut distances = Distances::new(tolerance);
         distances.add(&a, &nan, None).unwrap();
         assert!(!distances.outputs()[0].holds(&tolerance));
+    }
+
+    #[test]
+    fn answers_are_compared_by_class_and_features_by_vectors() {
+        let tolerance = Tolerance { elements: None, cosine: Some(0.9) };
+        let distance = |features: Features, name: &str, shape: &[usize], values: [[f32; 12]; 2]| {
+            let [a, b] = values.map(|v| vec![(name.to_owned(), Tensor::new(shape, v.to_vec()))]);
+            let mut distances = Distances::new(tolerance).features(features);
+            distances.add(&a, &b, Some(&batch(&[1, 2, 2]))).unwrap();
+            distances.outputs().remove(0)
+        };
+        let a: [f32; 12] = [1., 0., 5., 5., 1., 1., 1., 1., 0., 1., 0., 3.];
+        // The first text's padding differs, of the second the tokens but not their mean.
+        let b: [f32; 12] = [1., 0., -5., 5., 2., 0., 0., 2., 0., 1., 0., 3.];
+        let channels = || Features::default().channels(Some(2));
+        let hidden = distance(channels(), "hidden", &[3, 2, 2], [a, b]);
+        let vectors = hidden.vectors.as_ref().unwrap();
+        assert_eq!((vectors.pooling, vectors.texts, hidden.agreement), (Pooling::Mean, 3, None));
+        approx::assert_abs_diff_eq!(vectors.least_cosine, 1.0, epsilon = 1e-9);
+        assert!(hidden.cosine.unwrap() < 0.8 && hidden.holds(&tolerance), "{hidden:?}");
+        let rows = distance(Features::new(Some(Pooling::None)).channels(Some(2)), "hidden", &[3, 2, 2], [a, b]);
+        assert!(rows.vectors.is_none() && rows.agreement.is_none() && !rows.holds(&tolerance), "{rows:?}");
+        let classes = distance(channels(), "logits", &[3, 4], [a, b]);
+        assert!(classes.vectors.is_none() && classes.agreement.is_some(), "{classes:?}");
+        let named = distance(channels(), "sentence_embedding", &[3, 4], [a, b]);
+        assert_eq!((named.vectors.unwrap().pooling, named.agreement), (Pooling::Output, None));
+    }
+
+    #[test]
+    fn integers_are_no_answers() {
+        let ids = vec![("ids".to_owned(), Tensor::new(&[1, 3], vec![4i64, 7, 2]))];
+        let mut distances = Distances::new(Tolerance { elements: None, cosine: None });
+        distances.add(&ids, &ids, Some(&batch(&[3]))).unwrap();
+        assert_eq!(distances.outputs()[0].agreement, None);
     }
 }

@@ -26,12 +26,14 @@ pub(crate) enum RowUnit {
 
 impl HeadKind {
     /// Told by the output's name and its shapes in several batches, each after the batch's length, of different lengths
-    /// where there are any. `channels` are the stream's: hidden states and what a pooler makes of them are as wide.
+    /// where there are any. `channels` are the stream's: hidden states and what a pooler makes of them are as wide, or
+    /// are called what they are.
     pub(crate) fn from_shapes(name: &str, shapes: &[(usize, Vec<usize>)], channels: usize) -> Self {
         let lengths_differ = shapes.iter().any(|(length, _)| *length != shapes[0].0);
         let over_tokens = shapes.iter().all(|(length, shape)| shape.get(1) == Some(length));
         let last = shapes[0].1.last().copied().unwrap_or(1);
-        let values = last == channels || last == 1;
+        let is_embedding = EMBEDDINGS.iter().any(|part| name.contains(part));
+        let values = last == channels || last == 1 || is_embedding;
         match shapes[0].1.len() {
             3 if over_tokens && values => Self::TokenValues,
             3 if over_tokens => Self::TokenClasses,
@@ -55,6 +57,9 @@ impl HeadKind {
     }
 }
 
+/// What exporters call outputs that are no logits, whatever their width.
+const EMBEDDINGS: [&str; 3] = ["embedding", "pooler", "hidden_state"];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +71,8 @@ mod tests {
         assert_eq!(kind("logits", &[2, 3], &[2, 3]), HeadKind::Classes);
         assert_eq!(kind("score", &[2, 1], &[2, 1]), HeadKind::Values);
         assert_eq!(kind("pooler_output", &[2, 16], &[2, 16]), HeadKind::Values);
+        assert_eq!(kind("sentence_embedding", &[2, 8], &[2, 8]), HeadKind::Values);
+        assert_eq!(kind("token_embeddings", &[2, 5, 8], &[2, 7, 8]), HeadKind::TokenValues);
         assert_eq!(kind("hidden", &[2, 5, 16], &[2, 7, 16]), HeadKind::TokenValues);
         assert_eq!(kind("logits", &[2, 5, 9], &[2, 7, 9]), HeadKind::TokenClasses);
         assert_eq!(kind("start_logits", &[2, 5], &[2, 7]), HeadKind::Positions);

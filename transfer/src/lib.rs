@@ -8,6 +8,8 @@
 //! * [`full`]: gradient steps on everything at once, from tokens to outputs;
 //! * [`evaluate`]: task metrics of a model;
 //! * [`compare`]: how far a model's outputs are from another's;
+//! * [`pooling`]: how vectors of texts are made of a feature model's outputs;
+//! * [`sts`]: how well the cosines of such vectors go with scores of pairs;
 //! * [`progress`]: what a caller is told on the way.
 
 mod adam_step;
@@ -23,10 +25,13 @@ mod heads;
 pub mod job;
 pub mod layerwise;
 mod part;
+pub mod pooling;
 pub mod progress;
 mod schedule;
 mod setting;
 mod stored;
+pub mod sts;
+mod vectors;
 
 pub use error::{Error, Result};
 pub use setting::Setting;

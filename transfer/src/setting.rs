@@ -35,6 +35,10 @@ pub enum Setting {
     Arrays,
     /// What an input of the model holds.
     InputRole,
+    /// How vectors of texts are made of a feature model's outputs.
+    Pooling,
+    /// The second text of a pair's column.
+    PairColumn,
     /// The model's tokenizer.
     Tokenizer,
     /// Tokens that go through the student.
@@ -53,7 +57,7 @@ pub enum Setting {
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::MaxSeq,
         Self::Hidden,
         Self::PaperOrder,
@@ -69,6 +73,8 @@ impl Setting {
         Self::Truncate,
         Self::Arrays,
         Self::InputRole,
+        Self::Pooling,
+        Self::PairColumn,
         Self::Tokenizer,
         Self::CalibrationTokens,
         Self::NoLabels,

@@ -43,6 +43,9 @@ pub(crate) struct EndToEndArguments {
     /// What attention's probabilities count [default: 0]
     #[arg(long, value_name = "X", value_parser = not_negative)]
     attention_weight: Option<f64>,
+    /// What a feature model's vectors of texts count [default: 1]
+    #[arg(long, value_name = "X", value_parser = not_negative)]
+    vector_weight: Option<f64>,
     /// Keep the state of the stage in this folder
     #[arg(long, value_name = "FOLDER")]
     checkpoint: Option<PathBuf>,
@@ -93,6 +96,7 @@ impl EndToEndArguments {
             ("alpha", self.alpha.is_some()),
             ("hidden-weight", self.hidden_weight.is_some()),
             ("attention-weight", self.attention_weight.is_some()),
+            ("vector-weight", self.vector_weight.is_some()),
             ("checkpoint", self.checkpoint.is_some()),
         ];
         options.into_iter().find_map(|(name, is_given)| is_given.then_some(name))
@@ -122,6 +126,7 @@ impl EndToEndArguments {
         options.alpha = self.alpha.unwrap_or(options.alpha);
         options.hidden_weight = self.hidden_weight.unwrap_or(options.hidden_weight);
         options.attention_weight = self.attention_weight.unwrap_or(options.attention_weight);
+        options.vector_weight = self.vector_weight.unwrap_or(options.vector_weight);
         options.seed = global.seed;
         options
     }

@@ -3,6 +3,7 @@
 mod end_to_end;
 mod texts;
 mod values;
+mod vectors;
 
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use crate::commands::Command;
 pub(crate) use end_to_end::{DevArguments, EndToEndArguments};
 pub(crate) use texts::{DataArguments, Texts, one_text, read_texts};
 pub(crate) use values::{Choice, Softmax, count, on_or_off, one_of};
+pub(crate) use vectors::VectorArguments;
 
 /// Rewrite BERT-family ONNX models into MA-BERT: matrix arithmetic and ReLU only.
 ///

@@ -6,6 +6,7 @@ use mabert_passes::pipeline::{Order, Pass};
 use mabert_transfer::data::DataFormat;
 use mabert_transfer::evaluate::Metric;
 use mabert_transfer::job::TransferKind;
+use mabert_transfer::pooling::Pooling;
 
 /// A type whose values are chosen by name. The libraries know their names; what help says of them is said here.
 pub(crate) trait Choice: Copy + Send + Sync + 'static {
@@ -129,6 +130,22 @@ impl Choice for DataFormat {
     }
 }
 
+impl Choice for Pooling {
+    fn name(self) -> &'static str {
+        self.name()
+    }
+
+    fn help(self) -> Option<&'static str> {
+        match self {
+            Self::Mean => Some("The mean of the hidden states of a text's tokens"),
+            Self::First => Some("The hidden state of its first token"),
+            Self::Output => Some("What the model itself gives for the text"),
+            Self::None => Some("No vectors: outputs are compared row by row"),
+            _ => None,
+        }
+    }
+}
+
 impl Choice for Metric {
     fn name(self) -> &'static str {
         self.name()
@@ -143,6 +160,7 @@ impl Choice for Metric {
             Self::EntityF1 => Some("Of the entities in tagged words, as seqeval counts them"),
             Self::AnswerF1 => Some("Of the words of answers to questions, as SQuAD has it"),
             Self::ExactMatch => Some("Of the same answers"),
+            Self::Sts => Some("Spearman's correlation of the cosines of pairs of texts, each read alone"),
             _ => None,
         }
     }

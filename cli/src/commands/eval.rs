@@ -10,7 +10,7 @@ use mabert_transfer::evaluate::{Answered, Labelled, Metric, Spread, TaskRun};
 use mabert_transfer::progress::Progress as _;
 use serde::Serialize;
 
-use crate::arguments::{Choice as _, DataArguments, Global, one_of};
+use crate::arguments::{Choice as _, DataArguments, Global, VectorArguments, one_of};
 use crate::bars::Bars;
 use crate::bounds;
 use crate::engines::{EngineName, LONGEST, Reads};
@@ -24,6 +24,8 @@ pub(crate) struct EvalArguments {
     models: Vec<PathBuf>,
     #[command(flatten)]
     data: DataArguments,
+    #[command(flatten)]
+    vectors: VectorArguments,
     /// The column of the label; columns of 0 and 1 between commas, where texts may have several. Tagged words and questions
     /// have theirs under usual names
     #[arg(long, value_name = "NAME")]
@@ -74,6 +76,11 @@ struct Score {
 
 pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
     arguments.data.check("")?;
+    let compares_pairs = arguments.metric == Some(Metric::Sts);
+    if !compares_pairs && arguments.vectors.pooling.is_some() {
+        let reason = "--pooling makes vectors of texts, which --metric sts alone compares";
+        return Err(Usage(reason.to_owned()).into());
+    }
     // Before models are tried out.
     let file = arguments.data.open(arguments.label_column.as_deref())?;
     if arguments.label_column.is_none() && file.usual_label()?.is_none() {
@@ -88,7 +95,7 @@ pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
     }
     let encoder = arguments.data.encoder(longest, Overlong::Truncate)?;
     let rows = models.iter().filter_map(|(_, reads)| reads.vocabulary()).min();
-    let labelled = Labelled::read(file, &encoder, rows)?;
+    let labelled = Labelled::read_for(arguments.metric, file, &encoder, rows)?;
     let mut notes = rows.map(|rows| encoder.notes(rows)).transpose()?.unwrap_or_default();
     notes.extend_from_slice(labelled.notes());
     let bars = Bars::new(global);
@@ -96,10 +103,18 @@ pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
     let mut evaluated: Vec<Evaluated> = Vec::new();
     let mut first: Option<Answered> = None;
     for (path, reads) in &models {
-        let engine = arguments.engine.load_tapped(path, reads.encoder_end(), global)?;
+        // Among outputs, where the encoder ends would be taken for one to be pooled.
+        let taps: &[String] = if compares_pairs { &[] } else { reads.encoder_end() };
+        let engine = arguments.engine.load_tapped(path, taps, global)?;
         let shape = reads.shape(&encoder);
-        let run =
-            TaskRun { engine: engine.as_ref(), shape: &shape, channels: reads.channels(), spread: Spread::Inside };
+        let features = arguments.vectors.features(path, arguments.data.tokenizer.as_deref(), reads.channels());
+        let run = TaskRun {
+            engine: engine.as_ref(),
+            shape: &shape,
+            channels: reads.channels(),
+            features: &features,
+            spread: Spread::Inside,
+        };
         let metric = arguments.metric.or_else(|| first.as_ref().map(|first| first.metric));
         let told = evaluate(&labelled, &run, metric, path, &mut notes).with_context(|| path.display().to_string())?;
         let (answered, scores) = told;

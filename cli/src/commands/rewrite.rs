@@ -9,7 +9,9 @@ use mabert_passes::pipeline::{Keep, Order, Pass, PassKind};
 use mabert_transfer::job::{Job, TransferKind};
 
 use super::student::{Destination, make_student};
-use crate::arguments::{DataArguments, DevArguments, EndToEndArguments, Global, Softmax, on_or_off, one_of};
+use crate::arguments::{
+    DataArguments, DevArguments, EndToEndArguments, Global, Softmax, VectorArguments, on_or_off, one_of,
+};
 use crate::failure::Usage;
 
 #[derive(Debug, Args)]
@@ -43,10 +45,13 @@ pub(crate) struct RewriteArguments {
     attention: Order,
     #[command(flatten)]
     data: DataArguments,
+    #[command(flatten)]
+    vectors: VectorArguments,
     /// How the student's parameters are found [default: blockwise with data, closed-form without]
     #[arg(long, value_parser = one_of(TransferKind::ALL))]
     transfer: Option<TransferKind>,
-    /// Tokens that go through the student to calibrate it [default: 40000 of text, 12000 made up]
+    /// Tokens that go through the student to calibrate it [default: 40000 of text, 160000 for a
+    /// feature model, 12000 made up]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(100..=MOST_TOKENS))]
     calibration_tokens: Option<u64>,
     /// More text to calibrate and train on, not to measure on; half of all sequences come from it
@@ -130,6 +135,7 @@ fn job(arguments: &RewriteArguments, global: &Global) -> Result<Job> {
         .until(arguments.until)
         .partial(arguments.partial)
         .transfer(transfer.with(arguments.end_to_end.stage(global)))
+        .pooling(arguments.vectors.pooling)
         .calibration_tokens(arguments.calibration_tokens.map(|n| n as usize))
         .extra_data(arguments.extra_data.clone())
         .augmentation(!arguments.no_augmentation))

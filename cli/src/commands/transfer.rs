@@ -7,7 +7,7 @@ use clap::Args;
 use mabert_transfer::job::{FullStage, Transfer};
 
 use super::student::{Destination, make_student};
-use crate::arguments::{DataArguments, DevArguments, EndToEndArguments, Global};
+use crate::arguments::{DataArguments, DevArguments, EndToEndArguments, Global, VectorArguments};
 use crate::failure::Usage;
 
 #[derive(Debug, Args)]
@@ -24,6 +24,8 @@ pub(crate) struct TransferArguments {
     external_data: bool,
     #[command(flatten)]
     data: DataArguments,
+    #[command(flatten)]
+    vectors: VectorArguments,
     /// More text to train on, not to measure on; half of all sequences come from it
     #[arg(long, value_name = "FILE", requires = "data")]
     extra_data: Vec<PathBuf>,
@@ -66,6 +68,7 @@ pub(super) fn transfer(arguments: &TransferArguments, global: &Global) -> Result
         .extra_data(arguments.extra_data.clone())
         .bounds(!arguments.no_bounds)
         .augmentation(!arguments.no_augmentation)
+        .pooling(arguments.vectors.pooling)
         .transfer(Transfer::Full(stage));
     make_student(&arguments.teacher, &job, &destination, global)
 }

@@ -6,16 +6,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use mabert_graph::Model;
+use mabert_passes::inputs::EncoderInputs;
 use mabert_passes::pipeline::simplify;
 use mabert_passes::recognise::recognise;
 use mabert_runtime::{Engine, borrowed, npz};
 use mabert_transfer::Setting;
 use mabert_transfer::compare::{Distances, OutputDistance, Tolerance};
 use mabert_transfer::data::{BatchShape, Overlong, Sequence, Vocabulary, batches, made_up_sequences, sameness_note};
+use mabert_transfer::pooling::{Features, Pooling, table_columns};
 use mabert_transfer::progress::Progress as _;
 use serde::Serialize;
 
-use crate::arguments::{Choice as _, DataArguments, Global, count, one_of, read_texts};
+use crate::arguments::{Choice as _, DataArguments, Global, VectorArguments, count, one_of, read_texts};
 use crate::bars::Bars;
 use crate::engines::{EngineName, Reads, refuse_negative_ids, run_on};
 use crate::failure::{CheckFailed, Usage};
@@ -29,6 +31,8 @@ pub(crate) struct VerifyArguments {
     second: Option<PathBuf>,
     #[command(flatten)]
     data: DataArguments,
+    #[command(flatten)]
+    vectors: VectorArguments,
     /// Arrays named as the models' inputs
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     npz: Option<PathBuf>,
@@ -41,7 +45,7 @@ pub(crate) struct VerifyArguments {
     /// What is allowed on top, relative to the first model's value
     #[arg(long, value_name = "X")]
     rtol: Option<f64>,
-    /// The smallest cosine allowed between rows
+    /// The smallest cosine allowed between rows, of a feature model between vectors of texts
     #[arg(long, value_name = "X")]
     cosine: Option<f64>,
     /// Also compare at every site whose value both models have
@@ -82,6 +86,10 @@ pub(super) fn verify(arguments: &VerifyArguments, global: &Global) -> Result<()>
     arguments.data.check("")?;
     if arguments.npz.is_some() {
         arguments.data.refuse_tokenizer("with --npz, which has token ids")?;
+        if arguments.vectors.pooling.is_some() {
+            let reason = "--pooling makes vectors of texts, and --npz holds arrays: give --data, or neither";
+            return Err(Usage(reason.to_owned()).into());
+        }
     }
     let engines = engines(arguments)?;
     let bars = Bars::new(global);
@@ -92,7 +100,7 @@ pub(super) fn verify(arguments: &VerifyArguments, global: &Global) -> Result<()>
         paths,
         models: [engines[0].load_tapped(paths[0], &sites, global)?, engines[1].load_tapped(paths[1], &sites, global)?],
     };
-    let (distances, Compared { described: inputs, notes, .. }) = pair.compare(arguments, tolerance, global)?;
+    let (distances, Compared { described: inputs, notes, .. }) = pair.compare(arguments, tolerance, &sites, global)?;
     bars.end();
     print::notes(&notes, global);
     let (at_sites, outputs): (Vec<_>, Vec<_>) =
@@ -136,19 +144,26 @@ impl Pair<'_> {
         &self,
         arguments: &VerifyArguments,
         tolerance: Tolerance,
+        sites: &[String],
         global: &Global,
     ) -> Result<(Distances, Compared)> {
         let [first, second] = self.models.each_ref().map(Box::as_ref);
-        let mut distances = Distances::new(tolerance);
+        let mut distances = Distances::new(tolerance).inner(sites);
         if let Some(path) = &arguments.npz {
+            let roles = &arguments.data.input_roles;
             let arrays = npz::for_inputs(path, first.inputs())?;
-            refuse_negative_ids(&Model::load(self.paths[0])?, &arrays, &arguments.data.input_roles)
-                .with_context(|| path.display().to_string())?;
+            let model = Model::load(self.paths[0])?;
+            refuse_negative_ids(&model, &arrays, roles).with_context(|| path.display().to_string())?;
+            let rows = EncoderInputs::new(&model, roles)?.vocabulary();
+            let channels = rows.and_then(|rows| table_columns(&model, rows));
+            // What is text of the arrays is not known, so that nothing is pooled.
+            distances = distances.features(Features::new(Some(Pooling::None)).channels(channels));
             let others = npz::for_inputs(path, second.inputs())?;
             distances.add(&run_on(first, &arrays)?, &run_on(second, &others)?, None)?;
             return Ok((distances, Compared::arrays(path)));
         }
         let compared = compared(arguments, self.paths, global)?;
+        distances = distances.features(compared.features.clone());
         let [first_shape, second_shape] = &compared.shapes;
         for batch in batches(&compared.sequences, BATCH_TOKENS, BATCH_ROWS, first_shape) {
             let run = |model: &dyn Engine, shape: &BatchShape| -> Result<_> {
@@ -187,6 +202,8 @@ struct Compared {
     sequences: Vec<Sequence>,
     /// What the models' batches are like.
     shapes: [BatchShape; 2],
+    /// What makes vectors of texts of their outputs.
+    features: Features,
     /// What the sequences are, for people.
     described: String,
     notes: Vec<String>,
@@ -195,7 +212,8 @@ struct Compared {
 impl Compared {
     fn arrays(path: &Path) -> Self {
         let described = path.display().to_string();
-        Self { sequences: Vec::new(), shapes: Default::default(), described, notes: Vec::new() }
+        let features = Features::default();
+        Self { sequences: Vec::new(), shapes: Default::default(), features, described, notes: Vec::new() }
     }
 }
 
@@ -207,6 +225,8 @@ fn compared(arguments: &VerifyArguments, paths: [&Path; 2], global: &Global) -> 
     let longest = second.max_seq;
     let encoder = arguments.data.encoder(longest, Overlong::Truncate)?;
     let shapes = [first.shape(&encoder), second.shape(&encoder)];
+    let channels = first.channels().or_else(|| second.channels());
+    let features = arguments.vectors.features(paths[0], arguments.data.tokenizer.as_deref(), channels);
     let wanted = arguments.sequences;
     if arguments.data.data.is_some() {
         let rows = [&first, &second].into_iter().filter_map(|reads| reads.vocabulary()).min();
@@ -215,7 +235,7 @@ fn compared(arguments: &VerifyArguments, paths: [&Path; 2], global: &Global) -> 
         texts.notes.extend(sameness_note(&texts.file, &texts.sequences));
         let (count, file, cut) = (texts.sequences.len(), texts.file.display(), texts.truncated());
         let described = format!("{count} sequences of {file}, {cut} of them cut to {longest} tokens");
-        return Ok(Compared { sequences: texts.sequences, shapes, described, notes: texts.notes });
+        return Ok(Compared { sequences: texts.sequences, shapes, features, described, notes: texts.notes });
     }
     let Some(size) = first.vocabulary().zip(second.vocabulary()).map(|(a, b)| a.min(b)) else {
         let reason = "no table that token ids index was found in both models, so that none can be made up: give data";
@@ -229,7 +249,7 @@ fn compared(arguments: &VerifyArguments, paths: [&Path; 2], global: &Global) -> 
     let mut sequences = made_up_sequences(&vocabulary, longest, wanted.saturating_mul(longest), global.seed);
     sequences.truncate(wanted);
     let described = format!("{} sequences of random tokens, up to {longest} each", sequences.len());
-    Ok(Compared { sequences, shapes, described, notes: encoder.notes(size)? })
+    Ok(Compared { sequences, shapes, features, described, notes: encoder.notes(size)? })
 }
 
 /// The sites' values that both models have under the same name.
@@ -259,19 +279,19 @@ fn print_verified(v: &Verified) -> Result<()> {
     let mut page = Page::default();
     page.line(format!("{} on {} against {} on {}", v.first, v.engines[0], v.second, v.engines[1]));
     page.line(format!("on {}", v.inputs));
-    let row = |o: &OutputDistance| {
-        vec![
-            o.output.clone(),
-            print::number(o.max_abs),
-            print::number(o.mean_abs),
-            print::optional(o.cosine),
-            print::optional(o.mean_cosine),
-            print::percentage(o.agreement),
-            if o.holds(&v.tolerance) { "holds" } else { "FAILS" }.to_owned(),
-        ]
+    let all: Vec<&OutputDistance> = v.outputs.iter().chain(&v.sites).collect();
+    let likeness = print::Likeness::new(&all);
+    let row = |o: &&OutputDistance| {
+        let (least, mean) = o.cosines().unzip();
+        let figures =
+            [print::number(o.max_abs), print::number(o.mean_abs), print::optional(least), print::optional(mean)];
+        let holds = if o.holds(&v.tolerance) { "holds" } else { "FAILS" }.to_owned();
+        [&[o.output.clone()], &figures[..], &likeness.cells(o), &[holds]].concat()
     };
-    let header = ["Value", "Largest difference", "Mean", "Least cosine", "Mean cosine", "Same argmax", "Tolerance"];
-    page.lines(print::table(&header, 1, v.outputs.iter().chain(&v.sites).map(row)));
+    let header = ["Value", "Largest difference", "Mean", "Least cosine", "Mean cosine"];
+    let header = [&header[..], &likeness.header(), &["Tolerance"]].concat();
+    page.lines(print::table(&header, 1, all.iter().map(row)));
+    likeness.vectors(&all).into_iter().for_each(|line| page.line(line));
     let elements = v.tolerance.elements.map(|(atol, rtol)| format!("|a - b| <= {atol} + {rtol} |a|"));
     let cosine = v.tolerance.cosine.map(|c| format!("cosine >= {c}"));
     page.line(format!("tolerance: {}", elements.into_iter().chain(cosine).collect::<Vec<_>>().join(", ")));

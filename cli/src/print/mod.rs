@@ -1,5 +1,6 @@
 //! Tables and numbers for people, JSON for programs; names out of files never reach a terminal as they are.
 
+mod likeness;
 pub(crate) mod summary;
 
 use std::fmt::{Display, Write as _};
@@ -10,6 +11,7 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use mabert_graph::{is_printable, printable};
 
 use crate::arguments::Global;
+pub(crate) use likeness::Likeness;
 
 /// What a command prints on standard output.
 #[derive(Default)]

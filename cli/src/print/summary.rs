@@ -11,7 +11,8 @@ use mabert_transfer::full::{FullReport, Losses};
 use mabert_transfer::job::{Dequantised, Report, SiteReport, Source};
 use serde::Serialize;
 
-use super::{megabytes, number, one_line, optional, percentage, table};
+use super::likeness::{Likeness, in_words};
+use super::{megabytes, number, one_line, optional, table};
 
 /// The library's report, with what only the files tell.
 #[derive(Serialize)]
@@ -129,6 +130,7 @@ fn losses(losses: &Losses) -> String {
         ("hidden", losses.hidden),
         ("labels", losses.labels),
         ("attention", losses.attention),
+        ("vectors", losses.vectors),
     ];
     let counting = parts.iter().filter(|(_, value)| *value != 0.0);
     counting.map(|(name, value)| format!("{name} {}", number(*value))).collect::<Vec<_>>().join(", ")
@@ -169,11 +171,7 @@ fn uses(report: &Report, source: &Source) -> Vec<String> {
 
 /// What the teacher is where the model is quantised.
 fn quantised(f: &mut Formatter<'_>, dequantised: &Dequantised) -> fmt::Result {
-    let distance = |o: &OutputDistance| {
-        let same = o.agreement.map_or_else(String::new, |a| format!(", same argmax {:.1} %", 100.0 * a));
-        let cosine = o.mean_cosine.map_or_else(String::new, |cosine| format!(", mean cosine {cosine:.4}"));
-        format!("{} differs by {}{cosine}{same}", o.output, number(o.mean_abs))
-    };
+    let distance = |o: &OutputDistance| format!("{} differs by {}{}", o.output, number(o.mean_abs), in_words(o));
     let distances: Vec<String> = dequantised.outputs.iter().map(distance).collect();
     writeln!(
         f,
@@ -185,11 +183,20 @@ fn quantised(f: &mut Formatter<'_>, dequantised: &Dequantised) -> fmt::Result {
 
 /// How far the student's outputs are from the teacher's.
 fn outputs(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
-    let rows = report.outputs.iter().map(|o| {
-        vec![o.output.clone(), number(o.mean_abs), number(o.max_abs), optional(o.mean_cosine), percentage(o.agreement)]
+    let all: Vec<&OutputDistance> = report.outputs.iter().collect();
+    let likeness = Likeness::new(&all);
+    let least_header = likeness.has_vectors().then_some("Least cosine");
+    let rows = all.iter().map(|o| {
+        let (least, mean) = o.cosines().unzip();
+        let figures = [o.output.clone(), number(o.mean_abs), number(o.max_abs), optional(mean)];
+        let least = least_header.map(|_| optional(least));
+        [&figures[..], least.as_slice(), &likeness.cells(o)].concat()
     });
-    let header = ["Output against the teacher's", "Mean difference", "Largest", "Mean cosine", "Same argmax"];
-    writeln!(f, "{}\n", table(&header, 1, rows))
+    let header = ["Output against the teacher's", "Mean difference", "Largest", "Mean cosine"];
+    let header = [&header[..], least_header.as_slice(), &likeness.header()].concat();
+    writeln!(f, "{}", table(&header, 1, rows))?;
+    likeness.vectors(&all).map_or(Ok(()), |line| writeln!(f, "{line}"))?;
+    writeln!(f)
 }
 
 fn odd_inputs(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {

@@ -10,8 +10,10 @@ use super::spans::{self, Questions, Replies};
 use super::tokens::{self, TaggedWords, Tags};
 use super::{Metric, chance_note, check_labels, label_notes, labels, predictions_with_overflow};
 use crate::data::{
-    Columns, DataFile, Example, Label, Reader, Sequence, TextEncoder, Unknown, check_ids, no_examples, sameness_note,
+    Columns, DataFile, Example, Label, Reader, Sequence, TextEncoder, Unknown, check_ids, no_examples, read_pairs,
+    sameness_note,
 };
+use crate::sts::{self, Cosines};
 use crate::{Error, Result, Setting};
 
 /// Labelled examples, ready for models.
@@ -35,6 +37,8 @@ enum Truth {
     Tags(TaggedWords),
     /// Answers to questions.
     Answers(Questions),
+    /// How alike two texts are, each read alone: a score a pair.
+    Pairs(Vec<f64>),
 }
 
 /// What a model answers to labelled examples.
@@ -114,6 +118,31 @@ impl Labelled {
         Ok(Self { file: path, sequences, truth, notes })
     }
 
+    /// As [`read`](Self::read); for [`Metric::Sts`] pairs of which each text is read alone, two sequences a pair.
+    ///
+    /// # Errors
+    /// As those of `read`, or a row is no pair of texts.
+    pub fn read_for(
+        metric: Option<Metric>,
+        file: DataFile,
+        encoder: &TextEncoder,
+        rows: Option<usize>,
+    ) -> Result<Self> {
+        if metric != Some(Metric::Sts) {
+            return Self::read(file, encoder, rows);
+        }
+        let file = with_label(file)?;
+        let path = file.path().to_owned();
+        let (sequences, skipped) = read_pairs(&file, encoder)?;
+        rows.map_or(Ok(()), |rows| check_ids(&path, rows, &sequences))?;
+        let truth = Truth::Pairs(sts::of_pairs(&labels(&path, &sequences)?));
+        let mut notes = file.notes();
+        notes.extend(skipped.note(&path));
+        notes.extend(sameness_note(&path, &sequences));
+        notes.extend(Unknown::count(&sequences, encoder)?.note(&path));
+        Ok(Self { file: path, sequences, truth, notes })
+    }
+
     /// The file.
     pub fn file(&self) -> &Path {
         &self.file
@@ -124,10 +153,11 @@ impl Labelled {
         &self.sequences
     }
 
-    /// How many examples there are: texts, sentences or questions.
+    /// How many examples there are: texts, sentences, questions or pairs.
     pub fn examples(&self) -> usize {
         match &self.truth {
             Truth::Answers(questions) => questions.count(),
+            Truth::Pairs(scores) => scores.len(),
             _ => self.sequences.len(),
         }
     }
@@ -145,9 +175,13 @@ impl Labelled {
         if let Some(metric) = metric {
             self.truth.check_metric(metric)?;
         }
+        if let Truth::Pairs(scores) = &self.truth {
+            return self.cosines(run, scores);
+        }
         let outputs = run.outputs(&self.sequences)?;
         let (answers, unusable) = match &self.truth {
             Truth::Numbers(labels) => return self.numbers(&outputs, labels, metric),
+            Truth::Pairs(_) => unreachable!("pairs are compared above"),
             Truth::Tags(words) => {
                 let (tags, unusable) = words.answers(&outputs)?;
                 (Answers::Tags(tags), unusable)
@@ -163,6 +197,16 @@ impl Labelled {
         };
         let metric = metric.unwrap_or(self.truth.metrics()[0]);
         Ok(Answered { metric, unusable, overflow: outputs.overflow, notes: Vec::new(), answers })
+    }
+
+    /// Of scored pairs.
+    fn cosines(&self, run: &TaskRun<'_>, scores: &[f64]) -> Result<Answered> {
+        let Cosines { values, overflow } =
+            sts::cosines(run.engine, run.shape, &self.sequences, run.features, run.spread)?;
+        let metric = Metric::Sts;
+        let notes = chance_note(metric, &values, scores).into_iter().filter(|_| overflow == 0).collect();
+        let answers = Answers::Numbers { values, columns: 1 };
+        Ok(Answered { metric, unusable: overflow, overflow, notes, answers })
     }
 
     /// Of one class or value a text.
@@ -197,7 +241,9 @@ impl Labelled {
     /// The classes have no names, which the metric needs; or the answers are to other labels.
     pub fn score(&self, metric: Metric, answered: &Answered) -> Result<f64> {
         match (&self.truth, &answered.answers) {
-            (Truth::Numbers(labels), Answers::Numbers { values, .. }) => Ok(metric.score(values, labels)),
+            (Truth::Numbers(labels) | Truth::Pairs(labels), Answers::Numbers { values, .. }) => {
+                Ok(metric.score(values, labels))
+            }
             (Truth::Several(sets), Answers::Several(answers)) => sets.score(metric, answers),
             (Truth::Tags(words), Answers::Tags(tags)) => words.score(metric, tags),
             (Truth::Answers(questions), Answers::Replies(replies)) => Ok(questions.score(metric, replies)),
@@ -243,6 +289,7 @@ impl Truth {
             Self::Several(_) => &[Metric::MicroF1, Metric::MacroF1, Metric::Accuracy],
             Self::Tags(_) => tokens::METRICS,
             Self::Answers(_) => &[Metric::AnswerF1, Metric::ExactMatch],
+            Self::Pairs(_) => &[Metric::Sts],
         }
     }
 
@@ -252,6 +299,7 @@ impl Truth {
             Self::Several(_) => "several classes a text",
             Self::Tags(_) => "a tag a word",
             Self::Answers(_) => "answers to questions",
+            Self::Pairs(_) => "scores of pairs",
         }
     }
 
@@ -268,7 +316,7 @@ impl Truth {
         match self {
             Self::Tags(words) => words.note().into_iter().collect(),
             Self::Answers(questions) => questions.notes(),
-            Self::Numbers(_) | Self::Several(_) => Vec::new(),
+            Self::Numbers(_) | Self::Several(_) | Self::Pairs(_) => Vec::new(),
         }
     }
 }

@@ -64,11 +64,14 @@ pub enum Metric {
     AnswerF1,
     /// The share of answers that are right to the letter, but for case, punctuation and articles.
     ExactMatch,
+    /// The same of the cosines of both texts' vectors, each text read alone (semantic textual similarity), see
+    /// [`sts`](crate::sts).
+    Sts,
 }
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Accuracy,
         Self::F1,
         Self::MacroF1,
@@ -76,6 +79,7 @@ impl Metric {
         Self::Mcc,
         Self::Pearson,
         Self::Spearman,
+        Self::Sts,
         Self::EntityF1,
         Self::EntityPrecision,
         Self::EntityRecall,
@@ -103,6 +107,7 @@ impl Metric {
             Self::EntityRecall => "entity-recall",
             Self::AnswerF1 => "answer-f1",
             Self::ExactMatch => "exact-match",
+            Self::Sts => "sts",
         }
     }
 
@@ -128,7 +133,7 @@ impl Metric {
             }
             Self::Mcc => matthews(predictions, labels),
             Self::Pearson => pearson(predictions, labels),
-            Self::Spearman => pearson(&ranks(predictions), &ranks(labels)),
+            Self::Spearman | Self::Sts => pearson(&ranks(predictions), &ranks(labels)),
             Self::EntityF1 | Self::EntityPrecision | Self::EntityRecall | Self::AnswerF1 | Self::ExactMatch => f64::NAN,
         }
     }
@@ -337,10 +342,9 @@ fn class_logits(parts: &[(Batch, Named)], rows: usize, channels: Option<usize>) 
         let shapes: Vec<_> = parts.iter().map(|(b, o)| (b.length, o[at].1.shape().to_vec())).collect();
         // An answer's start and end are a row a text too, but of positions.
         let kind = HeadKind::from_shapes(name, &shapes, channels.unwrap_or(0));
-        let is_embedding = ["embedding", "pooler", "hidden_state"].iter().any(|part| name.contains(part));
         let width = if let [_, width] = value.shape() { *width } else { 1 };
         match (value.shape().len(), kind) {
-            (1 | 2, HeadKind::Classes) if !is_embedding => Some(HeadKind::Classes),
+            (1 | 2, HeadKind::Classes) => Some(HeadKind::Classes),
             (1 | 2, HeadKind::Values) if width == 1 => Some(HeadKind::Values),
             _ => None,
         }
@@ -350,7 +354,7 @@ fn class_logits(parts: &[(Batch, Named)], rows: usize, channels: Option<usize>) 
         let names = first.iter().map(|(n, t)| format!("{n} {:?}", t.shape())).collect::<Vec<_>>().join(", ");
         let reason = format!(
             "no output has one row of classes, or one value, a text; the model gives {names}: embeddings and hidden states \
-             name no class"
+             name no class; `sts` compares their cosines with scores of pairs"
         );
         return Err(Error::Compare(reason));
     };
@@ -407,10 +411,21 @@ fn run_batches(
     sequences: &[Sequence],
     spread: Spread,
 ) -> Result<Vec<(Batch, Named)>> {
-    let run = |batch: Batch| -> Result<(Batch, Named)> {
+    each_batch(engine, shape, sequences, spread, |_, outputs| Ok(outputs))
+}
+
+/// What `keep` keeps of the outputs for each batch.
+pub(crate) fn each_batch<T: Send>(
+    engine: &dyn Engine,
+    shape: &BatchShape,
+    sequences: &[Sequence],
+    spread: Spread,
+    keep: impl Fn(&Batch, Named) -> Result<T> + Sync,
+) -> Result<Vec<(Batch, T)>> {
+    let run = |batch: Batch| -> Result<(Batch, T)> {
         let inputs = batch.inputs(engine.inputs())?;
-        let outputs = engine.run(&borrowed(&inputs))?;
-        Ok((batch, outputs))
+        let kept = keep(&batch, engine.run(&borrowed(&inputs))?)?;
+        Ok((batch, kept))
     };
     let all = batches(sequences, BATCH_TOKENS, BATCH_ROWS, shape);
     match spread {
@@ -500,6 +515,9 @@ mod tests {
         let (a, b) = ([1.0, 2.0, 2.0, 5.0], [0.5, 1.0, 3.0, 4.0]);
         near(Metric::Pearson.score(&a, &b), 7.25 / (9.0f64 * 8.1875).sqrt());
         near(Metric::Spearman.score(&a, &b), 4.5 / (4.5f64 * 5.0).sqrt());
+        // Ranks 1, 3, 3, 3, 5 against 5, 3.5, 1, 3.5, 2: deviations multiply to -4 + 0 + 0 + 0 - 2.
+        let (cosines, scores) = ([0.1, 0.7, 0.7, 0.7, 0.9], [5.0, 3.0, 0.0, 3.0, 1.0]);
+        near(Metric::Sts.score(&cosines, &scores), -6.0 / (8.0f64 * 9.5).sqrt());
         near(Metric::Mcc.score(&[0.0, 1.0, 2.0, 2.0], &[0.0, 1.0, 2.0, 1.0]), 0.7);
         assert!(Metric::Pearson.score(&[1.0, 1.0], &[0.0, 1.0]).is_nan());
     }

@@ -7,6 +7,7 @@ use super::{Spread, class_logits, run_batches};
 use crate::compare::overflows;
 use crate::data::{Batch, BatchShape, Sequence};
 use crate::heads::HeadKind;
+use crate::pooling::Features;
 use crate::{Error, Result};
 
 /// How a model is run on a task.
@@ -18,6 +19,8 @@ pub struct TaskRun<'e> {
     pub shape: &'e BatchShape,
     /// Channels of its stream, where they are known: what is as wide is no row of classes.
     pub channels: Option<usize>,
+    /// What makes vectors of texts of its outputs, where those are compared.
+    pub features: &'e Features,
     /// Where work is spread over threads.
     pub spread: Spread,
 }

@@ -6,6 +6,7 @@ use super::losses::{Losses, Totals, Weights};
 use crate::data::{Batch, Sequence};
 use crate::gradient::{bounded, device, squared_distance, to_candle};
 use crate::heads::{HeadKind, RowUnit};
+use crate::pooling::Pooling;
 use crate::{Error, Result, Setting};
 
 /// Beyond it a row's distance counts by its logarithm ([`bounded`]): four variances of the teacher, as many nats, or, of
@@ -29,6 +30,24 @@ impl Head {
     }
 }
 
+/// The vectors of texts that users of a feature model compare.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TextVectors {
+    pub(super) source: Source,
+    pub(super) pooling: Pooling,
+    /// 1 minus the mean cosine of two of the teacher's.
+    pub(super) spread: f64,
+}
+
+/// What vectors are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// A norm's value, by its place among the norms.
+    Norm(usize),
+    /// An output, by its place among the [`Head`]s.
+    Output(usize),
+}
+
 /// One piece of a step as both models see it.
 pub(super) struct Compared<'c> {
     pub(super) batch: &'c Batch,
@@ -47,6 +66,8 @@ pub(super) struct Criterion {
     pub(super) heads: Vec<Head>,
     /// Of each norm, the teacher's variance.
     pub(super) variances: Vec<f64>,
+    /// Of a feature model.
+    pub(super) vectors: Option<TextVectors>,
     pub(super) weights: Weights,
     /// The head that labels are for, where they count.
     pub(super) labelled: Option<usize>,
@@ -55,7 +76,7 @@ pub(super) struct Criterion {
 impl Criterion {
     /// Nothing known of the models yet.
     pub(super) fn new(weights: Weights) -> Self {
-        Self { heads: Vec::new(), variances: Vec::new(), weights, labelled: None }
+        Self { heads: Vec::new(), variances: Vec::new(), vectors: None, weights, labelled: None }
     }
 
     /// Finds the head that labels are for.
@@ -70,7 +91,9 @@ impl Criterion {
                 return Err(Error::setting(reason, &[Setting::NoLabels]));
             }
         }
-        if self.heads.is_empty() && self.weights.hidden == 0.0 && self.weights.attention == 0.0 {
+        let Weights { hidden, attention, vectors, .. } = self.weights;
+        let compares_vectors = vectors > 0.0 && self.vectors.is_some();
+        if self.heads.is_empty() && hidden == 0.0 && attention == 0.0 && !compares_vectors {
             let reason = "nothing is left to compare: the model has no head, and hidden states count nothing";
             return Err(Error::setting(reason, &[Setting::HiddenWeight]));
         }
@@ -145,8 +168,44 @@ impl Criterion {
                 losses.labels += take(part, 1.0 / totals.labels.max(1) as f64, 1.0 - weights.alpha)?;
             }
         }
+        if let Some(vectors) = &self.vectors {
+            let (student, teacher) = match vectors.source {
+                Source::Norm(at) => &compared.hidden[at],
+                Source::Output(at) => &compared.outputs[at],
+            };
+            let part = angles(student, teacher, compared.batch, vectors.pooling)?;
+            let share = 1.0 / (totals.texts.max(1) as f64 * vectors.spread);
+            losses.vectors += take(part, share, weights.vectors)?;
+        }
         Ok((sum, losses))
     }
+}
+
+/// 1 minus the cosine of both vectors of a text, a sum over texts.
+fn angles(student: &Real, teacher: &Real, batch: &Batch, pooling: Pooling) -> Result<Real> {
+    let texts = row_weights(batch, RowUnit::Text)?;
+    let tokens = row_weights(batch, RowUnit::Token)?.reshape((batch.size(), batch.length, 1))?;
+    let direction = |value: &Real| -> Result<Real> {
+        let vectors = match pooling {
+            // A sum has the direction of the mean.
+            Pooling::Mean => only(value, &tokens)?.sum(1)?,
+            Pooling::First => only(&value.narrow(1, 0, 1)?.squeeze(1)?, &texts)?,
+            _ => only(value, &texts)?,
+        };
+        // Squares of what is large would be no numbers.
+        let size = vectors.abs()?.max_keepdim(1)?.maximum(1e-20)?.detach();
+        let vectors = vectors.broadcast_div(&size)?;
+        let norm = (vectors.sqr()?.sum_keepdim(1)? + 1e-12)?.sqrt()?;
+        Ok(vectors.broadcast_div(&norm)?)
+    };
+    let cosines = (direction(student)? * direction(teacher)?.detach())?.sum_keepdim(1)?;
+    Ok(((1.0 - cosines)? * texts)?.sum_all()?)
+}
+
+/// A value with zeros in the rows of no weight, whatever stands there.
+fn only(value: &Real, weights: &Real) -> Result<Real> {
+    let counts = weights.ne(0f32)?.broadcast_as(value.shape())?.contiguous()?;
+    Ok(counts.where_cond(&value.contiguous()?, &value.zeros_like()?)?)
 }
 
 /// 1 for rows that count, `[rows, 1]`.
@@ -240,6 +299,7 @@ mod tests {
         let mut criterion = Criterion {
             heads: vec![Head { name: "out".to_owned(), kind, columns: *student.dims().last().unwrap(), variance: 2.0 }],
             variances: Vec::new(),
+            vectors: None,
             weights,
             labelled: None,
         };
@@ -255,7 +315,7 @@ mod tests {
         losses
     }
 
-    const PLAIN: Weights = Weights { alpha: 1.0, hidden: 1.0, attention: 0.0, temperature: 1.0 };
+    const PLAIN: Weights = Weights { alpha: 1.0, hidden: 1.0, attention: 0.0, vectors: 1.0, temperature: 1.0 };
 
     fn divergence_of(t: &[f64], s: &[f64]) -> f64 {
         let log_softmax = |v: &[f64]| {
@@ -330,5 +390,40 @@ mod tests {
         let found = of(HeadKind::Classes, &[2, 2], 1e6);
         approx::assert_relative_eq!(found, 2.0 * (1.0 + (5e5f64 / 4.0).ln()), max_relative = 1e-5);
         assert!(of(HeadKind::Values, &[2, 1], 1e30).is_finite());
+    }
+
+    /// The teacher's vectors are `[1, 0]` and `[0, 2]`; angles of the student's do not depend on what is padding.
+    #[test]
+    fn vectors_are_compared_by_their_angle() {
+        let batch = batch(&[2, 3]);
+        let teacher: [f32; 12] = [2., 0., 0., 0., 9., 9., 0., 1., 0., 2., 0., 3.];
+        let student: [f32; 12] = [1., 1., 0., 0., f32::NAN, f32::INFINITY, 0., 5., 1., 1., -1., 1e30];
+        let part = |pooling| {
+            let [student, teacher] = [student, teacher].map(|values| real(&[2, 3, 2], &values));
+            f64::from(angles(&student, &teacher, &batch, pooling).unwrap().to_scalar::<f32>().unwrap())
+        };
+        let apart = 1.0 - 0.5f64.sqrt();
+        approx::assert_abs_diff_eq!(part(Pooling::Mean), apart, epsilon = 1e-5);
+        approx::assert_abs_diff_eq!(part(Pooling::First), apart, epsilon = 1e-5);
+        let texts = |values: [f32; 4]| real(&[2, 2], &values);
+        let (student, teacher) = (texts([1.0, 1.0, -2.0, 0.0]), texts([3.0, 0.0, 4.0, 0.0]));
+        let found = angles(&student, &teacher, &batch, Pooling::Output).unwrap();
+        approx::assert_abs_diff_eq!(f64::from(found.to_scalar::<f32>().unwrap()), apart + 2.0, epsilon = 1e-5);
+    }
+
+    #[test]
+    fn angles_of_vectors_are_relative_to_the_teachers_own() {
+        let batch = batch(&[2, 3]);
+        let mut criterion = Criterion::new(Weights { vectors: 3.0, ..PLAIN });
+        criterion.heads = vec![Head { name: "out".to_owned(), kind: HeadKind::Values, columns: 2, variance: 1e9 }];
+        criterion.vectors = Some(TextVectors { source: Source::Output(0), pooling: Pooling::Output, spread: 0.5 });
+        let mut totals = Totals::default();
+        totals.add(&batch);
+        let outputs = vec![(real(&[2, 2], &[1.0, 0.0, 0.0, 0.0]), real(&[2, 2], &[0.0, 1.0, 1.0, 0.0]))];
+        let compared = Compared { batch: &batch, labels: &[], hidden: Vec::new(), attention: Vec::new(), outputs };
+        let (sum, losses) = criterion.loss(&compared, &totals).unwrap();
+        // A right angle, and what has no direction: as far as two texts are whose cosine is 0.
+        approx::assert_abs_diff_eq!(losses.vectors, 2.0, epsilon = 1e-5);
+        approx::assert_abs_diff_eq!(f64::from(sum.to_scalar::<f32>().unwrap()), 6.0, epsilon = 1e-5);
     }
 }

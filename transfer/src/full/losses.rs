@@ -20,6 +20,8 @@ pub struct Losses {
     pub hidden: f64,
     /// Squared error of attention's probabilities; a mean over layers.
     pub attention: f64,
+    /// Of a feature model, 1 minus the cosine of a text's vectors, relative to what two texts' of the teacher's have.
+    pub vectors: f64,
     /// What `hidden` is the mean of: a value a norm.
     #[serde(skip)]
     pub(super) norms: Vec<f64>,
@@ -32,6 +34,7 @@ pub(super) struct Weights {
     pub(super) alpha: f64,
     pub(super) hidden: f64,
     pub(super) attention: f64,
+    pub(super) vectors: f64,
     pub(super) temperature: f64,
 }
 
@@ -41,6 +44,7 @@ impl From<&FullOptions> for Weights {
             alpha: options.alpha,
             hidden: options.hidden_weight,
             attention: options.attention_weight,
+            vectors: options.vector_weight,
             temperature: options.temperature,
         }
     }
@@ -54,6 +58,7 @@ impl Losses {
             (1.0 - weights.alpha, self.labels),
             (weights.hidden, self.hidden),
             (weights.attention, self.attention),
+            (weights.vectors, self.vectors),
         ];
         // A part that does not count may well be infinite.
         parts.into_iter().filter(|(weight, _)| *weight > 0.0).map(|(weight, part)| weight * part).sum()
@@ -71,6 +76,7 @@ impl Losses {
         self.labels += other.labels;
         self.hidden += other.hidden;
         self.attention += other.attention;
+        self.vectors += other.vectors;
         self.norms.resize(other.norms.len().max(self.norms.len()), 0.0);
         self.norms.iter_mut().zip(&other.norms).for_each(|(sum, other)| *sum += other);
     }

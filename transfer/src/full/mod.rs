@@ -12,6 +12,7 @@ mod pair;
 mod parameters;
 mod plan;
 mod report;
+mod text_vectors;
 mod variance;
 
 use std::time::Instant;
@@ -26,6 +27,7 @@ pub use report::{FullReport, SiteChange};
 
 use crate::data::{BatchShape, Sequence};
 use crate::gradient::{AdamW, Buffers, device_name};
+use crate::pooling::Features;
 use crate::progress::Progress;
 use crate::{Error, Result, Setting};
 use pair::{PIECE, Pair, Piece};
@@ -52,6 +54,8 @@ pub struct Training<'t> {
     pub data: TrainingData<'t>,
     /// How it works.
     pub options: &'t FullOptions,
+    /// What makes vectors of texts of the outputs, where the teacher is a feature model.
+    pub features: &'t Features,
 }
 
 impl Training<'_> {

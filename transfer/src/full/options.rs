@@ -33,6 +33,8 @@ pub struct FullOptions {
     pub hidden_weight: f64,
     /// What attention's probabilities count.
     pub attention_weight: f64,
+    /// What the vectors of texts count that users of a feature model compare.
+    pub vector_weight: f64,
     /// Seed of the order of the sequences.
     pub seed: u64,
 }
@@ -48,6 +50,7 @@ impl Default for FullOptions {
             alpha: 1.0,
             hidden_weight: 1.0,
             attention_weight: 0.0,
+            vector_weight: 1.0,
             seed: 0,
         }
     }

@@ -5,18 +5,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mabert_graph::{Boundary, ElementType};
 use mabert_passes::lower::MASK;
 use mabert_passes::pipeline::Student;
-use mabert_runtime::TensorType;
+use mabert_runtime::{Tensor, TensorType};
 use rayon::prelude::*;
 
-use super::criterion::{Compared, Criterion, Head};
+use super::criterion::{Compared, Criterion, Head, Source, TextVectors};
 use super::losses::{Losses, Totals, Weights};
+use super::text_vectors::{Given, Spread, text_vectors};
 use super::variance::Variance;
 use super::{Training, parameters};
 use crate::Result;
 use crate::data::{Batch, BatchShape, Sequence, batches};
 use crate::gradient::{AdamW, Buffers, Gradient, Graph, Trained, Value, from_candle, to_candle, to_value};
-use crate::heads::{HeadKind, RowUnit};
+use crate::heads::RowUnit;
 use crate::part::Prefix;
+use crate::pooling::Features;
 
 /// Some sequences side by side, with their labels.
 pub(super) struct Piece {
@@ -47,9 +49,28 @@ pub(super) struct Pair {
     pub(super) criterion: Criterion,
 }
 
+/// What is compared, by the values' names.
+struct Names<'n> {
+    norms: &'n [&'n str],
+    /// Those of norms that are outputs of the model.
+    at_norms: &'n [&'n str],
+    /// The model's other outputs.
+    outputs: &'n [&'n str],
+}
+
+impl<'n> Names<'n> {
+    /// The model's outputs, with what the teacher gives at norms and outputs.
+    fn given(&self, at_norms: &'n [Tensor], at_outputs: &'n [Tensor]) -> Vec<Given<'n>> {
+        let norms = self.norms.iter().zip(at_norms).enumerate().map(|(at, (n, v))| (Source::Norm(at), *n, v));
+        let outputs = self.outputs.iter().zip(at_outputs).enumerate();
+        let shown = norms.filter(|(_, name, _)| self.at_norms.contains(name));
+        shown.chain(outputs.map(|(at, (n, v))| (Source::Output(at), *n, v))).collect()
+    }
+}
+
 impl Pair {
     pub(super) fn new(training: &Training<'_>, student: &Student) -> Result<Self> {
-        let Training { rewriting, data, options } = training;
+        let Training { rewriting, data, options, features } = training;
         let encoder = &rewriting.encoder;
         let entry = encoder.embedding_norm.input.clone();
         let norms: Vec<&str> = encoder.norms().into_iter().map(|(_, site)| site.output.as_str()).collect();
@@ -61,9 +82,9 @@ impl Pair {
         let whole = |output: &TensorType| {
             matches!(output.element, Some(ElementType::I64 | ElementType::I32 | ElementType::Bool))
         };
-        let outputs = outputs.iter().filter(|o| !whole(o)).map(|o| o.name.as_str());
+        let outputs: Vec<&str> = outputs.iter().filter(|o| !whole(o)).map(|o| o.name.as_str()).collect();
         // An output that is a norm's value is compared there.
-        let outputs: Vec<&str> = outputs.filter(|o| !norms.contains(o)).collect();
+        let (at_norms, outputs): (Vec<&str>, Vec<&str>) = outputs.into_iter().partition(|o| norms.contains(o));
         let compared: Vec<&str> = norms.iter().chain(&attentions).chain(&outputs).copied().collect();
         // A model without a mask attends to padding too: its mask is what it makes of its inputs, whatever that is.
         let wanted: Vec<&str> = [entry.as_str(), MASK].into_iter().chain(compared.iter().copied()).collect();
@@ -88,19 +109,16 @@ impl Pair {
             attentions: attentions.len(),
             criterion: Criterion::new(Weights::from(*options)),
         };
-        pair.look_at_teacher(data.sequences, &norms, &outputs, encoder.channels)?;
+        let names = Names { norms: &norms, at_norms: &at_norms, outputs: &outputs };
+        pair.look_at_teacher(data.sequences, &names, features)?;
         pair.criterion.choose_labelled()?;
         Ok(pair)
     }
 
     /// The kinds of the outputs, and the variances by which errors are measured.
-    fn look_at_teacher(
-        &mut self,
-        sequences: &[Sequence],
-        norms: &[&str],
-        outputs: &[&str],
-        channels: usize,
-    ) -> Result<()> {
+    fn look_at_teacher(&mut self, sequences: &[Sequence], names: &Names<'_>, features: &Features) -> Result<()> {
+        let Names { norms, outputs, .. } = names;
+        let mut spread = Spread::default();
         let first = FIRST_COMPARED + norms.len() + self.attentions;
         let mut shapes: Vec<Vec<(usize, Vec<usize>)>> = vec![Vec::new(); outputs.len()];
         // Of texts and of tokens: which of them an output has is not known yet.
@@ -109,6 +127,16 @@ impl Pair {
         for piece in self.pieces(&sequences[..sequences.len().min(TOLD_BY)], PIECE, usize::MAX) {
             let values = self.teacher.run(&piece.batch)?;
             let (at_norms, at_outputs) = (&values[FIRST_COMPARED..][..norms.len()], &values[first..]);
+            if self.criterion.vectors.is_none() {
+                self.criterion.vectors = text_vectors(features, &names.given(at_norms, at_outputs), &piece.batch)?;
+            }
+            if let Some(TextVectors { source, pooling, .. }) = self.criterion.vectors {
+                let value = match source {
+                    Source::Norm(at) => &at_norms[at],
+                    Source::Output(at) => &at_outputs[at],
+                };
+                spread.add(value, &piece.batch, pooling);
+            }
             for (variance, value) in variances.iter_mut().zip(at_norms.iter().chain(at_outputs)) {
                 variance[0].add(value, &piece.batch, RowUnit::Text);
                 variance[1].add(value, &piece.batch, RowUnit::Token);
@@ -117,10 +145,13 @@ impl Pair {
                 shapes.push((piece.batch.length, value.shape().to_vec()));
             }
         }
+        if let Some(vectors) = &mut self.criterion.vectors {
+            vectors.spread = spread.value();
+        }
         let output_variances = variances.split_off(norms.len());
         self.criterion.variances = variances.iter().map(|[_, tokens]| tokens.value()).collect();
         let head = |((name, shapes), [texts, tokens]): ((&&str, &Vec<_>), &[Variance; 2])| {
-            let kind = HeadKind::from_shapes(name, shapes, channels);
+            let kind = features.kind(name, shapes);
             let variance = match kind.row_unit() {
                 RowUnit::Token => tokens,
                 RowUnit::Text => texts,

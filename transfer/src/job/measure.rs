@@ -1,6 +1,7 @@
 //! How far a student is from its teacher, or from itself, on sequences that it was not made from.
 
 use mabert_graph::{ElementType, Model, Tensor};
+use mabert_passes::inputs::EncoderInputs;
 use mabert_runtime::{LoadOptions, Model as Runnable, Named, Taps, borrowed};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
@@ -12,12 +13,15 @@ use crate::bounds::BoundedStudent;
 use crate::compare::{self, Distances, OutputDistance, Tolerance};
 use crate::data::{Batch, BatchShape, DataFile, TextEncoder};
 use crate::evaluate::{Answered, Labelled, Spread, TaskRun};
+use crate::pooling::{Features, Form, Pooling};
 use crate::{Error, Result, Setting};
 
 /// The teacher's outputs on sequences kept apart, by which students are measured.
 pub(super) struct Reference {
     batches: Vec<Batch>,
     teacher_outputs: Vec<Named>,
+    /// What makes vectors of texts of the outputs.
+    pub(super) features: Features,
     /// The labelled texts, where there are any.
     pub(super) dev: Option<DevSet>,
 }
@@ -33,9 +37,9 @@ impl Reference {
     ///
     /// # Errors
     /// The teacher's outputs are not finite.
-    pub(super) fn new(origin: &str, teacher: &Runnable, batches: Vec<Batch>) -> Result<Self> {
+    pub(super) fn new(origin: &str, teacher: &Runnable, batches: Vec<Batch>, features: Features) -> Result<Self> {
         let teacher_outputs = outputs(teacher, &batches)?;
-        let reference = Self { batches, teacher_outputs, dev: None };
+        let reference = Self { batches, teacher_outputs, features, dev: None };
         match reference.overflows(&reference.teacher_outputs) {
             0 => Ok(reference),
             bad => Err(Error::Teacher {
@@ -73,9 +77,9 @@ impl Reference {
         Ok(self.distances(&zeros)?.into_iter().map(|output| output.mean_abs).collect())
     }
 
-    /// How far `outputs` are from the teacher's.
+    /// How far `outputs` are from the teacher's, and the vectors of texts that are made of them.
     pub(super) fn distances(&self, outputs: &[Named]) -> Result<Vec<OutputDistance>> {
-        distances(&self.batches, &self.teacher_outputs, outputs)
+        distances(&self.batches, &self.teacher_outputs, outputs, &self.features)
     }
 
     /// How many sequences have an output that is not finite.
@@ -139,10 +143,38 @@ impl Reference {
     }
 }
 
+/// How users of a feature model make vectors of texts, told by runs on made-up tokens of at most `longest`; `None` of other
+/// models.
+///
+/// # Errors
+/// No output is such as is asked for.
+pub(super) fn pooling(
+    teacher: &Runnable,
+    inputs: &EncoderInputs,
+    features: &Features,
+    longest: usize,
+) -> Result<Option<Pooling>> {
+    let shape = BatchShape::new(inputs);
+    let run = |length: usize| -> Result<(usize, Named)> {
+        let made_up = inputs.made_up(2, length.min(longest), 1)?;
+        Ok((shape.length.unwrap_or(length.min(longest)), teacher.run(&borrowed(&made_up))?))
+    };
+    // Of two lengths: what is as wide as the text is long differs then.
+    let runs = [run(7)?, run(5)?];
+    let form = |(at, (name, value)): (usize, &(String, Tensor))| {
+        let shapes = runs.each_ref().map(|(length, outputs)| (*length, outputs[at].1.shape().to_vec()));
+        Form::new(features, name, value, &shapes)
+    };
+    let forms: Vec<Form> = runs[0].1.iter().enumerate().map(form).collect();
+    let vectors = features.vectors(&forms)?;
+    Ok(vectors.main.and_then(|at| vectors.poolings[at]))
+}
+
 /// Labelled texts, and what the teacher makes of them.
 pub(super) struct DevSet {
     labelled: Labelled,
     shape: BatchShape,
+    features: Features,
     teacher: Answered,
     /// What makes it doubtful that they mean anything.
     pub(super) notes: Vec<String>,
@@ -156,9 +188,11 @@ impl DevSet {
         rows: usize,
         teacher: &Runnable,
         shape: &BatchShape,
+        features: &Features,
     ) -> Result<Self> {
-        let labelled = Labelled::read(DataFile::open(&dev.data)?, encoder, Some(rows))?;
-        let teacher = labelled.answers(&run(teacher, shape), dev.metric)?;
+        let file = DataFile::open(&dev.data)?;
+        let labelled = Labelled::read_for(dev.metric, file, encoder, Some(rows))?;
+        let teacher = labelled.answers(&run(teacher, shape, features), dev.metric)?;
         if teacher.unusable > 0 {
             let file = labelled.file().display();
             let reason = format!("the teacher overflows on {} examples of {file}", teacher.unusable);
@@ -168,14 +202,14 @@ impl DevSet {
         labelled.score(teacher.metric, &teacher)?;
         let of_teacher = |note: &String| format!("the teacher on {}: {note}", labelled.file().display());
         let notes = labelled.notes().iter().cloned().chain(teacher.notes.iter().map(of_teacher)).collect();
-        Ok(Self { labelled, shape: shape.clone(), teacher, notes })
+        Ok(Self { labelled, shape: shape.clone(), features: features.clone(), teacher, notes })
     }
 
     fn measure(&self, student: &Runnable) -> Result<DevReport> {
-        let Self { labelled, shape, teacher, .. } = self;
+        let Self { labelled, shape, features, teacher, .. } = self;
         let metric = teacher.metric;
         // A text without an answer is answered wrongly; it does not stop the work.
-        let student = labelled.answers(&run(student, shape), Some(metric))?;
+        let student = labelled.answers(&run(student, shape, features), Some(metric))?;
         let scores = labelled.metrics(teacher).into_iter().map(|metric| {
             let [teacher, student] = [teacher, &student].map(|answered| labelled.score(metric, answered));
             Ok(DevScore { metric, teacher: teacher?, student: student? })
@@ -195,8 +229,8 @@ impl DevSet {
     }
 }
 
-fn run<'e>(engine: &'e Runnable, shape: &'e BatchShape) -> TaskRun<'e> {
-    TaskRun { engine, shape, channels: None, spread: Spread::Batches }
+fn run<'e>(engine: &'e Runnable, shape: &'e BatchShape, features: &'e Features) -> TaskRun<'e> {
+    TaskRun { engine, shape, channels: None, features, spread: Spread::Batches }
 }
 
 /// The outputs for every batch.
@@ -209,8 +243,9 @@ pub(super) fn outputs(model: &Runnable, batches: &[Batch]) -> Result<Vec<Named>>
 }
 
 /// How far the outputs of `second` are from those of `first`, in units of `1 + |first|` where `exceeds` is concerned.
-fn distances(batches: &[Batch], first: &[Named], second: &[Named]) -> Result<Vec<OutputDistance>> {
-    let mut distances = Distances::new(Tolerance { elements: Some((1.0, 1.0)), cosine: None });
+fn distances(batches: &[Batch], first: &[Named], second: &[Named], features: &Features) -> Result<Vec<OutputDistance>> {
+    let tolerance = Tolerance { elements: Some((1.0, 1.0)), cosine: None };
+    let mut distances = Distances::new(tolerance).features(features.clone());
     for (batch, (a, b)) in batches.iter().zip(first.iter().zip(second)) {
         distances.add(a, b, Some(batch))?;
     }
@@ -219,7 +254,8 @@ fn distances(batches: &[Batch], first: &[Named], second: &[Named]) -> Result<Vec
 
 /// The furthest of all outputs, relative to outputs above 1.
 fn furthest(batches: &[Batch], first: &[Named], second: &[Named]) -> Result<f64> {
-    Ok(distances(batches, first, second)?.iter().map(|o| o.exceeds).fold(0.0, f64::max))
+    let features = Features::new(Some(Pooling::None));
+    Ok(distances(batches, first, second, &features)?.iter().map(|o| o.exceeds).fold(0.0, f64::max))
 }
 
 /// Sequences in batches.

@@ -19,11 +19,12 @@ use mabert_graph::Model;
 pub use bounded::{BoundsReport, LARGEST_VALUE_KEY};
 pub use quantised::Dequantised;
 pub use report::{DevReport, DevScore, OddInputs, Report, SiteReport, StageReport};
-pub use sequences::{DEFAULT_TOKENS, Source};
+pub use sequences::{DEFAULT_TOKENS, Source, VECTOR_TOKENS};
 pub use settings::{CheckpointFolder, Dev, FullStage, Job, Transfer, TransferKind};
 
 use crate::Result;
 pub use crate::data::Data;
+pub use crate::pooling::Pooling;
 use crate::progress::Progress;
 use prepare::Prepared;
 

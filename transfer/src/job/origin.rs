@@ -71,6 +71,7 @@ fn made_by(model: &Model, job: &Job, stage: &FullStage) -> Result<Value> {
         "until": job.until,
         "partial": job.partial,
         "calibration-tokens": job.calibration_tokens,
+        "pooling": (job.pooling, job.features(model.origin()).config().map(file)),
         "training": stage.options,
         "seed": job.seed,
         "positions a step": full::DEFAULT_POSITIONS,

@@ -12,7 +12,7 @@ use mabert_passes::recognise::PROBED;
 use mabert_passes::recording::{check_sizes, longest_sequence};
 use mabert_runtime::{LoadOptions, Model as Runnable};
 
-use super::measure::{DevSet, Reference};
+use super::measure::{DevSet, Reference, pooling};
 use super::origin::{StartStudent, checkpoint};
 use super::quantised::{Dequantised, in_single_precision};
 use super::sequences::{HELD_OUT_SEED, Sequences, Source, vocabulary};
@@ -20,6 +20,7 @@ use super::stages::{Record, Transferring};
 use super::{DEFAULT_HIDDEN, DEFAULT_MAX_SEQ, EXACT, Job, Transfer};
 use crate::data::{Augmentation, Batch, BatchShape, Overlong, Sequence, TextEncoder, batches, odd_sequences};
 use crate::full::{self, Checkpoint};
+use crate::pooling::{Pooling, table_columns};
 use crate::progress::Progress;
 use crate::{Error, Result, Setting};
 
@@ -57,6 +58,8 @@ pub(super) struct Context<'j> {
     pub(super) canonical_change: f64,
     pub(super) texts: Texts,
     pub(super) reference: Reference,
+    /// How users of a feature model make vectors of texts.
+    pub(super) pooling: Option<Pooling>,
     /// What a user should know of the data and the tokenizer.
     pub(super) notes: Vec<String>,
 }
@@ -107,8 +110,12 @@ impl<'j> Prepared<'j> {
         };
         let vocabulary = vocabulary(words, &encoder)?;
         let checkpoint = checkpoint(&model, job)?;
+        let rows = vocabulary.size;
+        let features = job.features(model.origin()).channels(table_columns(&model, rows));
+        let pooling = pooling(&runnable, &inputs, &features, encoder.longest())?;
+        let augmentation = Augmentation::new(|| Ok(inputs.word_table(&model)?));
         let Sequences { source, calibration, training, judges, held_out, notes: of_texts } =
-            Sequences::new(job, &encoder, &vocabulary, &Augmentation::new(|| Ok(inputs.word_table(&model)?)))?;
+            Sequences::new(job, &encoder, &vocabulary, &augmentation, pooling)?;
         let odd = odd_sequences(&vocabulary, encoder.longest(), job.seed ^ HELD_OUT_SEED);
         let pad = Some(encoder.pad()).filter(|id| vocabulary.holds(*id));
         let shape = BatchShape { pad: pad.unwrap_or(0), ..BatchShape::new(&inputs) };
@@ -117,9 +124,9 @@ impl<'j> Prepared<'j> {
         let origin = model.origin().to_owned();
         // Where the outputs are not finite, a weight that is not says why.
         let named = |fault: Error| refuse_unusable_weights(&model).map_or_else(Error::from, |()| fault);
-        let mut reference = Reference::new(&origin, &runnable, held_out).map_err(named)?;
-        let rows = vocabulary.size;
-        reference.dev = job.dev.as_ref().map(|dev| DevSet::new(dev, &encoder, rows, &runnable, &shape)).transpose()?;
+        let mut reference = Reference::new(&origin, &runnable, held_out, features.clone()).map_err(named)?;
+        let dev_set = |dev| DevSet::new(dev, &encoder, rows, &runnable, &shape, &features);
+        reference.dev = job.dev.as_ref().map(dev_set).transpose()?;
         let mut notes: Vec<String> =
             inputs.disagreement().map(|told| format!("{origin}: {told}")).into_iter().collect();
         notes.extend(encoder.notes(rows)?);
@@ -132,6 +139,7 @@ impl<'j> Prepared<'j> {
         let dequantised = original.map(|original| original.measure(&reference)).transpose()?;
         let rewriting = Rewriting::new(model, options)?;
         let canonical_change = canonical_change(&reference, &rewriting)?;
+        reference.features = features.channels(Some(rewriting.encoder.channels));
         let texts = Texts { source, calibration, training, judges, odd, shape };
         let context = Context {
             job,
@@ -143,6 +151,7 @@ impl<'j> Prepared<'j> {
             canonical_change,
             texts,
             reference,
+            pooling,
             notes,
         };
         Ok(Self { context, rewriting, start, checkpoint })

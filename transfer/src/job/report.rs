@@ -75,8 +75,12 @@ impl StageReport {
         let mut line = format!("{}: {:.0} s", self.stage, self.seconds);
         for output in &self.outputs {
             line += &format!("; {} differs by {:.4} on average", output.output, output.mean_abs);
-            if let Some(agreement) = output.agreement {
-                line += &format!(", same argmax {:.1} %", 100.0 * agreement);
+            if let Some(vectors) = &output.vectors {
+                line += &format!(", mean cosine {:.4}", vectors.mean_cosine);
+            }
+            let neighbours = output.vectors.as_ref().and_then(|vectors| vectors.same_neighbour);
+            for (name, share) in [("same neighbour", neighbours), ("same argmax", output.agreement)] {
+                line += &share.map_or_else(String::new, |share| format!(", {name} {:.1} %", 100.0 * share));
             }
         }
         if let Some(dev) = dev {

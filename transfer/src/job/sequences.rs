@@ -9,10 +9,13 @@ use crate::data::{
     Augmentation, Augmented, Columns, Data, DataFile, DataFormat, LoneTexts, Reader, Sample, Sequence, TextEncoder,
     Unknown, Vocabulary, Wanted, check_ids, draw_sample, made_up_sequences, odd_sequences,
 };
+use crate::pooling::Pooling;
 use crate::{Error, Result, Setting, evaluate};
 
 /// Tokens that go through the student where no number is asked for: of text, and made up.
 pub const DEFAULT_TOKENS: (usize, usize) = (40_000, 12_000);
+/// The same of text for a feature model: a text's vector is one, however many tokens it has, and few are learnt by heart.
+pub const VECTOR_TOKENS: usize = 160_000;
 /// Sequences kept apart to measure the outputs on.
 const HELD_OUT: usize = 256;
 /// Where sequences are made up, those kept apart are drawn with another seed.
@@ -61,22 +64,29 @@ pub(super) struct Sequences {
     pub(super) notes: Vec<String>,
 }
 
-/// How many sequences the full stage draws, and the positions that they have at most; none without that stage.
-struct TrainingSize {
+/// How much text is drawn.
+struct Size {
+    /// Tokens to calibrate on.
+    calibration: usize,
+    /// How many sequences the full stage draws, and the positions that they have at most; none without that stage.
     sequences: usize,
     positions: usize,
 }
 
 impl Sequences {
-    /// More is made of little text with the `augmentation`, unless the job does without.
+    /// More is made of little text with the `augmentation`, unless the job does without. `pooling` makes vectors of texts of
+    /// what a feature model gives.
     pub(super) fn new(
         job: &Job,
         encoder: &TextEncoder,
         vocabulary: &Vocabulary,
         augmentation: &Augmentation<'_>,
+        pooling: Option<Pooling>,
     ) -> Result<Self> {
         let (sequences, positions) = job.transfer.full().map_or((0, 0), |stage| stage.options.worth_drawing());
-        let size = TrainingSize { sequences, positions };
+        let tokens = if pooling.is_some() { VECTOR_TOKENS } else { DEFAULT_TOKENS.0 };
+        let calibration = job.calibration_tokens.unwrap_or(tokens);
+        let size = Size { calibration, sequences, positions };
         match &job.data {
             None => Ok(Self::made_up(job, encoder.longest(), vocabulary, &size)),
             Some(data) => {
@@ -87,7 +97,7 @@ impl Sequences {
     }
 
     /// Random tokens, of every length.
-    fn made_up(job: &Job, max_seq: usize, vocabulary: &Vocabulary, size: &TrainingSize) -> Self {
+    fn made_up(job: &Job, max_seq: usize, vocabulary: &Vocabulary, size: &Size) -> Self {
         let draw = |tokens, seed| made_up_sequences(vocabulary, max_seq, tokens, seed);
         let mut calibration = draw(job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.1), job.seed);
         // Half of the longest length on average; each is seen again where there are fewer than wanted.
@@ -116,9 +126,9 @@ impl Sequences {
         data: &Data,
         encoder: &TextEncoder,
         vocabulary: &Vocabulary,
-        (size, augmentation): (&TrainingSize, Option<&Augmentation<'_>>),
+        (size, augmentation): (&Size, Option<&Augmentation<'_>>),
     ) -> Result<Self> {
-        let tokens = job.calibration_tokens.unwrap_or(DEFAULT_TOKENS.0);
+        let tokens = size.calibration;
         let wanted = Wanted {
             tokens,
             training: size.sequences,

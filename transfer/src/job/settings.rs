@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::Data;
 use crate::evaluate::Metric;
 use crate::full::FullOptions;
+use crate::pooling::{Features, Pooling};
 
 /// How the student's parameters are found, with what belongs to that way alone.
 #[derive(Clone, Debug, PartialEq)]
@@ -150,6 +151,7 @@ pub struct Job {
     pub(super) tokenizer: Option<PathBuf>,
     pub(super) input_roles: Vec<(Role, String)>,
     pub(super) calibration_tokens: Option<usize>,
+    pub(super) pooling: Option<Pooling>,
     pub(super) seed: u64,
 }
 
@@ -175,6 +177,7 @@ impl Default for Job {
             tokenizer: None,
             input_roles: Vec::new(),
             calibration_tokens: None,
+            pooling: None,
             seed: 0,
         }
     }
@@ -314,10 +317,20 @@ impl Job {
         self
     }
 
-    /// Tokens that go through the student to calibrate it; without a number [`DEFAULT_TOKENS`](super::DEFAULT_TOKENS).
+    /// Tokens that go through the student to calibrate it; without a number [`DEFAULT_TOKENS`](super::DEFAULT_TOKENS), of
+    /// text for a feature model [`VECTOR_TOKENS`](super::VECTOR_TOKENS).
     #[must_use]
     pub fn calibration_tokens(mut self, tokens: impl Into<Option<usize>>) -> Self {
         self.calibration_tokens = tokens.into();
+        self
+    }
+
+    /// How vectors of texts are made of a feature model's outputs, by which it is fitted and measured. Without it that is
+    /// told by the outputs (one vector a text is that vector), by sentence-transformers' `1_Pooling/config.json` beside the
+    /// model or its tokenizer, and is the mean over tokens where neither tells.
+    #[must_use]
+    pub fn pooling(mut self, pooling: impl Into<Option<Pooling>>) -> Self {
+        self.pooling = pooling.into();
         self
     }
 
@@ -326,6 +339,11 @@ impl Job {
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
+    }
+
+    /// What tells how vectors of texts are made, but for the outputs of the model that came from `origin`.
+    pub(super) fn features(&self, origin: &str) -> Features {
+        Features::new(self.pooling).beside([Path::new(origin)].into_iter().chain(self.tokenizer.as_deref()))
     }
 
     /// The student that is gone on from.

@@ -57,7 +57,8 @@ impl Transferring<'_> {
             }
             (None, Some(start)) => full::adopt(teacher, &mut self.student, &start.model)?,
             (None, None) if self.record.calibrates => {
-                let options = layerwise_options(self.context.job);
+                let pooling = self.context.pooling;
+                let options = LayerwiseOptions { pooling, ..layerwise_options(self.context.job) };
                 let Context { texts, progress, .. } = &self.context;
                 let (report, seen) =
                     layerwise::calibrate(&self.rewriting, &mut self.student, &texts.calibration, &options, *progress)?;
@@ -72,10 +73,7 @@ impl Transferring<'_> {
     /// Tries out the full stage before the long work, not after it.
     fn rehearse(&self) -> Result<()> {
         match self.full_options() {
-            Some(options) => {
-                let data = self.context.texts.training_data();
-                Training { rewriting: &self.rewriting, data, options: &options }.rehearse(&self.student)
-            }
+            Some(options) => training(&self.context, &self.rewriting, &options).rehearse(&self.student),
             None => Ok(()),
         }
     }
@@ -89,9 +87,9 @@ impl Transferring<'_> {
         self.record.note(&self.context, stage, &measured)?;
         drop(measured);
         self.record.stage_begun = Instant::now();
-        let data = self.context.texts.training_data();
-        let training = Training { rewriting: &self.rewriting, data, options: &options };
-        let report = training.train(&mut self.student, self.checkpoint.as_ref(), self.context.progress)?;
+        let Self { context, rewriting, .. } = self;
+        let training = training(context, rewriting, &options);
+        let report = training.train(&mut self.student, self.checkpoint.as_ref(), context.progress)?;
         self.record.full = Some(report);
         self.record.seen = None;
         Ok(())
@@ -149,6 +147,12 @@ impl Record {
         self.stages.push(report);
         Ok(())
     }
+}
+
+/// The full stage on a job's texts.
+fn training<'t>(context: &'t Context<'_>, rewriting: &'t Rewriting, options: &'t FullOptions) -> Training<'t> {
+    let data = context.texts.training_data();
+    Training { rewriting, data, options, features: &context.reference.features }
 }
 
 /// How the layers are calibrated, with gradient steps on each block where they are wanted.

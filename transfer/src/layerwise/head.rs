@@ -8,15 +8,23 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use crate::Result;
 use crate::compare::{Distances, Tolerance};
 use crate::data::Batch;
+use crate::pooling::Pooling;
 
 /// Whether every output depends on the first token of the last layer alone, as a pooler's does. Found by trying: the
 /// head is run on hidden states that differ in all tokens but the first. The pass `first-token` asks for more, that nodes
-/// take the first token and nothing else: it drops the others.
-pub(super) fn depends_on_first_token_alone(model: &Model, encoder: &Encoder, batch: &Batch) -> Result<bool> {
+/// take the first token and nothing else: it drops the others. Hidden states beside the vectors of texts that a feature model
+/// pools itself do not count.
+pub(super) fn depends_on_first_token_alone(
+    model: &Model,
+    encoder: &Encoder,
+    batch: &Batch,
+    pooling: Option<Pooling>,
+) -> Result<bool> {
     let Some(last) = encoder.layers.last() else { return Ok(false) };
     let hidden = last.output_norm.output.as_str();
-    let outputs: Vec<&str> = model.graph().output.iter().map(|o| o.name.as_str()).collect();
-    if outputs.contains(&hidden) || batch.length < 2 {
+    let outputs = model.graph().output.iter().map(|o| o.name.as_str());
+    let outputs: Vec<&str> = outputs.filter(|name| *name != hidden || pooling != Some(Pooling::Output)).collect();
+    if outputs.contains(&hidden) || outputs.is_empty() || batch.length < 2 {
         return Ok(false);
     }
     let channels = last.output.outputs;
@@ -70,7 +78,8 @@ mod tests {
         let inputs = EncoderInputs::new(&rewriting.teacher, &[]).unwrap();
         let shape = BatchShape::new(&inputs);
         let batch = batches(&made_up_sequences(&vocabulary, 8, 30, 1), 64, 4, &shape).pop().unwrap();
-        let reads_first = |model: &Model| depends_on_first_token_alone(model, &rewriting.encoder, &batch).unwrap();
+        let reads_first =
+            |model: &Model| depends_on_first_token_alone(model, &rewriting.encoder, &batch, None).unwrap();
         assert!(reads_first(&rewriting.teacher));
         // A mean over tokens, as sentence embeddings have it, reads them all.
         let hidden = rewriting.encoder.layers.last().unwrap().output_norm.output.clone();
@@ -84,5 +93,10 @@ mod tests {
         let mut features = rewriting.teacher.clone();
         features.graph_mut().output.push(output(hidden));
         assert!(!reads_first(&features));
+        // Beside the vectors that users read, hidden states do not count.
+        let of_vectors = |model: &Model| {
+            depends_on_first_token_alone(model, &rewriting.encoder, &batch, Some(Pooling::Output)).unwrap()
+        };
+        assert!(of_vectors(&features) && !of_vectors(&averaging));
     }
 }

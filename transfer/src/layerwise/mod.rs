@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use crate::blockwise::{self, Fitted};
 use crate::data::Batch;
+use crate::pooling::Pooling;
 use crate::progress::Progress;
 pub use seen::norm_ranges;
 
@@ -46,13 +47,23 @@ pub struct LayerwiseOptions {
     pub hinge_rows: usize,
     /// Steps of the fit of a head's hinges.
     pub hinge_steps: usize,
+    /// How users of a feature model make vectors of texts: first tokens count more in the last layer where these are read.
+    pub pooling: Option<Pooling>,
     /// Gradient steps on each half of a layer before it is solved for a last time, see [`blockwise`].
     pub blockwise: Option<blockwise::BlockwiseOptions>,
 }
 
 impl Default for LayerwiseOptions {
     fn default() -> Self {
-        Self { seed: 0, fit_rows: 12_000, fit_steps: 1_500, hinge_rows: 8_000, hinge_steps: 600, blockwise: None }
+        Self {
+            seed: 0,
+            fit_rows: 12_000,
+            fit_steps: 1_500,
+            hinge_rows: 8_000,
+            hinge_steps: 600,
+            pooling: None,
+            blockwise: None,
+        }
     }
 }
 

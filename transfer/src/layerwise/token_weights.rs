@@ -7,6 +7,7 @@ use ndarray::{Array2, Axis};
 use super::head;
 use crate::Result;
 use crate::data::Batch;
+use crate::pooling::Pooling;
 
 /// Where the head reads first tokens alone, they have this share of the weight in the last layer. The others keep some:
 /// they are more, and say how the weights answer in general.
@@ -31,13 +32,25 @@ impl TokenWeights {
         self.first as f32
     }
 
-    /// Weights by which all first tokens together make up [`FIRST_TOKENS`]; `None` where the head reads others too, or
-    /// where there are so few texts that their first tokens would be learnt by heart.
-    pub(super) fn favouring_first(rewriting: &Rewriting, batches: &[Batch]) -> Result<Option<Self>> {
+    /// Weights by which all first tokens together make up [`FIRST_TOKENS`]; `None` where the head reads others too, or users
+    /// of hidden states do, who make vectors of texts of them by `pooling`; or where there are so few texts that their first
+    /// tokens would be learnt by heart.
+    pub(super) fn favouring_first(
+        rewriting: &Rewriting,
+        batches: &[Batch],
+        pooling: Option<Pooling>,
+    ) -> Result<Option<Self>> {
         let texts: usize = batches.iter().map(text_count).sum();
         let Some(longest) = batches.iter().max_by_key(|b| b.length) else { return Ok(None) };
-        let enough = texts >= 2 * rewriting.encoder.channels;
-        if !enough || !head::depends_on_first_token_alone(&rewriting.teacher, &rewriting.encoder, longest)? {
+        let Rewriting { teacher, encoder, .. } = rewriting;
+        let enough = texts >= 2 * encoder.channels;
+        let reads_first = match pooling {
+            _ if !enough => false,
+            Some(Pooling::First) => true,
+            Some(Pooling::Mean) => false,
+            _ => head::depends_on_first_token_alone(teacher, encoder, longest, pooling)?,
+        };
+        if !reads_first {
             return Ok(None);
         }
         let tokens: usize = batches.iter().map(Batch::tokens).sum();

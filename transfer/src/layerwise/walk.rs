@@ -30,7 +30,7 @@ pub(super) struct Walk<'w> {
     /// `[batch, n]` each.
     pub(super) masks: Vec<Tensor>,
     pub(super) options: &'w LayerwiseOptions,
-    /// What tokens count in the last layer, where the head reads first tokens alone.
+    /// What tokens count in the last layer, where first tokens alone are read of it.
     pub(super) first_token: Option<TokenWeights>,
     /// The value at which both models are.
     position: String,
@@ -109,7 +109,7 @@ impl<'w> Walk<'w> {
                 None => batches.iter().map(|b| ones(&[b.size(), b.length])).collect(),
             },
             options,
-            first_token: TokenWeights::favouring_first(rewriting, batches)?,
+            first_token: TokenWeights::favouring_first(rewriting, batches, options.pooling)?,
             position: String::new(),
             teacher_stream: Stored::empty(),
             student_stream: Stored::empty(),
