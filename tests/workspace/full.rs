@@ -269,7 +269,7 @@ fn an_unfolded_student_is_trained_on_and_folded() {
 
 /// A model that needs the paper's order gets it, and its unfolded student says so: `transfer` makes the same student again.
 #[test]
-fn a_student_in_the_papers_order_is_trained_on_in_it() {
+fn a_student_is_trained_on_in_its_own_order() {
     let folder = tempfile::tempdir().unwrap();
     let unfolded = folder.path().join("unfolded.onnx");
     let ids = folder.path().join("ids.jsonl");
@@ -277,14 +277,20 @@ fn a_student_in_the_papers_order_is_trained_on_in_it() {
         |at: usize| (0..3 + at % 9).map(|i| ((7 * at + 3 * i) % 50 + 5).to_string()).collect::<Vec<_>>().join(",");
     std::fs::write(&ids, (0..80).map(|at| format!("{{\"input_ids\":[{}]}}\n", row(at))).collect::<String>()).unwrap();
     let job = || Job::default().data(Data::new(&ids)).max_seq(16).calibration_tokens(500);
-    for name in ["mpnet-classification-torchscript-17", "bert-none-dynamo-20-attentions"] {
+    let (bias, shown) = ("mpnet-classification-torchscript-17", "bert-none-dynamo-20-attentions");
+    for (name, form, order) in [
+        (bias, Form::Network, Order::Paper),
+        (bias, Form::Hinges, Order::Auto),
+        (shown, Form::Network, Order::Paper),
+        (shown, Form::Hinges, Order::Paper),
+    ] {
         let teacher = fixture(&format!("coverage/{name}.onnx"));
-        let (model, report) = rewrite_file(&teacher, &job().fold(false)).unwrap();
-        assert_eq!(report.options.order, Order::Paper, "{name}");
+        let (model, report) = rewrite_file(&teacher, &job().softmax(form).fold(false)).unwrap();
+        assert_eq!(report.options.order, order, "{name}, {form:?}");
         model.save(&unfolded).unwrap();
         let stage = FullStage { start: Some(unfolded.clone()), ..some_steps(1).into() };
         let (_, trained) = rewrite_file(&teacher, &job().transfer(Transfer::Full(stage))).unwrap();
-        assert_eq!(trained.options.order, Order::Paper, "{name}");
+        assert_eq!(trained.options.order, order, "{name}, {form:?}");
         let [before, after] = [&report.outputs[0], &trained.stages[0].outputs[0]].map(|output| output.mean_abs);
         assert!((before - after).abs() < 1e-3 * before, "{name}: {before} {after}");
     }

@@ -57,7 +57,7 @@ pub enum Setting {
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::MaxSeq,
         Self::Hidden,
         Self::PaperOrder,
