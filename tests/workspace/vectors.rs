@@ -148,7 +148,7 @@ fn scored_pairs_are_read_text_by_text_on_both_engines() {
         assert!(sts::cosines(engine, &shape, &sequences, &Features::new(Some(Pooling::None)), Spread::Inside).is_err());
     }
 
-    let dev = Dev { data, metric: Metric::Sts };
+    let dev = Dev { data, metric: Some(Metric::Sts) };
     let report = rewrite(model, &job().calibration_tokens(1_000).dev(dev), &Silent).unwrap().1.dev.unwrap();
     assert_eq!(report.examples, 30);
     approx::assert_abs_diff_eq!(report.teacher, Metric::Sts.score(&expected, &scores), epsilon = 0.02);
