@@ -194,7 +194,7 @@ def main():
     program = sys.argv[1] if len(sys.argv) > 1 else ROOT / "target/release/onnx-mabert"
     with tempfile.TemporaryDirectory() as folder:
         student = Path(folder) / "ma.onnx"
-        run(program, "-q", "rewrite", FIXTURE, "-o", student, "--transfer", "none")
+        run(program, "-q", "rewrite", FIXTURE, "-o", student, "--transfer", "none", "--softmax", "network")
         PICTURE.write_text(picture(layer(program, FIXTURE), layer(program, student)))
 
 

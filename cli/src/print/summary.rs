@@ -267,14 +267,18 @@ fn listed(nodes: &[&NonLinear]) -> String {
 fn files(f: &mut Formatter<'_>, student: &StudentReport<'_>) -> fmt::Result {
     let report = student.report;
     let memory = report.peak_memory.map_or_else(String::new, |m| format!(", {} of memory", megabytes(m)));
+    let (longest, max_seq) = (report.options.approximator.longest(), report.options.approximator.max_seq);
+    let tokens = match longest == max_seq {
+        true => format!("{max_seq} tokens"),
+        false => format!("{longest} tokens, fitted to {max_seq}"),
+    };
     writeln!(
         f,
-        "{} -> {}: {} -> {}, up to {} tokens, in {:.1} s{memory}",
+        "{} -> {}: {} -> {}, up to {tokens}, in {:.1} s{memory}",
         one_line(&report.model),
         one_line(&student.output),
         megabytes(student.bytes_before),
         megabytes(student.bytes_after),
-        report.options.approximator.max_seq,
         report.seconds
     )
 }
