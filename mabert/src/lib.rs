@@ -25,7 +25,7 @@
 //! }
 //! student.save(&student_path)?;
 //! # assert!(!student.model().operators().contains_key("Softmax"));
-//! # assert_eq!(student.longest_sequence(), 32);
+//! # assert_eq!(student.longest_sequence(), 64);
 //! # Ok(())
 //! # }
 //! ```

@@ -1,6 +1,7 @@
 //! Numbers that break things: weights at the edges of what a model may hold, and inputs at the edges of what it takes.
 
 use mabert_graph::{Model, Tensor};
+use mabert_passes::lower::Form;
 use mabert_runtime::{Engine, Model as Runnable, OrtModel, borrowed};
 use mabert_tests::{distance, fixture};
 use mabert_transfer::Error;
@@ -63,7 +64,7 @@ fn what_overflows_before_a_bounded_head_is_counted() {
     let changes: Vec<Change<'_>> =
         weights.iter().map(|name| (name.as_str(), &grow as &dyn Fn(usize, f32) -> f32)).collect();
     let model = teacher(&changes);
-    let job = Job::default().transfer(mabert_transfer::job::Transfer::None).max_seq(16);
+    let job = Job::default().transfer(mabert_transfer::job::Transfer::None).max_seq(16).softmax(Form::Network);
     let (student, report) = rewrite(model, &job, &Silent).unwrap();
     let [tract, ort] = engines(&student);
     for engine in [tract, ort] {
