@@ -79,6 +79,7 @@ fn option(setting: Setting) -> Option<&'static str> {
         Setting::MaxSeq => "--max-seq",
         Setting::Hidden => "--hidden",
         Setting::PaperOrder => "--attention paper",
+        Setting::Network => "--softmax network",
         Setting::KeepSoftmax => "--keep softmax",
         Setting::KeepNorm => "--keep norm",
         Setting::Unfolded => "--no-fold",

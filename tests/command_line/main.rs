@@ -221,7 +221,12 @@ fn bad_input_gets_one_clear_message() {
     fails(&["run", &teacher()], 2, &["--text"]);
     let biased = fixture("coverage/mpnet-classification-torchscript-17.onnx");
     let linear = ["rewrite", &biased, "-o", &out, "--attention", "linear"];
-    fails(&linear, 2, &["bias", "(--attention paper, --keep softmax)"]);
+    fails(&linear, 2, &["hinges", "networks have one", "(--softmax network)"]);
+    let network = [&linear[..], &["--softmax", "network"]].concat();
+    fails(&network, 2, &["bias", "(--attention paper, --keep softmax)"]);
+    fails(&["rewrite", &biased, "-o", &out, "--share", "all"], 2, &["--softmax network"]);
+    let both = ["rewrite", &biased, "-o", &out, "--softmax", "per-layer", "--share", "head"];
+    fails(&both, 2, &["different heads"]);
     assert!(!Path::new(&out).exists(), "nothing is written where nothing was made");
     let left: Vec<PathBuf> = std::fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().path()).collect();
     assert_eq!(left.len(), 5, "no temporary file is left: {left:?}");

@@ -151,12 +151,17 @@ fn a_student_says_how_long_a_sequence_may_be() {
     let inputs: Vec<_> = inputs.collect();
     graph.input.extend(inputs);
     old.save(at("old.onnx")).unwrap();
-    json(&["rewrite", &at("old.onnx"), "-o", &at("student.onnx"), "--max-seq", "16"]);
-    let student = Model::load(at("student.onnx")).unwrap();
-    assert!(student.proto().ir_version >= 4);
-    assert_eq!(student.graph().input.len(), 3, "initializers alone");
-    assert!(student.proto().doc_string.contains("at most 16 tokens"), "{}", student.proto().doc_string);
-    for input in student.graph().input.iter().filter(|i| student.inputs().iter().any(|given| given.name == i.name)) {
-        assert!(input.doc_string.contains("n at most 16"), "{}", input.doc_string);
+    // Hinges take what the model takes, whatever they are fitted to.
+    for (softmax, limit) in [("hinges", 32), ("network", 16)] {
+        json(&["rewrite", &at("old.onnx"), "-o", &at("student.onnx"), "--max-seq", "16", "--softmax", softmax]);
+        let student = Model::load(at("student.onnx")).unwrap();
+        assert!(student.proto().ir_version >= 4);
+        assert_eq!(student.graph().input.len(), 3, "initializers alone");
+        let said = &student.proto().doc_string;
+        assert!(said.contains(&format!("at most {limit} tokens")), "{softmax}: {said}");
+        let given = student.inputs();
+        for input in student.graph().input.iter().filter(|i| given.iter().any(|given| given.name == i.name)) {
+            assert!(input.doc_string.contains(&format!("n at most {limit}")), "{}", input.doc_string);
+        }
     }
 }

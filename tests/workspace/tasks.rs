@@ -11,7 +11,6 @@ use mabert_transfer::compare::argmax;
 use mabert_transfer::data::{BatchShape, Columns, Data, DataFile, Overlong, Sequence, TextEncoder, batches};
 use mabert_transfer::evaluate::{Answered, Labelled, Metric, Spread, TaskRun};
 use mabert_transfer::job::{Dev, Job, rewrite};
-use mabert_transfer::pooling::Features;
 use mabert_transfer::progress::Silent;
 use serde_json::json;
 
@@ -55,14 +54,8 @@ impl Ready {
     }
 
     fn answers(&self, labelled: &Labelled, metric: Option<Metric>) -> mabert_transfer::Result<Answered> {
-        let features = Features::default();
-        let run = TaskRun {
-            engine: &self.runnable,
-            shape: &self.shape,
-            channels: Some(128),
-            features: &features,
-            spread: Spread::Batches,
-        };
+        let (engine, shape, channels) = (&self.runnable, &self.shape, Some(128));
+        let run = TaskRun { engine, shape, channels, features: None, spread: Spread::Batches };
         labelled.answers(&run, metric)
     }
 

@@ -7,13 +7,12 @@ use mabert_passes::inputs::EncoderInputs;
 use mabert_runtime::{Engine, Model as Runnable, OrtModel, Tensor};
 use mabert_tests::{fixture, sentence_model};
 use mabert_transfer::compare::VectorDistance;
-use mabert_transfer::data::{BatchShape, Columns, DataFile, Overlong, TextEncoder, read_pairs};
-use mabert_transfer::evaluate::{Metric, Spread, labels};
+use mabert_transfer::data::{BatchShape, Columns, DataFile, Overlong, TextEncoder};
+use mabert_transfer::evaluate::{Answered, Labelled, Metric, Spread, TaskRun};
 use mabert_transfer::full::FullOptions;
 use mabert_transfer::job::{Data, Dev, Job, Pooling, Report, Transfer, rewrite};
 use mabert_transfer::pooling::Features;
 use mabert_transfer::progress::Silent;
-use mabert_transfer::sts;
 
 fn job() -> Job {
     Job::default()
@@ -104,9 +103,11 @@ fn scored_pairs_are_read_text_by_text_on_both_engines() {
     let data = pairs(folder.path());
     let file = DataFile::open(&data).unwrap();
     let encoder = TextEncoder::new(Some(&fixture("bert-mini-sst2/tokenizer.json")), 32, Overlong::Truncate).unwrap();
-    let (sequences, _) = read_pairs(&file, &encoder).unwrap();
-    let scores = sts::of_pairs(&labels(file.path(), &sequences).unwrap());
-    assert_eq!((sequences.len(), scores.len()), (60, 30));
+    let scored = Labelled::read_pairs(file, &encoder, None).unwrap();
+    let sequences = scored.sequences();
+    let score = |line: &str| line.rsplit('\t').next().unwrap().parse().unwrap();
+    let scores: Vec<f64> = std::fs::read_to_string(scored.file()).unwrap().lines().skip(1).map(score).collect();
+    assert_eq!((sequences.len(), scored.examples(), scores.len()), (60, 30, 30));
     let path = folder.path().join("model.onnx");
     sentence_model(true).save(&path).unwrap();
     let model = Model::load(&path).unwrap();
@@ -131,26 +132,30 @@ fn scored_pairs_are_read_text_by_text_on_both_engines() {
         })
         .collect();
     let engines: [&dyn Engine; 2] = [&onnxruntime, &Runnable::load(&path).unwrap()];
+    let wanted = Metric::Sts.score(&expected, &scores);
+    let mut first: Option<Answered> = None;
     for engine in engines {
-        let made = |asked| {
+        let answers = |asked| {
             let features = Features::new(asked);
-            sts::cosines(engine, &shape, &sequences, &features, Spread::Inside).unwrap()
+            let (shape, features) = (&shape, Some(&features));
+            scored.answers(&TaskRun { engine, shape, channels: None, features, spread: Spread::Inside }, None)
         };
         // The model's own pooling, and ours of its hidden states.
-        for cosines in [made(None), made(Some(Pooling::Mean))] {
-            assert_eq!(cosines.overflow, 0);
-            for (cosine, expected) in cosines.values.iter().zip(&expected) {
-                approx::assert_abs_diff_eq!(*cosine, *expected, epsilon = 1e-4);
-            }
+        for asked in [None, Some(Pooling::Mean)] {
+            let answered = answers(asked).unwrap();
+            assert_eq!((answered.metric, answered.unusable), (Metric::Sts, 0));
+            approx::assert_abs_diff_eq!(scored.score(Metric::Sts, &answered).unwrap(), wanted, epsilon = 0.02);
+            let first = first.get_or_insert(answered.clone());
+            assert!(answered.agreement(first) > 0.999_999, "{asked:?}");
         }
-        let first = made(Some(Pooling::First)).values;
-        assert!(first.iter().zip(&expected).any(|(a, b)| (a - b).abs() > 1e-2));
-        assert!(sts::cosines(engine, &shape, &sequences, &Features::new(Some(Pooling::None)), Spread::Inside).is_err());
+        let of_first_tokens = answers(Some(Pooling::First)).unwrap();
+        assert!(of_first_tokens.agreement(first.as_ref().unwrap()) < 0.999);
+        assert!(answers(Some(Pooling::None)).unwrap_err().to_string().contains("vectors of texts"));
     }
 
     let dev = Dev { data, metric: Some(Metric::Sts) };
     let report = rewrite(model, &job().calibration_tokens(1_000).dev(dev), &Silent).unwrap().1.dev.unwrap();
     assert_eq!(report.examples, 30);
-    approx::assert_abs_diff_eq!(report.teacher, Metric::Sts.score(&expected, &scores), epsilon = 0.02);
+    approx::assert_abs_diff_eq!(report.teacher, wanted, epsilon = 0.02);
     assert!(report.agreement > 0.5 && report.student.is_finite(), "{report:?}");
 }

@@ -169,6 +169,7 @@ impl Error {
             | Self::Diverged { settings, .. }
             | Self::Check { settings, .. } => settings,
             Self::Role(_) => &[Setting::InputRole, Setting::Arrays],
+            Self::Passes(mabert_passes::Error::NoLinearOrder) => &[Setting::Network],
             Self::Passes(mabert_passes::Error::PositionBias(_)) => &[Setting::PaperOrder, Setting::KeepSoftmax],
             _ => &[],
         }

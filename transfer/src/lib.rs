@@ -9,7 +9,6 @@
 //! * [`evaluate`]: task metrics of a model;
 //! * [`compare`]: how far a model's outputs are from another's;
 //! * [`pooling`]: how vectors of texts are made of a feature model's outputs;
-//! * [`sts`]: how well the cosines of such vectors go with scores of pairs;
 //! * [`progress`]: what a caller is told on the way.
 
 mod adam_step;
@@ -30,7 +29,6 @@ pub mod progress;
 mod schedule;
 mod setting;
 mod stored;
-pub mod sts;
 mod vectors;
 
 pub use error::{Error, Result};

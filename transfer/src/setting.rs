@@ -11,6 +11,8 @@ pub enum Setting {
     Hidden,
     /// The paper's order of attention's products.
     PaperOrder,
+    /// Networks in the place of softmax, see [`Job::softmax`](crate::job::Job::softmax).
+    Network,
     /// Softmax is kept.
     KeepSoftmax,
     /// Norms are kept.
@@ -57,10 +59,11 @@ pub enum Setting {
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::MaxSeq,
         Self::Hidden,
         Self::PaperOrder,
+        Self::Network,
         Self::KeepSoftmax,
         Self::KeepNorm,
         Self::Unfolded,

@@ -95,7 +95,8 @@ pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
     }
     let encoder = arguments.data.encoder(longest, Overlong::Truncate)?;
     let rows = models.iter().filter_map(|(_, reads)| reads.vocabulary()).min();
-    let labelled = Labelled::read_for(arguments.metric, file, &encoder, rows)?;
+    let read = if compares_pairs { Labelled::read_pairs } else { Labelled::read };
+    let labelled = read(file, &encoder, rows)?;
     let mut notes = rows.map(|rows| encoder.notes(rows)).transpose()?.unwrap_or_default();
     notes.extend_from_slice(labelled.notes());
     let bars = Bars::new(global);
@@ -107,14 +108,10 @@ pub(super) fn eval(arguments: &EvalArguments, global: &Global) -> Result<()> {
         let taps: &[String] = if compares_pairs { &[] } else { reads.encoder_end() };
         let engine = arguments.engine.load_tapped(path, taps, global)?;
         let shape = reads.shape(&encoder);
-        let features = arguments.vectors.features(path, arguments.data.tokenizer.as_deref(), reads.channels());
-        let run = TaskRun {
-            engine: engine.as_ref(),
-            shape: &shape,
-            channels: reads.channels(),
-            features: &features,
-            spread: Spread::Inside,
-        };
+        let (channels, tokenizer) = (reads.channels(), arguments.data.tokenizer.as_deref());
+        let features = arguments.vectors.features(path, tokenizer, channels);
+        let (engine, features) = (engine.as_ref(), Some(&features));
+        let run = TaskRun { engine, shape: &shape, channels, features, spread: Spread::Inside };
         let metric = arguments.metric.or_else(|| first.as_ref().map(|first| first.metric));
         let told = evaluate(&labelled, &run, metric, path, &mut notes).with_context(|| path.display().to_string())?;
         let (answered, scores) = told;
@@ -162,7 +159,8 @@ fn evaluate(
     let (model, count) = (path.display(), labelled.examples());
     if answered.unusable > 0 {
         let bad = answered.unusable;
-        let reason = format!("{bad} of {count} texts get logits that are not finite: the model overflows");
+        let what = if answered.metric == Metric::Sts { "pairs get vectors" } else { "texts get logits" };
+        let reason = format!("{bad} of {count} {what} that are not finite: the model overflows");
         return Err(mabert_transfer::Error::Compare(reason).into());
     }
     if answered.overflow > 0 {

@@ -31,6 +31,6 @@ pub use label::{Answers, Label};
 pub use made_up::{Vocabulary, made_up_sequences, odd_sequences};
 pub use reader::{Content, Example, Reader, Skipped};
 pub(crate) use sample::no_examples;
-pub use sample::{Augmented, LoneTexts, Sample, Wanted, draw_sample, read_pairs, read_sequences};
+pub use sample::{Augmented, LoneTexts, Sample, Wanted, draw_sample, read_sequences};
 pub use source::{Data, DataFile, DataFormat};
 pub use tokens::{Overlong, Sequence, TextEncoder, Window};

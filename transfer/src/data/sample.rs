@@ -12,7 +12,7 @@ use super::made_up::any_length;
 use super::reader::{Content, Example, Reader, Skipped};
 use super::source::DataFile;
 use super::tokens::{Sequence, TextEncoder};
-use crate::{Error, Result, Setting};
+use crate::{Error, Result};
 
 /// How much is drawn from a file.
 #[derive(Clone, Copy, Debug, Default)]
@@ -92,32 +92,6 @@ const MOST_JUDGES: usize = 256;
 pub fn read_sequences(file: &DataFile, encoder: &TextEncoder) -> Result<(Vec<Sequence>, Skipped)> {
     let mut reader = Reader::new(file)?;
     let sequences: Vec<Sequence> = reader.by_ref().map(|e| encoder.encode(file.path(), e?)).collect::<Result<_>>()?;
-    match sequences.is_empty() {
-        true => Err(no_examples(file, reader.skipped())),
-        false => Ok((sequences, reader.skipped())),
-    }
-}
-
-/// Reads the pairs of a file, in order, each text as a sequence of its own: the first of a pair, then its second, both with
-/// the pair's label; and says how many rows have no text.
-///
-/// # Errors
-/// As those of [`read_sequences`], or a row is no pair of texts.
-pub fn read_pairs(file: &DataFile, encoder: &TextEncoder) -> Result<(Vec<Sequence>, Skipped)> {
-    let path = file.path();
-    let mut reader = Reader::new(file)?;
-    let mut sequences = Vec::new();
-    for example in reader.by_ref() {
-        let Example { content, label, line } = example?;
-        let Content::Text { text, pair: Some(second) } = content else {
-            let reason = "it holds one text, not two to be compared: name the column of the second";
-            return Err(Error::line(path, line, reason).helped_by(&[Setting::PairColumn]));
-        };
-        for text in [text, second] {
-            let content = Content::Text { text, pair: None };
-            sequences.push(encoder.encode(path, Example { content, label: label.clone(), line })?);
-        }
-    }
     match sequences.is_empty() {
         true => Err(no_examples(file, reader.skipped())),
         false => Ok((sequences, reader.skipped())),

@@ -7,13 +7,13 @@ use ndarray::Array2;
 use super::outputs::{Outputs, TaskRun};
 use super::several::{self, ClassSets};
 use super::spans::{self, Questions, Replies};
+use super::sts;
 use super::tokens::{self, TaggedWords, Tags};
 use super::{Metric, chance_note, check_labels, label_notes, labels, predictions_with_overflow};
 use crate::data::{
-    Columns, DataFile, Example, Label, Reader, Sequence, TextEncoder, Unknown, check_ids, no_examples, read_pairs,
+    Columns, DataFile, Example, Label, Reader, Sequence, Skipped, TextEncoder, Unknown, check_ids, no_examples,
     sameness_note,
 };
-use crate::sts::{self, Cosines};
 use crate::{Error, Result, Setting};
 
 /// Labelled examples, ready for models.
@@ -31,14 +31,14 @@ pub struct Labelled {
 enum Truth {
     /// A class or a value a text.
     Numbers(Vec<f64>),
+    /// A value a pair of texts, each of which is a sequence of its own.
+    Pairs(Vec<f64>),
     /// Several classes a text.
     Several(ClassSets),
     /// A tag a word.
     Tags(TaggedWords),
     /// Answers to questions.
     Answers(Questions),
-    /// How alike two texts are, each read alone: a score a pair.
-    Pairs(Vec<f64>),
 }
 
 /// What a model answers to labelled examples.
@@ -106,40 +106,39 @@ impl Labelled {
                 Truth::Numbers(labels(&path, &sequences)?)
             }
         };
-        if sequences.is_empty() {
-            return Err(no_examples(&file, reader.skipped()));
-        }
-        rows.map_or(Ok(()), |rows| check_ids(&path, rows, &sequences))?;
-        let mut notes = file.notes();
-        notes.extend(reader.skipped().note(&path));
-        notes.extend(sameness_note(&path, &sequences));
-        notes.extend(Unknown::count(&sequences, encoder)?.note(&path));
-        notes.extend(truth.notes().into_iter().map(|note| format!("{}: {note}", path.display())));
-        Ok(Self { file: path, sequences, truth, notes })
+        Self::checked(&file, reader.skipped(), (sequences, truth), encoder, rows)
     }
 
-    /// As [`read`](Self::read); for [`Metric::Sts`] pairs of which each text is read alone, two sequences a pair.
+    /// Reads pairs of texts with a score each, of which models read each text alone, for [`Metric::Sts`].
     ///
     /// # Errors
-    /// As those of `read`, or a row is no pair of texts.
-    pub fn read_for(
-        metric: Option<Metric>,
-        file: DataFile,
+    /// As those of [`read`](Self::read); or a row is no pair of texts, or its label no number.
+    pub fn read_pairs(file: DataFile, encoder: &TextEncoder, rows: Option<usize>) -> Result<Self> {
+        let file = with_label(file)?;
+        let mut reader = Reader::new(&file)?;
+        let sequences = sts::read(file.path(), reader.by_ref(), encoder)?;
+        let scores = labels(file.path(), &sequences)?.into_iter().step_by(2).collect();
+        Self::checked(&file, reader.skipped(), (sequences, Truth::Pairs(scores)), encoder, rows)
+    }
+
+    /// Refuses what models cannot read, and notes what makes examples doubtful.
+    fn checked(
+        file: &DataFile,
+        skipped: Skipped,
+        (sequences, truth): (Vec<Sequence>, Truth),
         encoder: &TextEncoder,
         rows: Option<usize>,
     ) -> Result<Self> {
-        if metric != Some(Metric::Sts) {
-            return Self::read(file, encoder, rows);
-        }
-        let file = with_label(file)?;
         let path = file.path().to_owned();
-        let (sequences, skipped) = read_pairs(&file, encoder)?;
+        if sequences.is_empty() {
+            return Err(no_examples(file, skipped));
+        }
         rows.map_or(Ok(()), |rows| check_ids(&path, rows, &sequences))?;
-        let truth = Truth::Pairs(sts::of_pairs(&labels(&path, &sequences)?));
         let mut notes = file.notes();
         notes.extend(skipped.note(&path));
         notes.extend(sameness_note(&path, &sequences));
         notes.extend(Unknown::count(&sequences, encoder)?.note(&path));
+        notes.extend(truth.notes().into_iter().map(|note| format!("{}: {note}", path.display())));
         Ok(Self { file: path, sequences, truth, notes })
     }
 
@@ -153,7 +152,7 @@ impl Labelled {
         &self.sequences
     }
 
-    /// How many examples there are: texts, sentences, questions or pairs.
+    /// How many examples there are: texts, sentences or questions.
     pub fn examples(&self) -> usize {
         match &self.truth {
             Truth::Answers(questions) => questions.count(),
@@ -180,8 +179,7 @@ impl Labelled {
         }
         let outputs = run.outputs(&self.sequences)?;
         let (answers, unusable) = match &self.truth {
-            Truth::Numbers(labels) => return self.numbers(&outputs, labels, metric),
-            Truth::Pairs(_) => unreachable!("pairs are compared above"),
+            Truth::Numbers(labels) | Truth::Pairs(labels) => return self.numbers(&outputs, labels, metric),
             Truth::Tags(words) => {
                 let (tags, unusable) = words.answers(&outputs)?;
                 (Answers::Tags(tags), unusable)
@@ -199,16 +197,6 @@ impl Labelled {
         Ok(Answered { metric, unusable, overflow: outputs.overflow, notes: Vec::new(), answers })
     }
 
-    /// Of scored pairs.
-    fn cosines(&self, run: &TaskRun<'_>, scores: &[f64]) -> Result<Answered> {
-        let Cosines { values, overflow } =
-            sts::cosines(run.engine, run.shape, &self.sequences, run.features, run.spread)?;
-        let metric = Metric::Sts;
-        let notes = chance_note(metric, &values, scores).into_iter().filter(|_| overflow == 0).collect();
-        let answers = Answers::Numbers { values, columns: 1 };
-        Ok(Answered { metric, unusable: overflow, overflow, notes, answers })
-    }
-
     /// Of one class or value a text.
     fn numbers(&self, outputs: &Outputs, labels: &[f64], metric: Option<Metric>) -> Result<Answered> {
         let logits = outputs.logits()?;
@@ -222,6 +210,19 @@ impl Labelled {
         }
         let answers = Answers::Numbers { values, columns };
         Ok(Answered { metric, unusable, overflow: outputs.overflow, notes, answers })
+    }
+
+    /// Of pairs.
+    fn cosines(&self, run: &TaskRun<'_>, scores: &[f64]) -> Result<Answered> {
+        let metric = Metric::Sts;
+        let values = sts::cosines(run, &self.sequences)?;
+        let unusable = values.iter().filter(|value| value.is_nan()).count();
+        let mut notes = label_notes(metric, 1, &self.file, scores);
+        if unusable == 0 {
+            notes.extend(chance_note(metric, &values, scores));
+        }
+        let answers = Answers::Numbers { values, columns: 1 };
+        Ok(Answered { metric, unusable, overflow: unusable, notes, answers })
     }
 
     /// The metrics that are told of a model's answers: its own, then the task's others.
@@ -286,20 +287,20 @@ impl Truth {
                 Metric::Pearson,
                 Metric::Spearman,
             ],
+            Self::Pairs(_) => &[Metric::Sts],
             Self::Several(_) => &[Metric::MicroF1, Metric::MacroF1, Metric::Accuracy],
             Self::Tags(_) => tokens::METRICS,
             Self::Answers(_) => &[Metric::AnswerF1, Metric::ExactMatch],
-            Self::Pairs(_) => &[Metric::Sts],
         }
     }
 
     fn noun(&self) -> &'static str {
         match self {
             Self::Numbers(_) => "one class or value a text",
+            Self::Pairs(_) => "scores of pairs",
             Self::Several(_) => "several classes a text",
             Self::Tags(_) => "a tag a word",
             Self::Answers(_) => "answers to questions",
-            Self::Pairs(_) => "scores of pairs",
         }
     }
 
@@ -316,7 +317,7 @@ impl Truth {
         match self {
             Self::Tags(words) => words.note().into_iter().collect(),
             Self::Answers(questions) => questions.notes(),
-            Self::Numbers(_) | Self::Several(_) | Self::Pairs(_) => Vec::new(),
+            Self::Numbers(_) | Self::Pairs(_) | Self::Several(_) => Vec::new(),
         }
     }
 }

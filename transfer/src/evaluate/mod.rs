@@ -7,6 +7,7 @@ mod outputs;
 mod several;
 mod spans;
 mod squad;
+mod sts;
 mod tokens;
 
 use mabert_runtime::{Engine, Named, Tensor, borrowed};
@@ -54,6 +55,8 @@ pub enum Metric {
     Pearson,
     /// Spearman's correlation of ranks.
     Spearman,
+    /// The same of the cosines of both texts' vectors, each text read alone (semantic textual similarity).
+    Sts,
     /// F1 of the entities in the tags of words, as seqeval counts them.
     EntityF1,
     /// Of the entities that are predicted, the share that is right.
@@ -64,9 +67,6 @@ pub enum Metric {
     AnswerF1,
     /// The share of answers that are right to the letter, but for case, punctuation and articles.
     ExactMatch,
-    /// The same of the cosines of both texts' vectors, each text read alone (semantic textual similarity), see
-    /// [`sts`](crate::sts).
-    Sts,
 }
 
 impl Metric {
@@ -102,19 +102,19 @@ impl Metric {
             Self::Mcc => "mcc",
             Self::Pearson => "pearson",
             Self::Spearman => "spearman",
+            Self::Sts => "sts",
             Self::EntityF1 => "entity-f1",
             Self::EntityPrecision => "entity-precision",
             Self::EntityRecall => "entity-recall",
             Self::AnswerF1 => "answer-f1",
             Self::ExactMatch => "exact-match",
-            Self::Sts => "sts",
         }
     }
 
     /// What tells how alike two models' predictions are: the share of equal classes, or the correlation of values.
     pub fn likeness(self) -> Self {
         match self {
-            Self::Pearson | Self::Spearman => Self::Pearson,
+            Self::Pearson | Self::Spearman | Self::Sts => Self::Pearson,
             _ => Self::Accuracy,
         }
     }
@@ -415,7 +415,7 @@ fn run_batches(
 }
 
 /// What `keep` keeps of the outputs for each batch.
-pub(crate) fn each_batch<T: Send>(
+fn each_batch<T: Send>(
     engine: &dyn Engine,
     shape: &BatchShape,
     sequences: &[Sequence],

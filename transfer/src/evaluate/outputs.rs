@@ -19,8 +19,8 @@ pub struct TaskRun<'e> {
     pub shape: &'e BatchShape,
     /// Channels of its stream, where they are known: what is as wide is no row of classes.
     pub channels: Option<usize>,
-    /// What makes vectors of texts of its outputs, where those are compared.
-    pub features: &'e Features,
+    /// What makes vectors of texts of a feature model's outputs, beside these.
+    pub features: Option<&'e Features>,
     /// Where work is spread over threads.
     pub spread: Spread,
 }

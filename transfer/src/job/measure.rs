@@ -12,7 +12,7 @@ use super::settings::Dev;
 use crate::bounds::BoundedStudent;
 use crate::compare::{self, Distances, OutputDistance, Tolerance};
 use crate::data::{Batch, BatchShape, DataFile, TextEncoder};
-use crate::evaluate::{Answered, Labelled, Spread, TaskRun};
+use crate::evaluate::{Answered, Labelled, Metric, Spread, TaskRun};
 use crate::pooling::{Features, Form, Pooling};
 use crate::{Error, Result, Setting};
 
@@ -190,8 +190,8 @@ impl DevSet {
         shape: &BatchShape,
         features: &Features,
     ) -> Result<Self> {
-        let file = DataFile::open(&dev.data)?;
-        let labelled = Labelled::read_for(dev.metric, file, encoder, Some(rows))?;
+        let read = if dev.metric == Some(Metric::Sts) { Labelled::read_pairs } else { Labelled::read };
+        let labelled = read(DataFile::open(&dev.data)?, encoder, Some(rows))?;
         let teacher = labelled.answers(&run(teacher, shape, features), dev.metric)?;
         if teacher.unusable > 0 {
             let file = labelled.file().display();
@@ -230,7 +230,7 @@ impl DevSet {
 }
 
 fn run<'e>(engine: &'e Runnable, shape: &'e BatchShape, features: &'e Features) -> TaskRun<'e> {
-    TaskRun { engine, shape, channels: None, features, spread: Spread::Batches }
+    TaskRun { engine, shape, channels: None, features: Some(features), spread: Spread::Batches }
 }
 
 /// The outputs for every batch.

@@ -113,10 +113,8 @@ impl<'j> Prepared<'j> {
         let rows = vocabulary.size;
         let features = job.features(model.origin()).channels(table_columns(&model, rows));
         let pooling = pooling(&runnable, &inputs, &features, encoder.longest())?;
-        let augmentation = Augmentation::new(|| Ok(inputs.word_table(&model)?));
         let Sequences { source, calibration, training, judges, held_out, notes: of_texts } =
-            Sequences::new(job, &encoder, &vocabulary, &augmentation, pooling)?;
-        drop(augmentation);
+            Sequences::new(job, &encoder, &vocabulary, &Augmentation::new(|| Ok(inputs.word_table(&model)?)), pooling)?;
         let odd = odd_sequences(&vocabulary, encoder.longest(), job.seed ^ HELD_OUT_SEED);
         let pad = Some(encoder.pad()).filter(|id| vocabulary.holds(*id));
         let shape = BatchShape { pad: pad.unwrap_or(0), ..BatchShape::new(&inputs) };

@@ -74,8 +74,8 @@ struct Size {
 }
 
 impl Sequences {
-    /// More is made of little text with the `augmentation`, unless the job does without. `pooling` makes vectors of texts of
-    /// what a feature model gives.
+    /// More is made of little text with the `augmentation`, unless the job does without. `pooling` makes
+    /// vectors of texts of what a feature model gives.
     pub(super) fn new(
         job: &Job,
         encoder: &TextEncoder,

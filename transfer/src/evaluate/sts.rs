@@ -1,43 +1,51 @@
 //! Semantic textual similarity: the cosines of pairs of texts, to be compared with scores that people gave.
 //!
-//! Pairs are sequences in turn, the first text of a pair and then its second, as [`read_pairs`](crate::data::read_pairs)
-//! gives them: each text is read alone, and its vector made as [`Features`] say.
+//! Pairs are sequences in turn, the first text of a pair and then its second: each is read alone, and its vector made as
+//! [`Features`] say.
 
-use mabert_runtime::{Engine, Named, Tensor};
+use std::path::Path;
+
+use mabert_runtime::{Named, Tensor};
 use ndarray::{Array1, Array2};
 
-use crate::data::{Batch, BatchShape, Sequence};
-use crate::evaluate::{Spread, each_batch};
+use super::{TaskRun, each_batch};
+use crate::data::{Batch, Content, Example, Sequence, TextEncoder};
 use crate::pooling::{Features, Form};
 use crate::vectors::{cosine, pool};
 use crate::{Error, Result, Setting};
 
-/// The cosines of pairs.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Cosines {
-    /// As many as there are pairs; not a number where a text's vector is none.
-    pub values: Vec<f64>,
-    /// Pairs that have a vector which is not finite.
-    pub overflow: usize,
+/// Reads pairs, both sequences of one with its label.
+///
+/// # Errors
+/// An example cannot be used, or is no pair of texts.
+pub(super) fn read(
+    path: &Path,
+    examples: impl Iterator<Item = Result<Example>>,
+    encoder: &TextEncoder,
+) -> Result<Vec<Sequence>> {
+    let mut sequences = Vec::new();
+    for example in examples {
+        let Example { content, label, line } = example?;
+        let Content::Text { text, pair: Some(second) } = content else {
+            let reason = "it holds one text, not two to be compared: name the column of the second";
+            return Err(Error::line(path, line, reason).helped_by(&[Setting::PairColumn]));
+        };
+        for text in [text, second] {
+            let content = Content::Text { text, pair: None };
+            sequences.push(encoder.encode(path, Example { content, label: label.clone(), line })?);
+        }
+    }
+    Ok(sequences)
 }
 
-/// What a pair's two sequences have once each.
-pub fn of_pairs<T: Copy>(of_sequences: &[T]) -> Vec<T> {
-    of_sequences.iter().copied().step_by(2).collect()
-}
-
-/// The cosines between the vectors that a model gives for the texts of pairs.
+/// The cosines between the vectors that a model gives for the texts of pairs; not a number where one is not finite.
 ///
 /// # Errors
 /// The engine fails, or no output of the model is a vector of texts.
-pub fn cosines(
-    engine: &dyn Engine,
-    shape: &BatchShape,
-    pairs: &[Sequence],
-    features: &Features,
-    spread: Spread,
-) -> Result<Cosines> {
-    let parts = each_batch(engine, shape, pairs, spread, |batch, outputs| vectors(batch, &outputs, features))?;
+pub(super) fn cosines(run: &TaskRun<'_>, pairs: &[Sequence]) -> Result<Vec<f64>> {
+    let TaskRun { engine, shape, channels, features, spread } = *run;
+    let features = features.cloned().unwrap_or_else(|| Features::default().channels(channels));
+    let parts = each_batch(engine, shape, pairs, spread, |batch, outputs| vectors(batch, &outputs, &features))?;
     let mut vectors: Vec<Array1<f32>> = vec![Array1::zeros(0); pairs.len()];
     for (batch, of_batch) in &parts {
         // Rows that fill up a batch come last.
@@ -48,9 +56,7 @@ pub fn cosines(
         [first, second] if is_finite(first) && is_finite(second) => cosine(first.view(), second.view()),
         _ => f64::NAN,
     };
-    let values: Vec<f64> = vectors.chunks(2).map(value).collect();
-    let overflow = values.iter().filter(|value| value.is_nan()).count();
-    Ok(Cosines { values, overflow })
+    Ok(vectors.chunks(2).map(value).collect())
 }
 
 /// The vectors of a batch's texts, `[texts, channels]`.
