@@ -225,7 +225,7 @@ fn the_best_span_of_all_windows_answers() {
         for longest in [24, 64] {
             let own: Vec<_> = contexts.iter().map(|c| best_answer(&ready, "what is it ?", c, longest)).collect();
             // Every other question has another answer.
-            let right = |at: usize| if at % 2 == 0 { own[at].0.clone() } else { "nothing of it".to_owned() };
+            let right = |at: usize| if at.is_multiple_of(2) { own[at].0.clone() } else { "nothing of it".to_owned() };
             let answers = |at: usize| json!({ "text": [right(at), "no"], "answer_start": [0, 0] });
             let object = |at: usize| json!({ "id": at, "question": "what is it ?", "context": contexts[at], "answers": answers(at) });
             let lines: Vec<String> = (0..20).map(|at| object(at).to_string()).collect();
@@ -243,8 +243,9 @@ fn the_best_span_of_all_windows_answers() {
 
             // As SQuAD 2 has it: a third of the questions has no answer, and then the model may say so too.
             let question = |at: usize| {
-                let list = if at % 3 == 0 { json!([]) } else { json!([{ "text": own[at].0, "answer_start": 0 }]) };
-                json!({ "id": "a", "question": "what is it ?", "answers": list, "is_impossible": at % 3 == 0 })
+                let list =
+                    if at.is_multiple_of(3) { json!([]) } else { json!([{ "text": own[at].0, "answer_start": 0 }]) };
+                json!({ "id": "a", "question": "what is it ?", "answers": list, "is_impossible": at.is_multiple_of(3) })
             };
             let paragraphs: Vec<_> =
                 (0..20).map(|at| json!({ "context": contexts[at], "qas": [question(at)] })).collect();
@@ -253,7 +254,7 @@ fn the_best_span_of_all_windows_answers() {
             let labelled = read(&path, Columns::default(), longest).unwrap();
             let says_none = |at: usize| own[at].1 < own[at].2;
             // What is nothing but an article is as good as no answer.
-            let is_right = |at: &usize| says_none(*at) == (at % 3 == 0) || !says_something(&own[*at].0);
+            let is_right = |at: &usize| says_none(*at) == (at.is_multiple_of(3)) || !says_something(&own[*at].0);
             let right = (0..20).filter(is_right).count();
             let answered = ready.answers(&labelled, Some(Metric::ExactMatch)).unwrap();
             assert_eq!(labelled.score(Metric::ExactMatch, &answered).unwrap(), right as f64 / 20.0);

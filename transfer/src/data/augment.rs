@@ -323,7 +323,7 @@ mod tests {
             augmentation.make(Path::new("a.tsv"), &sources, &encoder, amount, &mut rng).unwrap()
         };
         let made = make(1);
-        assert_eq!((made.len(), &make(1) == &made, make(2) == made), (60, true, false));
+        assert_eq!((made.len(), make(1) == made, make(2) == made), (60, true, false));
         let natural = encoder.encode(Path::new("a.tsv"), sources[0].clone()).unwrap();
         let words: HashSet<i64> = natural.ids.iter().copied().collect();
         let special = encoder.special();

@@ -57,9 +57,7 @@ mod tests {
     use super::*;
 
     fn truth(texts: &[&str]) -> Answers {
-        let mut truth = Answers::default();
-        truth.texts = texts.iter().map(|t| (*t).to_owned()).collect();
-        truth
+        Answers { texts: texts.iter().map(|t| (*t).to_owned()).collect(), ..Answers::default() }
     }
 
     /// What SQuAD's `normalize_answer` gives.
