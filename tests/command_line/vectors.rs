@@ -90,6 +90,6 @@ fn scored_pairs_are_evaluated_on_both_engines() {
     fails(&[&sts[..], &["--data", &ids]].concat(), 3, &["ids.jsonl, line 1"]);
     let accuracy = ["eval", &model, "--tokenizer", &tokenizer(), "--label-column", "score", "--data", &files[0]];
     fails(&[&accuracy[..], &["--pooling", "mean"]].concat(), 2, &["--metric sts"]);
-    let classifier = ["eval", &fixture("bert-mini-sst2/model.onnx"), &sts[2], &sts[3]];
+    let classifier = ["eval", &fixture("bert-mini-sst2/model.onnx"), sts[2], sts[3]];
     fails(&[&classifier[..], &sts[4..], &["--data", &files[0]]].concat(), 2, &["`logits`", "--pooling"]);
 }

@@ -286,7 +286,7 @@ fn print_verified(v: &Verified) -> Result<()> {
         let figures =
             [print::number(o.max_abs), print::number(o.mean_abs), print::optional(least), print::optional(mean)];
         let holds = if o.holds(&v.tolerance) { "holds" } else { "FAILS" }.to_owned();
-        [&[o.output.clone()], &figures[..], &likeness.cells(o), &[holds]].concat()
+        [std::slice::from_ref(&o.output), &figures[..], &likeness.cells(o), &[holds]].concat()
     };
     let header = ["Value", "Largest difference", "Mean", "Least cosine", "Mean cosine"];
     let header = [&header[..], &likeness.header(), &["Tolerance"]].concat();

@@ -26,7 +26,7 @@ impl Likeness {
     pub(crate) fn cells(&self, output: &OutputDistance) -> Vec<String> {
         let neighbours = output.vectors.as_ref().and_then(|vectors| vectors.same_neighbour);
         let columns = [(self.vectors, neighbours), (self.classes, output.agreement)];
-        columns.into_iter().filter_map(|(is_shown, share)| is_shown.then(|| percentage(share))).collect()
+        columns.into_iter().filter(|(is_shown, _)| *is_shown).map(|(_, share)| percentage(share)).collect()
     }
 
     /// Whether any output is compared by vectors of texts.
