@@ -66,7 +66,7 @@ measured() {
 student() {
     local name=$1 teacher=$2 task=$3
     shift 3
-    measured "$name" "$name.txt" "$program" -q rewrite "$teacher/model.onnx" -o "$out/$name.onnx" \
+    measured "$name" "$name.txt" "$program" rewrite "$teacher/model.onnx" -o "$out/$name.onnx" \
         --tokenizer "$teacher/tokenizer.json" --report "$out/$name.json" "$@"
     measured "$name" "$name.eval.json" "$program" -q --json eval "$teacher/model.onnx" "$out/$name.onnx" \
         --data "$MABERT_DATA/$task/dev.tsv" --tokenizer "$teacher/tokenizer.json" --label-column label

@@ -101,6 +101,7 @@ impl LoadOptions {
         limits::check(&graph)?;
         // A part of the graph tells indices; it is adapted on its own.
         let checks = Checks::new(&graph, &|part| Ok(Box::new(Self::default().prepare(part)?)))?;
+        supported::refuse_own(&graph)?;
         if !self.plain {
             crate::fuse::gather(&mut graph)?;
         }

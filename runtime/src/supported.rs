@@ -8,7 +8,16 @@ use crate::{Error, Result};
 
 /// Refuses a graph with an operator that cannot be run, by name: tract says so in its own words, and late.
 pub(crate) fn check(graph: &Graph) -> Result<()> {
-    match unknown(&graph.graph().node) {
+    refuse(graph, &|node| !OPERATORS.0.contains_key(&node.op_type))
+}
+
+/// Refuses a graph that comes with nodes such as only the runtime itself makes.
+pub(crate) fn refuse_own(graph: &Graph) -> Result<()> {
+    refuse(graph, &|node| node.domain == crate::fuse::DOMAIN)
+}
+
+fn refuse(graph: &Graph, is_refused: &dyn Fn(&NodeProto) -> bool) -> Result<()> {
+    match first(&graph.graph().node, is_refused) {
         None => Ok(()),
         Some(node) => {
             let domain = if node.is(&node.op_type) { String::new() } else { format!("{}.", node.domain) };
@@ -18,11 +27,11 @@ pub(crate) fn check(graph: &Graph) -> Result<()> {
     }
 }
 
-/// The first node of an unknown operator, in subgraphs too.
-fn unknown(nodes: &[NodeProto]) -> Option<&NodeProto> {
-    nodes.iter().find_map(|node| match OPERATORS.0.contains_key(&node.op_type) {
-        false => Some(node),
-        true => node.subgraphs().into_iter().find_map(|graph| unknown(&graph.node)),
+/// The first such node, in subgraphs too.
+fn first<'g>(nodes: &'g [NodeProto], is_refused: &dyn Fn(&NodeProto) -> bool) -> Option<&'g NodeProto> {
+    nodes.iter().find_map(|node| match is_refused(node) {
+        true => Some(node),
+        false => node.subgraphs().into_iter().find_map(|graph| first(&graph.node, is_refused)),
     })
 }
 
@@ -42,5 +51,10 @@ mod tests {
         assert!(message.starts_with("operator some.where.Whatever (node `Whatever`) is not supported"), "{message}");
         graph.graph_mut().node[1].input[0] = "x".to_owned();
         crate::LoadOptions::default().prepare(&graph).unwrap();
+        // Nor one that only the runtime makes.
+        let node = &mut graph.graph_mut().node[1];
+        (node.op_type, node.domain) = ("HingeAttention".to_owned(), "onnx_mabert".to_owned());
+        let message = crate::LoadOptions::default().prepare(&graph).unwrap_err().to_string();
+        assert!(message.starts_with("operator onnx_mabert.HingeAttention"), "{message}");
     }
 }

@@ -20,7 +20,7 @@ mod testing;
 use tract_core::internal::*;
 
 use attention::LinearAttention;
-pub(crate) use hinges::{OPERATOR, gather, hinge_attention};
+pub(crate) use hinges::{DOMAIN, OPERATOR, gather, hinge_attention};
 use kernel::Kernel;
 use linear::Linear;
 use repack::{FromPanels, ToPanels};

@@ -10,4 +10,4 @@ mod rows;
 mod wiring;
 
 pub(crate) use nodes::gather;
-pub(crate) use wiring::{OPERATOR, hinge_attention};
+pub(crate) use wiring::{DOMAIN, OPERATOR, hinge_attention};

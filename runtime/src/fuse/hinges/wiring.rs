@@ -9,7 +9,7 @@ use super::attention::HingeAttention;
 
 /// What the node is called; its domain is this project's own.
 pub(crate) const OPERATOR: &str = "HingeAttention";
-pub(super) const DOMAIN: &str = "onnx_mabert";
+pub(crate) const DOMAIN: &str = "onnx_mabert";
 
 /// Inputs before the statistics' thresholds, which are as many as there are.
 pub(super) const FIRST_STATISTIC: usize = 11;
