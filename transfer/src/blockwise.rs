@@ -17,7 +17,9 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::data::Batch;
-use crate::gradient::{AdamW, Buffers, Gradient, Graph, Trained, Value, from_candle, squared_distance, to_candle};
+use crate::gradient::{
+    AdamW, Buffers, Gradient, Graph, HingeSite, Trained, Value, from_candle, squared_distance, to_candle,
+};
 use crate::schedule::{Rounds, cosine};
 use crate::stored::Stored;
 use crate::{Result, Setting};
@@ -75,6 +77,8 @@ pub(crate) struct Block<'b> {
     pub(crate) output: &'b str,
     /// Initializers of the approximator.
     pub(crate) approximator: Vec<String>,
+    /// Where it is one of hinges.
+    pub(crate) hinges: Option<HingeSite>,
     /// All others that are trained.
     pub(crate) others: Vec<String>,
     /// The batches.
@@ -137,7 +141,10 @@ impl<'d> Differentiable<'d> {
         let inputs = [boundary(input, &["batch", "n", &channels.to_string()]), boundary(MASK, &["batch", "n"])];
         let part = student.extract(&inputs, &[block.output])?;
         let trained: Vec<String> = block.approximator.iter().chain(&block.others).cloned().collect();
-        Ok(Self { block, graph: Graph::new(&part, &[input, MASK], &[block.output], &trained)? })
+        Ok(Self {
+            block,
+            graph: Graph::new(&part, &[input, MASK], &[block.output], &trained, block.hinges.as_slice())?,
+        })
     }
 
     fn optimizer(&self, options: &BlockwiseOptions) -> Result<AdamW> {

@@ -21,6 +21,7 @@ pub mod evaluate;
 pub mod full;
 mod gradient;
 mod heads;
+mod hinges;
 pub mod job;
 pub mod layerwise;
 mod part;

@@ -15,7 +15,7 @@ use super::variance::Variance;
 use super::{Training, parameters};
 use crate::Result;
 use crate::data::{Batch, BatchShape, Sequence, batches};
-use crate::gradient::{AdamW, Buffers, Gradient, Graph, Trained, Value, from_candle, to_candle, to_value};
+use crate::gradient::{AdamW, Buffers, Gradient, Graph, HingeSite, Trained, Value, from_candle, to_candle, to_value};
 use crate::heads::RowUnit;
 use crate::part::Prefix;
 use crate::pooling::Features;
@@ -98,7 +98,7 @@ impl Pair {
         let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
         let mut there = parameters::parameters(&rewriting.teacher, student)?;
         there.retain(|name| part.initializer(name).is_some());
-        let graph = Graph::new(&part, &names, &compared, &there)?;
+        let graph = Graph::new(&part, &names, &compared, &there, &HingeSite::all(student))?;
 
         let mut pair = Self {
             shape: data.shape.clone(),

@@ -2,27 +2,61 @@
 //!
 //! Values of floats are tensors with gradients. Integers (shapes, indices) never need one and are computed beside them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use candle_core::{Tensor as Real, Var};
 use mabert_graph::proto::NodeProto;
 use mabert_graph::{Model, NodeExt as _, Tensor, attribute};
+use mabert_passes::lower::MASK;
 
 use super::accumulating::{self, Combination, Gradient};
 use super::candle_values;
+use super::device::device;
+use super::hinge_probabilities::{self, HingeSite};
 use super::operators::{refused, run_node};
 use super::value::Value;
 use crate::{Error, Result};
 
 /// A graph whose chosen initializers are variables.
 pub(crate) struct Graph {
-    nodes: Vec<Node>,
+    steps: Vec<Step>,
     constants: Vec<(usize, Value)>,
     variables: Vec<(String, usize, Var)>,
     inputs: Vec<usize>,
     outputs: Vec<usize>,
     slots: usize,
+}
+
+/// What is computed at a time.
+enum Step {
+    Node(Node),
+    Hinges(HingeStep),
+}
+
+impl Step {
+    fn inputs(&self) -> Vec<usize> {
+        match self {
+            Self::Node(node) => node.inputs.iter().flatten().copied().collect(),
+            Self::Hinges(hinges) => [hinges.scores, hinges.mask].iter().chain(&hinges.parameters).copied().collect(),
+        }
+    }
+
+    fn outputs(&self) -> &[usize] {
+        match self {
+            Self::Node(node) => &node.outputs,
+            Self::Hinges(hinges) => std::slice::from_ref(&hinges.output),
+        }
+    }
+}
+
+/// All that hinges make of scores.
+struct HingeStep {
+    site: HingeSite,
+    scores: usize,
+    mask: usize,
+    parameters: Vec<usize>,
+    output: usize,
 }
 
 struct Node {
@@ -56,8 +90,14 @@ fn accumulates(
 
 impl Graph {
     /// Prepares `model`, whose inputs are given to [`Graph::run`] in `inputs`' order. Initializers named in `trained` are
-    /// variables.
-    pub(crate) fn new(model: &Model, inputs: &[&str], outputs: &[&str], trained: &[String]) -> Result<Self> {
+    /// variables. What lies between scores and probabilities of `hinges` is computed at once.
+    pub(crate) fn new(
+        model: &Model,
+        inputs: &[&str],
+        outputs: &[&str],
+        trained: &[String],
+        hinges: &[HingeSite],
+    ) -> Result<Self> {
         let mut slots: HashMap<String, usize> = HashMap::new();
         let mut slot = |name: &str| {
             let next = slots.len();
@@ -80,7 +120,7 @@ impl Graph {
         }
         let inputs = inputs.iter().map(|name| slot(name)).collect();
         let numbers: HashMap<usize, usize> = variables.iter().enumerate().map(|(i, (_, at, _))| (*at, i)).collect();
-        let mut nodes = Vec::new();
+        let mut steps = Vec::new();
         for proto in &model.graph().node {
             if proto.is("Constant") {
                 let value = attribute::constant(proto)?
@@ -92,11 +132,15 @@ impl Graph {
                 proto.input.iter().map(|name| (!name.is_empty()).then(|| slot(name))).collect();
             let made = proto.output.iter().map(|name| slot(name)).collect();
             let accumulates = accumulates(proto, &used, &numbers);
-            nodes.push(Node { proto: proto.clone(), inputs: used, outputs: made, accumulates });
+            steps.push(Step::Node(Node { proto: proto.clone(), inputs: used, outputs: made, accumulates }));
         }
-        let outputs = outputs.iter().map(|name| slot(name)).collect();
+        let outputs: Vec<usize> = outputs.iter().map(|name| slot(name)).collect();
+        if device().is_cpu() {
+            hinges.iter().for_each(|site| put_hinges(&mut steps, site, &slots));
+            steps = without_idle(steps, &outputs);
+        }
         let slots = slots.len();
-        Ok(Self { nodes, constants, variables, inputs, outputs, slots })
+        Ok(Self { steps, constants, variables, inputs, outputs, slots })
     }
 
     /// The variables, by the names of their initializers.
@@ -117,21 +161,10 @@ impl Graph {
         for (at, value) in self.inputs.iter().zip(inputs) {
             values[*at] = Some(value.clone());
         }
-        for node in &self.nodes {
-            if let Some((combination, x, number)) = node.accumulates
-                && let Some(Value::Real(x)) = &values[x]
-                && let variable = self.variables[number].2.as_tensor()
-                && accumulating::fits(combination, x, variable)
-            {
-                let made = accumulating::apply(combination, x, variable, gradient.map(|g| (g.clone(), number)))?;
-                values[node.outputs[0]] = Some(Value::Real(made));
-                continue;
-            }
-            let given: Vec<Option<&Value>> =
-                node.inputs.iter().map(|at| at.and_then(|at| values[at].as_ref())).collect();
-            let made = run_node(&node.proto, &given)?;
-            for (at, value) in node.outputs.iter().zip(made) {
-                values[*at] = Some(value);
+        for step in &self.steps {
+            match step {
+                Step::Node(node) => self.run_node(node, &mut values, gradient)?,
+                Step::Hinges(hinges) => values[hinges.output] = Some(self.run_hinges(hinges, &values, gradient)?),
             }
         }
         let real = |at: &usize| match &values[*at] {
@@ -140,6 +173,69 @@ impl Graph {
         };
         self.outputs.iter().map(real).collect()
     }
+
+    fn run_node(&self, node: &Node, values: &mut [Option<Value>], gradient: Option<&Arc<Gradient>>) -> Result<()> {
+        if let Some((combination, x, number)) = node.accumulates
+            && let Some(Value::Real(x)) = &values[x]
+            && let variable = self.variables[number].2.as_tensor()
+            && accumulating::fits(combination, x, variable)
+        {
+            let made = accumulating::apply(combination, x, variable, gradient.map(|g| (g.clone(), number)))?;
+            values[node.outputs[0]] = Some(Value::Real(made));
+            return Ok(());
+        }
+        let given: Vec<Option<&Value>> = node.inputs.iter().map(|at| at.and_then(|at| values[at].as_ref())).collect();
+        let made = run_node(&node.proto, &given)?;
+        for (at, value) in node.outputs.iter().zip(made) {
+            values[*at] = Some(value);
+        }
+        Ok(())
+    }
+
+    fn run_hinges(
+        &self,
+        step: &HingeStep,
+        values: &[Option<Value>],
+        gradient: Option<&Arc<Gradient>>,
+    ) -> Result<Value> {
+        let real = |at: usize| match &values[at] {
+            Some(Value::Real(value)) => Ok(value.clone()),
+            _ => Err(Error::Gradient(format!("`{}` cannot be computed", step.site.probabilities))),
+        };
+        let parameters = step.parameters.iter().map(|at| real(*at)).collect::<Result<Vec<_>>>()?;
+        let number = |at: &usize| self.variables.iter().position(|(_, slot, _)| slot == at);
+        let gradient = gradient.map(|g| (g.clone(), step.parameters.iter().map(number).collect()));
+        let (scores, mask) = (real(step.scores)?, real(step.mask)?);
+        Ok(Value::Real(hinge_probabilities::apply(&step.site, &scores, &mask, &parameters, gradient)?))
+    }
+}
+
+/// Puts one step in the place of the one that ends in the probabilities of `site`, where the graph has it.
+fn put_hinges(steps: &mut [Step], site: &HingeSite, slots: &HashMap<String, usize>) {
+    let slot = |name: &str| slots.get(name).copied();
+    let parameters = site.parameters.names().into_iter().map(|name| slot(name)).collect();
+    let (Some(scores), Some(mask), Some(output), Some(parameters)) =
+        (slot(&site.scores), slot(MASK), slot(&site.probabilities), parameters)
+    else {
+        return;
+    };
+    if let Some(step) = steps.iter_mut().find(|step| step.outputs().contains(&output)) {
+        *step = Step::Hinges(HingeStep { site: site.clone(), scores, mask, parameters, output });
+    }
+}
+
+/// Steps without those that nothing needs.
+fn without_idle(steps: Vec<Step>, outputs: &[usize]) -> Vec<Step> {
+    let mut needed: HashSet<usize> = outputs.iter().copied().collect();
+    let mut kept: Vec<Step> = Vec::new();
+    for step in steps.into_iter().rev() {
+        if step.outputs().iter().any(|output| needed.contains(output)) {
+            needed.extend(step.inputs());
+            kept.push(step);
+        }
+    }
+    kept.reverse();
+    kept
 }
 
 #[cfg(test)]
@@ -147,7 +243,7 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use mabert_graph::{Boundary, ElementType};
-    use mabert_passes::lower::{ApproximatorOptions, MASK};
+    use mabert_passes::lower::ApproximatorOptions;
     use mabert_passes::pipeline::{Keep, Order, PassOptions, Rewriting, Student};
     use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
@@ -208,7 +304,7 @@ mod tests {
                 let boundary = |name: &str, dims: &[&str]| Boundary::symbolic(name, ElementType::F32, dims);
                 let boundaries = [boundary(input, &["b", "n", &channels.to_string()]), boundary(MASK, &["b", "n"])];
                 let cut = student.model.extract(&boundaries, &outputs).unwrap();
-                let graph = Graph::new(&cut, &[input, MASK], &outputs, &[]).unwrap();
+                let graph = Graph::new(&cut, &[input, MASK], &outputs, &[], &[]).unwrap();
                 let values = given.each_ref().map(|t| Value::Real(to_candle(t).unwrap()));
                 for (x, y) in graph.run(&values, None).unwrap().iter().zip(&expected) {
                     let far = difference(&crate::gradient::from_candle(x).unwrap(), y);
@@ -235,7 +331,7 @@ mod tests {
         for linear in [&layer.query, &layer.key, &layer.value, &layer.attention_output, &layer.output] {
             trained.extend([Some(linear.weight.clone()), linear.bias_name.clone()].into_iter().flatten());
         }
-        let graph = Graph::new(&cut, &[input, MASK], &[output], &trained).unwrap();
+        let graph = Graph::new(&cut, &[input, MASK], &[output], &trained, &[]).unwrap();
         let given = inputs(&student).map(|t| Value::Real(to_candle(&t).unwrap()));
         let loss = |gradient: Option<&Arc<Gradient>>| {
             graph.run(&given, gradient).unwrap().remove(0).sqr().unwrap().mean_all().unwrap()

@@ -9,6 +9,7 @@ mod candle_values;
 mod device;
 mod fused_operators;
 mod graph;
+mod hinge_probabilities;
 mod operators;
 mod value;
 
@@ -23,6 +24,7 @@ pub(crate) use candle_values::{from_candle, to_candle, to_value};
 pub(crate) use device::{device, device_name};
 pub(crate) use fused_operators::{bounded, squared_distance};
 pub(crate) use graph::Graph;
+pub(crate) use hinge_probabilities::HingeSite;
 pub(crate) use value::Value;
 
 use crate::Result;

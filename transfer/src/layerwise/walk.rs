@@ -16,6 +16,7 @@ use super::{BlockReport, LayerwiseOptions, SiteError};
 use crate::blockwise::{self, Block, BlockwiseOptions};
 use crate::compare::RelativeError;
 use crate::data::Batch;
+use crate::gradient::HingeSite;
 use crate::part::{Part, Prefix};
 use crate::stored::Stored;
 use crate::{Error, Result};
@@ -255,6 +256,7 @@ impl<'w> Walk<'w> {
             input,
             output: &half.norm(layer).output,
             approximator: if half == Half::Attention { self.approximator_parameters(index) } else { Vec::new() },
+            hinges: if half == Half::Attention { HingeSite::of_layer(self.student, index) } else { None },
             others,
             batches: self.batches,
             streams: streams.unwrap_or(&self.student_stream),

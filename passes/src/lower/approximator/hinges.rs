@@ -163,7 +163,8 @@ impl HingeParameters {
         }
     }
 
-    pub(super) fn names(&self) -> Vec<&String> {
+    /// All of them, in the order of the fields.
+    pub fn names(&self) -> Vec<&String> {
         let others = [&self.w1, &self.b1, &self.w2, &self.b2, &self.weight, &self.even];
         self.statistics.iter().chain(others).collect()
     }

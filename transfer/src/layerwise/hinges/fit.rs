@@ -3,12 +3,13 @@
 
 use mabert_graph::{Model, Tensor};
 use mabert_passes::lower::{HingeParameters, HingeSizes, LengthFeatures};
-use ndarray::{Array1, Array2, Axis, concatenate, s, stack};
+use ndarray::{Array1, s};
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::samples::Sample;
-use super::values::{Hinges, Scale, features_at};
+use super::values::Scale;
 use crate::adam_step::Adam;
+use crate::hinges::{Hinges, features_at};
 use crate::schedule::{Rounds, cosine};
 
 /// Sentences of one step.
@@ -95,7 +96,7 @@ fn train(hinges: &mut Hinges, samples: &[Sample], lengths: &LengthFeatures, scal
         let mut rows = 0f32;
         for chosen in rounds.draw(SAMPLES_A_STEP.min(samples.len())) {
             let sample = &samples[chosen];
-            hinges.add_gradient(sample, &features_at(lengths, sample.length()), scale, &mut gradient);
+            hinges.add_error_gradient(sample, &features_at(lengths, sample.length()), scale, &mut gradient);
             rows += sample.weights.iter().sum::<f32>();
         }
         let square: f32 = gradient.parameters_mut().iter().map(|g| g.iter().map(|v| v * v).sum::<f32>()).sum();
@@ -116,22 +117,10 @@ fn train(hinges: &mut Hinges, samples: &[Sample], lengths: &LengthFeatures, scal
 /// Writes all heads' parameters where the graph has them, in the scores' own units.
 pub(in super::super) fn store(model: &mut Model, parameters: &HingeParameters, mut heads: Vec<FittedHinges>) {
     heads.iter_mut().for_each(FittedHinges::rescale);
-    let all: Vec<&Hinges> = heads.iter().map(|head| &head.hinges).collect();
-    let views = |part: fn(&Hinges) -> &Array2<f32>| all.iter().map(|h| part(h).view()).collect::<Vec<_>>();
-    let tensor = |joined: ndarray::ArrayD<f32>| Tensor::from(joined.as_standard_layout().into_owned());
-    // A head a matrix, or side by side.
-    let stacked = |part| tensor(stack(Axis(0), &views(part)).expect("heads of one shape").into_dyn());
-    let beside = |part| tensor(concatenate(Axis(1), &views(part)).expect("heads of one shape").into_dyn());
-    for (r, name) in parameters.statistics.iter().enumerate() {
-        let thresholds = all.iter().map(|h| h.statistics[[0, r]]).collect();
-        model.set_constant(name, &Tensor::new(&[all.len(), 1, 1], thresholds));
+    let heads: Vec<Hinges> = heads.into_iter().map(|head| head.hinges).collect();
+    for (name, value) in parameters.names().into_iter().zip(Hinges::join(&heads)) {
+        model.set_constant(name, &Tensor::from(value));
     }
-    model.set_constant(&parameters.w1, &stacked(|h| &h.w1));
-    model.set_constant(&parameters.w2, &stacked(|h| &h.w2));
-    model.set_constant(&parameters.b1, &beside(|h| &h.b1));
-    model.set_constant(&parameters.b2, &beside(|h| &h.b2));
-    model.set_constant(&parameters.weight, &beside(|h| &h.weight));
-    model.set_constant(&parameters.even, &beside(|h| &h.even));
 }
 
 impl FittedHinges {

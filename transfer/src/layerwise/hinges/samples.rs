@@ -1,11 +1,12 @@
 //! What hinges are fitted to: attention of one head in one sentence, as often as there are sentences.
 
 use mabert_graph::Tensor;
-use ndarray::{Array2, ArrayView1, ArrayView4, Axis, Ix4, s};
+use ndarray::{Array2, ArrayView4, Axis, Ix4, s};
 use rand::seq::index;
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use crate::data::Batch;
+use crate::hinges::centre_rows;
 
 /// Every sentence is represented by so many of its queries, or by all that it has.
 const LEAST_ROWS: usize = 4;
@@ -76,20 +77,13 @@ impl Draw {
                 let rows =
                     |from: &ArrayView4<'_, f32>| from.slice(s![sentence, head, .., ..keys]).select(Axis(0), &queries);
                 let mut scores = rows(&scores);
-                scores.rows_mut().into_iter().for_each(|mut row| {
-                    let mean = mean(row.view());
-                    row.mapv_inplace(|score| score - mean);
-                });
+                centre_rows(&mut scores);
                 let values = values.slice(s![sentence, head, ..keys, ..]).to_owned();
                 samples.push(Sample { scores, probabilities: rows(&probabilities), values, weights });
             }
         }
         samples
     }
-}
-
-fn mean(row: ArrayView1<'_, f32>) -> f32 {
-    row.sum() / row.len() as f32
 }
 
 fn view(tensor: &Tensor) -> ArrayView4<'_, f32> {

@@ -1,13 +1,15 @@
-//! The parameters of one head's hinges while they are fitted, what they compute, and its gradient. Scores are in units of
-//! the head's spread.
+//! The fit of one head's hinges: where they start, how far they are from a sample, the gradient of that, and what can be
+//! solved for. Scores are in units of the head's spread.
 
 use faer::linalg::solvers::Solve as _;
 use faer::{Mat, Side};
 use mabert_passes::lower::{HingeSizes, LengthFeatures};
-use ndarray::{Array1, Array2, ArrayView2, Axis, concatenate, s};
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array1, Array2, Axis, concatenate, s};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::samples::Sample;
+use crate::hinges::{Hinges, features_at};
 
 /// What the relative squared error of the probabilities counts beside that of the contexts. Probabilities alone would be
 /// all about the few keys that have most of them.
@@ -17,45 +19,11 @@ const RIDGE: f64 = 1e-4;
 /// What a sink gets at first; below zero it would get no gradient.
 const SINK: f32 = 0.05;
 
-/// One head's parameters.
-#[derive(Clone)]
-pub(super) struct Hinges {
-    pub(super) sizes: HingeSizes,
-    /// `[1, R]`.
-    pub(super) statistics: Array2<f32>,
-    /// `[X, hidden]`.
-    pub(super) w1: Array2<f32>,
-    /// `[K, hidden]`.
-    pub(super) b1: Array2<f32>,
-    /// `[hidden + X, T]`.
-    pub(super) w2: Array2<f32>,
-    /// `[K, T]`.
-    pub(super) b2: Array2<f32>,
-    /// `[K, G]`.
-    pub(super) weight: Array2<f32>,
-    /// `[K, 1]`.
-    pub(super) even: Array2<f32>,
-}
-
 /// What squared errors are divided by: the mean over rows of what there is to miss.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scale {
     pub(super) probabilities: f32,
     pub(super) contexts: f32,
-}
-
-/// What hinges make of a sample.
-struct Pass {
-    /// `[rows, X]`.
-    features: Array2<f32>,
-    /// `[rows, hidden + X]`.
-    inner: Array2<f32>,
-    /// `[rows, T]`.
-    thresholds: Array2<f32>,
-    /// What each hinge counts, `[G]`.
-    weights: Array1<f32>,
-    /// `[rows, len]`.
-    probabilities: Array2<f32>,
 }
 
 impl Hinges {
@@ -84,53 +52,9 @@ impl Hinges {
         }
     }
 
-    pub(super) fn zeros(&self) -> Self {
-        let mut zeros = self.clone();
-        zeros.parameters_mut().into_iter().for_each(|parameter| parameter.fill(0.0));
-        zeros
-    }
-
-    pub(super) fn parameters_mut(&mut self) -> [&mut Array2<f32>; 7] {
-        [&mut self.statistics, &mut self.w1, &mut self.b1, &mut self.w2, &mut self.b2, &mut self.weight, &mut self.even]
-    }
-
-    /// What is known of each row, `[rows, X]`.
-    fn features(&self, sample: &Sample) -> Array2<f32> {
-        let (r, length) = (self.sizes.statistics, sample.length());
-        let mut features = Array2::zeros((sample.scores.nrows(), self.sizes.features()));
-        for (row, mut into) in sample.scores.rows().into_iter().zip(features.rows_mut()) {
-            for (at, threshold) in self.statistics.iter().enumerate() {
-                into[at] = row.iter().map(|score| (score - threshold).max(0.0)).sum::<f32>() / length as f32;
-            }
-            (into[r], into[r + 1]) = (row[0], row[length - 1]);
-        }
-        features
-    }
-
-    /// `at` are the length's features, `[1, K]`.
-    fn pass(&self, sample: &Sample, at: &Array2<f32>) -> Pass {
-        let (g, length) = (self.sizes.hinges, sample.length());
-        let features = self.features(sample);
-        let hidden = (features.dot(&self.w1) + at.dot(&self.b1)).mapv_into(|v| v.max(0.0));
-        let inner = concatenate(Axis(1), &[hidden.view(), features.view()]).expect("same rows");
-        let thresholds = inner.dot(&self.w2) + at.dot(&self.b2);
-        let weights = at.dot(&self.weight).row(0).mapv(|v| v / length as f32);
-        let even = at.dot(&self.even)[[0, 0]] / length as f32;
-        let mut probabilities = Array2::from_elem(sample.scores.dim(), even);
-        let rows = sample.scores.rows().into_iter().zip(thresholds.rows());
-        for ((scores, thresholds), mut into) in rows.zip(probabilities.rows_mut()) {
-            for (weight, threshold) in weights.iter().zip(thresholds) {
-                ndarray::Zip::from(&mut into).and(scores).for_each(|p, s| *p += weight * (s - threshold).max(0.0));
-            }
-            into[0] += thresholds[g].max(0.0);
-            into[length - 1] += thresholds[g + 1].max(0.0);
-        }
-        Pass { features, inner, thresholds, weights, probabilities }
-    }
-
     /// The weighted sum of squared errors of probabilities and of contexts.
     pub(super) fn error(&self, sample: &Sample, at: &Array2<f32>) -> [f64; 2] {
-        let missed = self.pass(sample, at).probabilities - &sample.probabilities;
+        let missed = self.pass(sample.scores.view(), at).probabilities - &sample.probabilities;
         let contexts = missed.dot(&sample.values);
         [missed, contexts].map(|missed| {
             let rows = missed.rows().into_iter().zip(&sample.weights);
@@ -139,48 +63,15 @@ impl Hinges {
     }
 
     /// Adds the gradient of half the weighted squared errors over `scale` to `sum`.
-    pub(super) fn add_gradient(&self, sample: &Sample, at: &Array2<f32>, scale: Scale, sum: &mut Self) {
-        let (g, length) = (self.sizes.hinges, sample.length() as f32);
-        let Pass { features, inner, thresholds, weights, probabilities } = self.pass(sample, at);
-        let missed = probabilities - &sample.probabilities;
-        let mut error = missed.dot(&sample.values).dot(&sample.values.t()) / scale.contexts;
-        error.scaled_add(PROBABILITIES / scale.probabilities, &missed);
+    pub(super) fn add_error_gradient(&self, sample: &Sample, at: &Array2<f32>, scale: Scale, sum: &mut Self) {
+        let scores = sample.scores.view();
+        let pass = self.pass(scores, at);
+        let missed = &pass.probabilities - &sample.probabilities;
+        let contexts = missed.dot(&sample.values);
+        let mut error = missed * (PROBABILITIES / scale.probabilities);
+        general_mat_mul(1.0 / scale.contexts, &contexts, &sample.values.t(), 1.0, &mut error);
         error.rows_mut().into_iter().zip(&sample.weights).for_each(|(mut row, weight)| row *= *weight);
-        let mut d_thresholds = Array2::<f32>::zeros(thresholds.dim());
-        let mut d_weights = Array2::<f32>::zeros((1, g));
-        for (i, (scores, error)) in sample.scores.rows().into_iter().zip(error.rows()).enumerate() {
-            for hinge in 0..g {
-                let threshold = thresholds[[i, hinge]];
-                let (mut slope, mut height) = (0f32, 0f32);
-                ndarray::Zip::from(scores).and(error).for_each(|s, e| {
-                    let above = s - threshold;
-                    slope += if above > 0.0 { *e } else { 0.0 };
-                    height += e * above.max(0.0);
-                });
-                d_thresholds[[i, hinge]] = -weights[hinge] * slope;
-                d_weights[[0, hinge]] += height / length;
-            }
-            for (sink, error) in [(g, error[0]), (g + 1, error[scores.len() - 1])] {
-                d_thresholds[[i, sink]] = if thresholds[[i, sink]] > 0.0 { error } else { 0.0 };
-            }
-        }
-        let hidden = self.sizes.hidden;
-        let d_inner = d_thresholds.dot(&self.w2.t());
-        let is_active = inner.slice(s![.., ..hidden]).mapv(|v| if v > 0.0 { 1f32 } else { 0.0 });
-        let d_hidden = &d_inner.slice(s![.., ..hidden]) * &is_active;
-        let d_features = &d_inner.slice(s![.., hidden..]) + &d_hidden.dot(&self.w1.t());
-        sum.w2 += &inner.t().dot(&d_thresholds);
-        sum.w1 += &features.t().dot(&d_hidden);
-        let by_length = |d: ArrayView2<'_, f32>| at.t().dot(&d.sum_axis(Axis(0)).insert_axis(Axis(0)));
-        sum.b2 += &by_length(d_thresholds.view());
-        sum.b1 += &by_length(d_hidden.view());
-        sum.weight += &at.t().dot(&d_weights);
-        sum.even += &(at.t().to_owned() * (error.sum() / length));
-        for (r, threshold) in self.statistics.iter().enumerate() {
-            let above = |row: ndarray::ArrayView1<'_, f32>| row.iter().filter(|s| *s > threshold).count() as f32;
-            let slopes = sample.scores.rows().into_iter().zip(d_features.column(r)).map(|(row, d)| d * above(row));
-            sum.statistics[[0, r]] -= slopes.sum::<f32>() / length;
-        }
+        self.add_gradient(scores, at, &pass, error.view(), sum);
     }
 
     /// Solves for `weight` and `even`, least squares with a ridge towards what they are.
@@ -218,7 +109,7 @@ impl Hinges {
     /// missed, `[G + 1]`.
     fn bases(&self, sample: &Sample, at: &Array2<f32>, scale: Scale) -> (Array2<f64>, Array1<f64>) {
         let (g, length) = (self.sizes.hinges, sample.length() as f32);
-        let pass = self.pass(sample, at);
+        let pass = self.pass(sample.scores.view(), at);
         let missed = &sample.probabilities - &pass.probabilities;
         let base = |base: usize| {
             let mut values = Array2::from_elem(sample.scores.dim(), 1.0 / length);
@@ -245,11 +136,6 @@ impl Hinges {
         let products = Array2::from_shape_fn((g + 1, g + 1), |(a, b)| product(a, b));
         (products, Array1::from_shape_fn(g + 1, |a| product(a, g + 1)))
     }
-}
-
-/// The features of one length, `[1, K]`.
-pub(super) fn features_at(lengths: &LengthFeatures, length: usize) -> Array2<f32> {
-    Array1::from(lengths.at(length)).insert_axis(Axis(0))
 }
 
 /// The mean of `max(x - threshold, 0)` for a Gaussian `x`, to two digits: `phi(t) - t (1 - Phi(t))`, where the tail is that of
@@ -289,7 +175,7 @@ mod tests {
         let hinges = Hinges::start(sizes, lengths.knots.len(), 5);
         let (sample, at) = (sample(7, 1), features_at(&lengths, 7));
         let mut gradient = hinges.zeros();
-        hinges.add_gradient(&sample, &at, SCALE, &mut gradient);
+        hinges.add_error_gradient(&sample, &at, SCALE, &mut gradient);
         let mut checked = 0;
         for parameter in 0..7 {
             let count = hinges.clone().parameters_mut()[parameter].len();
