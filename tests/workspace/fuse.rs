@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mabert_graph::{Model, Tensor};
 use mabert_passes::lower::{Approximator, ApproximatorOptions, HingeSizes, Sharing};
-use mabert_passes::pipeline::{Order, Rewriting};
+use mabert_passes::pipeline::{Order, Rewriting, Student};
 use mabert_runtime::{LoadOptions, borrowed};
 use mabert_tests::{MAX_SEQ, distance, exports, fixture, padded_inputs};
 
@@ -15,6 +15,13 @@ fn student(order: Order, sharing: Sharing, length_tables: bool, hidden: usize) -
 }
 
 fn student_with(order: Order, approximator: ApproximatorOptions) -> Model {
+    let mut student = unfinished(order, approximator);
+    student.finish().unwrap();
+    student.model
+}
+
+/// Before the exact passes.
+fn unfinished(order: Order, approximator: ApproximatorOptions) -> Student {
     let model = Model::load(fixture("bert-mini-sst2/model.onnx")).unwrap();
     let options = mabert_passes::pipeline::PassOptions { approximator, order, ..mabert_tests::options() };
     let mut student = Rewriting::new(model, options).unwrap().approximate().unwrap();
@@ -30,8 +37,7 @@ fn student_with(order: Order, approximator: ApproximatorOptions) -> Model {
             student.model.set_constant(name, &Tensor::new(values.shape(), wave.collect()));
         }
     }
-    student.finish().unwrap();
-    student.model
+    student
 }
 
 /// Compares fused and plain, relative to outputs above 1, over batch sizes, lengths and masks; gives the operators that ran
@@ -85,12 +91,23 @@ fn attention_of_hinges_is_one_operator() {
             assert_eq!(found, [3, 9, 2, 2], "{statistics} statistics, {hinges} hinges: {operators:?}");
         }
     }
-    // Where probabilities are a value, and for more hinges than registers hold, the nodes run one by one.
+    // More hinges than registers hold: the nodes run one by one.
     let usual = ApproximatorOptions::hinges(MAX_SEQ, 64);
     let many = HingeSizes { statistics: 2, hinges: 5, hidden: 4 };
-    for (order, sizes) in [(Order::Paper, usual.hinges), (Order::Auto, many)] {
-        let model = student_with(order, ApproximatorOptions { hinges: sizes, ..usual });
-        assert!(!compare(&model, 1).contains_key("HingeAttention"));
+    let model = student_with(Order::Auto, ApproximatorOptions { hinges: many, ..usual });
+    assert!(!compare(&model, 1).contains_key("HingeAttention"));
+}
+
+/// Probabilities are a value of their graph: in the paper's order, and while parameters are looked for.
+#[test]
+fn hinges_with_probabilities_are_one_operator_too() {
+    let usual = ApproximatorOptions::hinges(MAX_SEQ, 64);
+    let one = ApproximatorOptions { hinges: HingeSizes { statistics: 1, hinges: 1, hidden: 3 }, ..usual };
+    for approximator in [usual, one] {
+        for model in [student_with(Order::Paper, approximator), unfinished(Order::Auto, approximator).model] {
+            let operators = compare(&model, 2);
+            assert_eq!(operators.get("HingeAttention"), Some(&3), "{operators:?}");
+        }
     }
 }
 

@@ -11,8 +11,7 @@ use super::rows::{self, Keys};
 /// Panels of queries whose scores are computed at a time: they stay in cache.
 const BLOCK: usize = 2;
 
-/// Takes panels whose first `heads * d` rows are queries, and panels where rows `key_part * heads * d` and those after them
-/// are keys and then values. Then of each sequence: the mask `[batch, n]`, `m / len` `[batch, n]`, the two ends
+/// Takes panels of queries, of keys and of values, each from row `part * heads * d` on. Then of each sequence: the mask `[batch, n]`, `m / len` `[batch, n]`, the two ends
 /// `[batch, 2, n]`, and of each head `b1`, `b2`, weights and what all keys share, as they apply to the sequence's length.
 /// Gives contexts of the queries, `[panels, heads * d + 1, width]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +21,8 @@ pub(super) struct HingeAttention {
     pub(super) length: TDim,
     /// Queries of each sequence.
     pub(super) queries: TDim,
-    pub(super) key_part: usize,
+    /// Of queries, keys and values.
+    pub(super) parts: [usize; 3],
     pub(super) heads: usize,
     /// Channels of a head, `d`.
     pub(super) channels: usize,
@@ -71,14 +71,15 @@ impl EvalOp for HingeAttention {
             heads,
             sizes,
             query: kernel.panels(&inputs[0])?,
-            keys_values: kernel.panels(&inputs[1])?,
-            mask: of_sequences(2, length)?,
-            mean: of_sequences(3, length)?,
-            ends: of_sequences(4, 2 * length)?,
-            b1: of_sequences(5, self.heads * sizes.hidden)?,
-            b2: of_sequences(6, self.heads * sizes.thresholds)?,
-            weights: of_sequences(7, self.heads * (sizes.thresholds - 2))?,
-            even: of_sequences(8, self.heads)?,
+            keys: kernel.panels(&inputs[1])?,
+            values: kernel.panels(&inputs[2])?,
+            mask: of_sequences(3, length)?,
+            mean: of_sequences(4, length)?,
+            ends: of_sequences(5, 2 * length)?,
+            b1: of_sequences(6, self.heads * sizes.hidden)?,
+            b2: of_sequences(7, self.heads * sizes.thresholds)?,
+            weights: of_sequences(8, self.heads * (sizes.thresholds - 2))?,
+            even: of_sequences(9, self.heads)?,
             statistics: (0..self.heads).map(|head| statistics.iter().map(|of| of[head]).collect()).collect(),
             w1,
             w2,
@@ -133,7 +134,8 @@ struct Work<'r> {
     heads: Heads<'r>,
     sizes: Sizes,
     query: Panels<'r>,
-    keys_values: Panels<'r>,
+    keys: Panels<'r>,
+    values: Panels<'r>,
     mask: &'r [f32],
     mean: &'r [f32],
     ends: &'r [f32],
@@ -176,18 +178,18 @@ impl Work<'_> {
         let Self { op, heads: Heads { kernel, length, channels: d, .. }, .. } = *self;
         let width = kernel.width();
         let tokens = sequence * length..(sequence + 1) * length;
-        let [keys, values] =
-            [op.key_part, op.key_part + 1].map(|part| self.keys_values.rows((part * op.heads + head) * d, d));
+        let operands = [self.query, self.keys, self.values];
+        let rows = |at: usize| operands[at].rows((op.parts[at] * op.heads + head) * d, d);
+        let [query, keys, values] = [rows(0)?, rows(1)?, rows(2)?];
         // Panels of keys may hold other sequences' too: their scores are computed, and not looked at.
         let panels = tokens.start / width..tokens.end.div_ceil(width);
-        let keys = keys?.panels(panels.start, panels.len())?;
+        let keys = keys.panels(panels.start, panels.len())?;
         let mask = &self.mask[tokens.clone()];
-        let values = values?.transposed(tokens.start, length, Some(mask), &mut room.values)?;
+        let values = values.transposed(tokens.start, length, Some(mask), &mut room.values)?;
         let ends = &self.ends[2 * tokens.start..2 * tokens.end];
         let of_keys = Keys { mean: &self.mean[tokens.clone()], ends: [&ends[..length], &ends[length..]] };
         let of_head = self.of_head(sequence, head);
         let asking = self.heads.asking(sequence);
-        let query = self.query.rows(head * d, d)?;
         let own = kernel.panels(&room.contexts)?;
         let contexts = self.contexts.rows(head * d, d)?.panels(asking.panels.start, asking.panels.len())?;
         for first in asking.panels.clone().step_by(BLOCK) {

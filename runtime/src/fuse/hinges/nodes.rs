@@ -48,67 +48,135 @@ struct OfHeads<'g> {
     parts: usize,
 }
 
+/// Values that an attention is made of.
+struct Attention<'g> {
+    query: &'g str,
+    /// Transposed.
+    key: &'g str,
+    value: &'g str,
+    mask: &'g str,
+    mean_row: &'g str,
+    end_rows: &'g str,
+    weights: &'g str,
+    even: &'g str,
+    thresholds: Thresholds<'g>,
+}
+
+/// Thresholds and sinks, with what they are computed from.
+struct Thresholds<'g> {
+    value: &'g str,
+    /// Sinks are the columns from here on.
+    first_sink: usize,
+    /// One after the other; last the scores at the ends.
+    known: Vec<&'g str>,
+    /// `b1`, `b2`, `w1`, `w2`.
+    parameters: [&'g str; 4],
+}
+
 impl<'g> Finder<'g> {
     /// The node that stands for all that leads to `joined`, contexts of heads `[batch, q, heads * d]`.
     fn attention(&self, joined: &'g NodeProto) -> Option<NodeProto> {
         let turned = joined.is("Reshape").then(|| self.node(joined.input.first()?, "Transpose"))??;
         let contexts = turned.input.first().filter(|_| self.permutes(turned, [0, 2, 1, 3]))?;
+        let attention = self.by_contexts(contexts).or_else(|| self.by_probabilities(contexts))?;
+        let Attention { query, key, value, mask, mean_row, end_rows, weights, even, thresholds } = attention;
+        let [b1, b2, w1, w2] = thresholds.parameters;
+        let of_heads = [self.of_heads(query)?, self.of_keys(key)?, self.of_heads(value)?];
+        let [of_query, of_key, of_value] = &of_heads;
+        let statistics = thresholds.known.split_last()?.1.iter().map(|statistic| self.threshold(statistic));
+        let statistics = statistics.collect::<Option<Vec<_>>>()?;
+        let fits = of_heads.iter().all(|of| (of.heads, of.channels) == (of_query.heads, of_query.channels))
+            && of_query.channels.is_multiple_of(self.width)
+            && (1..=rows::MOST).contains(&statistics.len())
+            && thresholds.first_sink <= rows::MOST;
+        fits.then_some(())?;
+        let sources = of_heads.each_ref().map(|of| of.source);
+        let mut inputs = sources.to_vec();
+        inputs.extend([mask, mean_row, end_rows, b1, b2, weights, even, w1, w2]);
+        let first_parameter = inputs.len() - 2;
+        inputs.extend(statistics);
+        let constant = inputs[first_parameter..].iter().all(|name| self.index.is_initializer(name));
+        constant.then(|| self.gathered(joined, &inputs, [of_query, of_key, of_value]))
+    }
+
+    /// Hinges that meet the values one by one, of keys from their mean.
+    fn by_contexts(&self, contexts: &'g str) -> Option<Attention<'g>> {
         let [rest, shared] = self.pair(contexts, "Add")?;
         let [seen, at_ends] = self.pair(rest, "Add")?;
-        // What all keys share, and what the ends get.
         let [of_mean, even] = self.pair(shared, "Mul")?;
         let [mean_row, value] = self.pair(of_mean, "MatMul")?;
         let [sinks, of_ends] = self.pair(at_ends, "MatMul")?;
         let [end_rows, same_value] = self.pair(of_ends, "MatMul")?;
-        (same_value == value).then_some(())?;
-        let (thresholds, first_sink) = self.column(self.only(sinks, "Relu")?)?;
-        let [computed, b2] = self.pair(thresholds, "Add")?;
+        let thresholds = self.thresholds(sinks)?;
+        let hinges = self.hinges(seen, "MatMul", &thresholds)?;
+        let scores = hinges.first()?.scores;
+        let [query, keys] = self.pair(scores, "MatMul")?;
+        let [key, mean] = self.pair(keys, "Sub")?;
+        let [same_key, mean_column] = self.pair(mean, "MatMul")?;
+        let [same_query, keys_at_ends] = self.pair(thresholds.known.last()?, "MatMul")?;
+        let [same_keys, end_columns] = self.pair(keys_at_ends, "MatMul")?;
+        let masked = |hinge: &Hinge<'g>| {
+            let [values, weight] = self.pair(hinge.by, "Mul")?;
+            let [same_value, mask] = self.pair(values, "Mul")?;
+            (same_value == value).then_some((mask, weight))
+        };
+        let (masks, weights): (Vec<_>, Vec<_>) =
+            hinges.iter().map(masked).collect::<Option<Vec<_>>>()?.into_iter().unzip();
+        let (mask, weights) = (masks[0], self.weights(&weights)?);
+        let same = [(same_value, value), (same_key, key), (same_query, query), (same_keys, keys)];
+        let is_one = same.iter().all(|(one, other)| one == other) && masks.iter().all(|other| *other == mask);
+        let attention = Attention { query, key, value, mask, mean_row, end_rows, weights, even, thresholds };
+        (is_one && self.sees_alike(&attention, &hinges, [mean_column, end_columns])).then_some(attention)
+    }
+
+    /// Probabilities that meet the values, of scores from their mean: a student that is not finished yet, or whose
+    /// probabilities are shown.
+    fn by_probabilities(&self, contexts: &'g str) -> Option<Attention<'g>> {
+        let [probabilities, value] = self.pair(contexts, "MatMul")?;
+        let [rest, shared] = self.pair(probabilities, "Add")?;
+        let [seen, at_ends] = self.pair(rest, "Add")?;
+        let [even, mean_row] = self.pair(shared, "Mul")?;
+        let [sinks, end_rows] = self.pair(at_ends, "MatMul")?;
+        let [sum, mask] = self.pair(seen, "Mul")?;
+        let thresholds = self.thresholds(sinks)?;
+        let hinges = self.hinges(sum, "Mul", &thresholds)?;
+        let centred = hinges.first()?.scores;
+        let [scores, mean] = self.pair(centred, "Sub")?;
+        let [same_scores, mean_column] = self.pair(mean, "MatMul")?;
+        let [same_centred, end_columns] = self.pair(thresholds.known.last()?, "MatMul")?;
+        let [query, key] = self.pair(scores, "MatMul")?;
+        let weights = self.weights(&hinges.iter().map(|hinge| hinge.by).collect::<Vec<_>>())?;
+        let attention = Attention { query, key, value, mask, mean_row, end_rows, weights, even, thresholds };
+        let is_one = same_scores == scores && same_centred == centred;
+        (is_one && self.sees_alike(&attention, &hinges, [mean_column, end_columns])).then_some(attention)
+    }
+
+    /// Whether hinges and statistics look at the same scores in the same way.
+    fn sees_alike(&self, attention: &Attention<'g>, hinges: &[Hinge<'g>], columns: [&str; 2]) -> bool {
+        let [mean_column, end_columns] = columns;
+        let Attention { mean_row, end_rows, thresholds, .. } = attention;
+        let scores = hinges[0].scores;
+        let (_, statistics) = thresholds.known.split_last().expect("looked at before");
+        let is_of_scores = |statistic: &&'g str| self.statistic(statistic) == Some((scores, mean_column));
+        hinges.iter().all(|hinge| hinge.scores == scores)
+            && statistics.iter().all(is_of_scores)
+            && self.same_values(mean_row, mean_column)
+            && self.same_ends(end_rows, end_columns)
+    }
+
+    fn thresholds(&self, sinks: &'g str) -> Option<Thresholds<'g>> {
+        let (value, first_sink) = self.column(self.only(sinks, "Relu")?)?;
+        let [computed, b2] = self.pair(value, "Add")?;
         let [inner, w2] = self.pair(computed, "MatMul")?;
         let [hidden, features] = self.all(inner, "Concat")?.try_into().ok()?;
         let [weighted, b1] = self.pair(self.only(hidden, "Relu")?, "Add")?;
         let [same_features, w1] = self.pair(weighted, "MatMul")?;
-        (same_features == features).then_some(())?;
         let known = self.all(features, "Concat")?;
-        let (at_ends, statistics) = known.split_last()?;
-        let hinges = self.hinges(seen, first_sink)?;
-        let centred = hinges.first()?.scores;
-        // [batch, H, d, n]: keys from their mean.
-        let [query, keys] = self.pair(centred, "MatMul")?;
-        let [key, mean] = self.pair(keys, "Sub")?;
-        let [same_key, mean_column] = self.pair(mean, "MatMul")?;
-        let [same_query, keys_at_ends] = self.pair(at_ends, "MatMul")?;
-        let [same_keys, end_columns] = self.pair(keys_at_ends, "MatMul")?;
-        let same = same_key == key && same_query == query && same_keys == keys;
-        let alike = self.same_values(mean_row, mean_column) && self.same_ends(end_rows, end_columns);
-        (same && alike).then_some(())?;
-        let thresholds_of = |statistic: &&'g str| self.statistic(statistic, centred, mean_column);
-        let statistics: Vec<&str> = statistics.iter().map(thresholds_of).collect::<Option<_>>()?;
-        let masked = |hinge: &Hinge<'g>| {
-            let [values, weight] = self.pair(hinge.values, "Mul")?;
-            let [same_value, mask] = self.pair(values, "Mul")?;
-            (same_value == value && hinge.scores == centred && hinge.thresholds == thresholds).then_some((mask, weight))
-        };
-        let (masks, weights): (Vec<_>, Vec<_>) =
-            hinges.iter().map(masked).collect::<Option<Vec<_>>>()?.into_iter().unzip();
-        masks.iter().all(|mask| mask == &masks[0]).then_some(())?;
-        let weights = self.weights(&weights)?;
-        let [of_query, of_key, of_value] =
-            [self.of_heads(query)?, self.of_heads(self.untransposed(key)?)?, self.of_heads(value)?];
-        let beside = of_key.source == of_value.source && of_value.part == of_key.part + 1;
-        let fits = of_query.part == 0
-            && beside
-            && of_key.channels.is_multiple_of(self.width)
-            && (1..=rows::MOST).contains(&statistics.len())
-            && hinges.len() <= rows::MOST;
-        fits.then_some(())?;
-        let mut inputs =
-            vec![of_query.source, of_key.source, masks[0], mean_row, end_rows, b1, b2, weights, even, w1, w2];
-        inputs.extend(statistics);
-        let parameters = inputs.iter().skip(9).all(|name| self.index.is_initializer(name));
-        parameters.then(|| self.gathered(joined, &inputs, [&of_query, &of_key]))
+        (same_features == features).then_some(Thresholds { value, first_sink, known, parameters: [b1, b2, w1, w2] })
     }
 
-    fn gathered(&self, joined: &NodeProto, inputs: &[&str], [query, key]: [&OfHeads<'_>; 2]) -> NodeProto {
+    fn gathered(&self, joined: &NodeProto, inputs: &[&str], of_heads: [&OfHeads<'_>; 3]) -> NodeProto {
+        let [query, key, value] = of_heads;
         let size = |name: &str, value: usize| attribute::int(name, value as i64);
         NodeProto {
             op_type: OPERATOR.to_owned(),
@@ -121,36 +189,45 @@ impl<'g> Finder<'g> {
                 size("channels", query.channels),
                 size("query_parts", query.parts),
                 size("key_parts", key.parts),
+                size("value_parts", value.parts),
+                size("query_part", query.part),
                 size("key_part", key.part),
+                size("value_part", value.part),
             ],
             ..NodeProto::default()
         }
     }
 
-    /// `sum_g relu(scores - thresholds_g) (m V weight_g)`, in the order of `g`.
-    fn hinges(&self, seen: &'g str, count: usize) -> Option<Vec<Hinge<'g>>> {
+    /// `sum_g relu(scores - thresholds_g) by_g`, in the order of `g`; `by` is multiplied with by an operator.
+    fn hinges(&self, sum: &'g str, operator: &str, thresholds: &Thresholds<'g>) -> Option<Vec<Hinge<'g>>> {
         let mut terms = Vec::new();
-        let mut rest = seen;
-        while terms.len() + 1 < count {
+        let mut rest = sum;
+        while terms.len() + 1 < thresholds.first_sink {
             let [sum, last] = self.pair(rest, "Add")?;
             terms.push(last);
             rest = sum;
         }
         terms.push(rest);
         let hinge = |(g, term): (usize, &'g str)| {
-            let [hinge, values] = self.pair(term, "MatMul")?;
+            let [hinge, by] = self.pair(term, operator)?;
             let [scores, threshold] = self.pair(self.only(hinge, "Relu")?, "Sub")?;
-            let (thresholds, at) = self.column(threshold)?;
-            (at == g).then_some(Hinge { scores, thresholds, values })
+            (self.column(threshold)? == (thresholds.value, g)).then_some(Hinge { scores, by })
         };
         terms.into_iter().rev().enumerate().map(hinge).collect()
     }
 
-    /// The threshold of a statistic, `relu(scores - threshold) mean`.
-    fn statistic(&self, statistic: &'g str, scores: &str, mean_column: &str) -> Option<&'g str> {
+    /// What a statistic `relu(scores - threshold) mean` looks at: the scores, and the mean's column.
+    fn statistic(&self, statistic: &str) -> Option<(&'g str, &'g str)> {
         let [above, mean] = self.pair(statistic, "MatMul")?;
-        let [from, threshold] = self.pair(self.only(above, "Relu")?, "Sub")?;
-        (from == scores && mean == mean_column).then_some(threshold)
+        let [from, _] = self.pair(self.only(above, "Relu")?, "Sub")?;
+        Some((from, mean))
+    }
+
+    /// The threshold of a statistic.
+    fn threshold(&self, statistic: &str) -> Option<&'g str> {
+        let [above, _] = self.pair(statistic, "MatMul")?;
+        let [_, threshold] = self.pair(self.only(above, "Relu")?, "Sub")?;
+        Some(threshold)
     }
 
     /// The value that holds all hinges' weights.
@@ -200,21 +277,30 @@ impl<'g> Finder<'g> {
         node.ints("perm").is_some_and(|perm| perm == order)
     }
 
-    /// What `[batch, heads, d, n]` is turned from.
-    fn untransposed(&self, key: &str) -> Option<&'g str> {
-        let node = self.node(key, "Transpose").filter(|node| self.permutes(node, [0, 1, 3, 2]))?;
-        node.input.first().map(String::as_str)
+    /// `[batch, heads, d, tokens]` as it is cut out of `[batch, tokens, parts * heads * d]`.
+    fn of_keys(&self, value: &'g str) -> Option<OfHeads<'g>> {
+        let turned = self.node(value, "Transpose")?;
+        match self.permutes(turned, [0, 2, 3, 1]) {
+            true => self.split(&turned.input[0], None),
+            false => self.permutes(turned, [0, 1, 3, 2]).then(|| self.of_heads(&turned.input[0]))?,
+        }
     }
 
-    /// `[batch, heads, tokens, d]` as it is cut out of `[batch, tokens, parts * heads * d]`.
+    /// `[batch, heads, tokens, d]`, likewise.
     fn of_heads(&self, value: &'g str) -> Option<OfHeads<'g>> {
         let cut = self.slice(value, 1);
         let turned = self.node(cut.map_or(value, |(source, ..)| source), "Transpose")?;
-        let split = self.permutes(turned, [0, 2, 1, 3]).then(|| self.node(&turned.input[0], "Reshape"))??;
+        let heads = cut.map(|(_, start, end)| (start, end));
+        self.permutes(turned, [0, 2, 1, 3]).then(|| self.split(&turned.input[0], heads))?
+    }
+
+    /// `[batch, tokens, parts * heads, d]`, of which `heads` are wanted, or all.
+    fn split(&self, value: &'g str, heads: Option<(usize, usize)>) -> Option<OfHeads<'g>> {
+        let split = self.node(value, "Reshape")?;
         let dims: Vec<i64> = self.model.constant(split.input.get(1)?).ok()?.to_i64()?.iter().copied().collect();
         let [0, 0, all, channels] = dims[..] else { return None };
         let (all, channels) = (usize::try_from(all).ok()?, usize::try_from(channels).ok()?);
-        let (start, end) = cut.map_or((0, all), |(_, start, end)| (start, end));
+        let (start, end) = heads.unwrap_or((0, all));
         let heads = end - start;
         let whole = end <= all && all.is_multiple_of(heads) && start.is_multiple_of(heads);
         let source = split.input[0].as_str();
@@ -236,7 +322,6 @@ impl<'g> Finder<'g> {
 /// One hinge of all scores.
 struct Hinge<'g> {
     scores: &'g str,
-    thresholds: &'g str,
-    /// `m V weight`.
-    values: &'g str,
+    /// What it is multiplied by: its weight, or `m V weight`.
+    by: &'g str,
 }

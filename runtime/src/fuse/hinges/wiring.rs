@@ -12,7 +12,7 @@ pub(crate) const OPERATOR: &str = "HingeAttention";
 pub(crate) const DOMAIN: &str = "onnx_mabert";
 
 /// Inputs before the statistics' thresholds, which are as many as there are.
-pub(super) const FIRST_STATISTIC: usize = 11;
+pub(super) const FIRST_STATISTIC: usize = 12;
 
 /// The node's attributes.
 #[derive(Clone, Debug)]
@@ -20,14 +20,11 @@ pub(super) struct Parts {
     pub(super) heads: usize,
     /// Channels of a head.
     pub(super) channels: usize,
-    /// Of `heads * channels` in the value that begins with the queries.
-    pub(super) query_parts: usize,
-    /// And in the one that has keys as its part `key_part`, with values behind them.
-    pub(super) key_parts: usize,
-    pub(super) key_part: usize,
+    /// Of the values that hold queries, keys and values, how many times `heads * channels` each has, and which is wanted.
+    pub(super) of: [(usize, usize); 3],
 }
 
-/// Inputs: queries `[batch, q, query_parts * heads * d]`, keys and values `[batch, n, key_parts * heads * d]`, then those of
+/// Inputs: what holds queries `[batch, q, parts * heads * d]`, keys and values `[batch, n, parts * heads * d]`, then those of
 /// [`HingeAttention`], and its constants: `w1`, `w2`, the statistics. Gives `[batch, q, heads * d]`.
 pub(crate) fn hinge_attention(
     _: &ParsingContext<'_>,
@@ -38,9 +35,11 @@ pub(crate) fn hinge_attention(
     let parts = Parts {
         heads: size("heads")?,
         channels: size("channels")?,
-        query_parts: size("query_parts")?,
-        key_parts: size("key_parts")?,
-        key_part: size("key_part")?,
+        of: [
+            (size("query_parts")?, size("query_part")?),
+            (size("key_parts")?, size("key_part")?),
+            (size("value_parts")?, size("value_part")?),
+        ],
     };
     Ok((expand(Wiring { parts, inputs: node.input.len() }), vec![]))
 }
@@ -72,7 +71,7 @@ impl Expansion for Wiring {
     }
 
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
-        let Parts { heads, channels, query_parts, key_parts, key_part } = self.parts;
+        let Parts { heads, channels, of } = self.parts;
         let shape = |model: &TypedModel, at: usize| model.outlet_fact(inputs[at]).map(|fact| fact.shape.clone());
         let (asking, asked) = (shape(model, 0)?, shape(model, 1)?);
         let constant = |at: usize| -> TractResult<Arc<Tensor>> {
@@ -82,20 +81,26 @@ impl Expansion for Wiring {
             batch: asking[0].clone(),
             length: asked[1].clone(),
             queries: asking[1].clone(),
-            key_part,
+            parts: of.map(|(_, part)| part),
             heads,
             channels,
             statistics: (FIRST_STATISTIC..inputs.len()).map(constant).collect::<TractResult<_>>()?,
-            w1: constant(9)?,
-            w2: constant(10)?,
+            w1: constant(10)?,
+            w2: constant(11)?,
         };
-        let mut in_panels = |name: &str, at: usize, channels: usize| {
-            model.wire_node(format!("{prefix}.{name}"), ToPanels { channels }, &[inputs[at]]).map(|outlets| outlets[0])
-        };
-        let query = in_panels("query", 0, query_parts * heads * channels)?;
-        let keys_values = in_panels("keys_values", 1, key_parts * heads * channels)?;
-        let mut operands: TVec<OutletId> = tvec![query, keys_values];
-        operands.extend(inputs[2..9].iter().copied());
+        let mut operands: TVec<OutletId> = tvec![];
+        for (at, name) in ["query", "keys", "values"].into_iter().enumerate() {
+            // What holds several of them is put into panels once.
+            let panels = match (0..at).find(|before| inputs[*before] == inputs[at]) {
+                Some(before) => operands[before],
+                None => {
+                    let op = ToPanels { channels: of[at].0 * heads * channels };
+                    model.wire_node(format!("{prefix}.{name}"), op, &[inputs[at]])?[0]
+                }
+            };
+            operands.push(panels);
+        }
+        operands.extend(inputs[3..10].iter().copied());
         let contexts = model.wire_node(format!("{prefix}.attention"), op, &operands)?[0];
         let channels = heads * channels;
         let shape = [asking[0].clone(), asking[1].clone(), channels.to_dim()];
