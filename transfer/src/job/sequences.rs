@@ -16,8 +16,11 @@ use crate::{Error, Result, Setting, evaluate};
 pub const DEFAULT_TOKENS: (usize, usize) = (40_000, 12_000);
 /// The same of text for a feature model: a text's vector is one, however many tokens it has, and few are learnt by heart.
 pub const VECTOR_TOKENS: usize = 160_000;
-/// Sequences kept apart to measure the outputs on.
+/// Sequences kept apart to measure the outputs on: fewer where they are long, so that measuring takes no longer than
+/// calibrating, but never fewer than the least.
 const HELD_OUT: usize = 256;
+const LEAST_HELD_OUT: usize = 64;
+const HELD_OUT_TOKENS: usize = 32_768;
 /// Where sequences are made up, those kept apart are drawn with another seed.
 pub(super) const HELD_OUT_SEED: u64 = 0x5eed;
 const TRAINING_SEED: u64 = 0x7ea1;
@@ -172,7 +175,13 @@ impl Sequences {
             sample;
         // A file of a few texts leaves none to keep apart: then it is measured on what it was calibrated on.
         let kept_apart = !held_out.is_empty();
-        let held_out = if kept_apart { held_out } else { calibration.clone() };
+        let mut held_out = if kept_apart { held_out } else { calibration.clone() };
+        let ends = held_out.iter().scan(0, |tokens, sequence| {
+            *tokens += sequence.ids.len();
+            Some(*tokens)
+        });
+        let within = ends.take_while(|tokens| *tokens <= HELD_OUT_TOKENS).count();
+        held_out.truncate(within.max(LEAST_HELD_OUT));
         let odd_count = training.len().div_ceil(ODD);
         training.extend(odd.iter().cycle().take(odd_count).cloned());
         calibration.extend(odd);
