@@ -1,6 +1,7 @@
 //! What the end-to-end stage is told, by `rewrite` and by `transfer`, and the job that says it to the library.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -9,7 +10,7 @@ use mabert_transfer::evaluate::Metric;
 use mabert_transfer::full::FullOptions;
 use mabert_transfer::job::{CheckpointFolder, Dev, FullStage, Job};
 
-use super::values::{not_negative, one_of, positive, share};
+use super::values::{duration, not_negative, one_of, positive, share};
 use super::{DataArguments, Global};
 use crate::failure::Usage;
 use crate::files::Files;
@@ -25,6 +26,10 @@ pub(crate) struct EndToEndArguments {
     /// Gradient steps [default: 900]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     steps: Option<u32>,
+    /// In place of a number of steps, how long the whole command may take, such as 90s, 10m or 1h30m: the steps take what
+    /// the other stages leave
+    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "steps")]
+    time: Option<Duration>,
     /// Sequences a step [default: as many as have 840 tokens]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch: Option<u16>,
@@ -90,6 +95,7 @@ impl EndToEndArguments {
         let options = [
             ("recipe", self.recipe != Recipe::Default),
             ("steps", self.steps.is_some()),
+            ("time", self.time.is_some()),
             ("batch", self.batch.is_some()),
             ("lr", self.lr.is_some()),
             ("temperature", self.temperature.is_some()),
@@ -120,6 +126,7 @@ impl EndToEndArguments {
     fn options(&self, global: &Global) -> FullOptions {
         let mut options = self.recipe.options();
         options.steps = self.steps.map_or(options.steps, |n| n as usize);
+        options.time = self.time;
         options.batch = self.batch.map(usize::from).or(options.batch);
         options.rate = self.lr.map(|rate| rate as f32).or(options.rate);
         options.temperature = self.temperature.unwrap_or(options.temperature);

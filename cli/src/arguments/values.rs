@@ -1,5 +1,7 @@
 //! What the values of options may be: choices that help lists, and numbers within bounds.
 
+use std::time::Duration;
+
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser as _, ValueParser};
 use mabert_passes::lower::{Form, Sharing};
 use mabert_passes::pipeline::{Order, Pass};
@@ -186,6 +188,25 @@ pub(crate) fn count(most: usize) -> ValueParser {
     })
 }
 
+/// Hours, minutes and seconds, in this order, each at most once.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let mut rest = text.trim();
+    let mut seconds = 0u64;
+    for (unit, of_unit) in [('h', 3600), ('m', 60), ('s', 1)] {
+        if let Some((number, behind)) = rest.split_once(unit) {
+            let number: u32 = number.parse().map_err(|_| NO_DURATION.to_owned())?;
+            seconds += u64::from(number) * of_unit;
+            rest = behind;
+        }
+    }
+    match rest.is_empty() && seconds > 0 {
+        true => Ok(Duration::from_secs(seconds)),
+        false => Err(NO_DURATION.to_owned()),
+    }
+}
+
+const NO_DURATION: &str = "it must be a time such as 90s, 10m or 1h30m";
+
 fn number(text: &str, is_allowed: impl Fn(f64) -> bool, demand: &str) -> Result<f64, String> {
     text.parse().ok().filter(|v: &f64| v.is_finite() && is_allowed(*v)).ok_or_else(|| demand.to_owned())
 }
@@ -193,6 +214,17 @@ fn number(text: &str, is_allowed: impl Fn(f64) -> bool, demand: &str) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_hours_minutes_and_seconds() {
+        let seconds = |text: &str| duration(text).map(|time| time.as_secs());
+        for (text, expected) in [("90s", 90), ("10m", 600), ("1h30m", 5400), (" 2h ", 7200), ("1h2m3s", 3723)] {
+            assert_eq!(seconds(text), Ok(expected));
+        }
+        for text in ["", "10", "0s", "m", "3s2m", "-1m", "1.5h", "10m 3", "1m1m", "99999999999h"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn numbers_are_bounded() {

@@ -111,10 +111,14 @@ fn blocks(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
 }
 
 fn end_to_end(f: &mut Formatter<'_>, full: &FullReport) -> fmt::Result {
+    let steps = match full.taken == full.planned {
+        true => full.taken.to_string(),
+        false => format!("{} of {}", full.taken, full.planned),
+    };
     write!(
         f,
-        "End to end, {} steps of {:.1} sequences at rate {:.1e}, {:.0} tokens a second on the {}",
-        full.options.steps, full.sequences_a_step, full.rate, full.tokens_per_second, full.device
+        "End to end, {steps} steps of {:.1} sequences at rate {:.1e}, {:.0} tokens a second on the {}",
+        full.sequences_a_step, full.rate, full.tokens_per_second, full.device
     )?;
     write!(f, ", loss on sequences kept apart: {} -> {}", losses(&full.before), losses(&full.after))?;
     if full.skipped > 0 {
@@ -338,6 +342,7 @@ mod tests {
         blocks.iter_mut().for_each(|block| (block.fitted.before, block.fitted.after) = (0.25, 0.125));
         let full = report.full.as_mut().unwrap();
         (full.rate, full.tokens_per_second, full.device) = (4e-5, 4321.0, "CPU");
+        (full.planned, full.taken) = (3, 3);
         (full.kept, full.skipped) = (true, 0);
         (full.before.outputs, full.before.hidden) = (0.5, 0.25);
         (full.after.outputs, full.after.hidden) = (0.4, 0.125);
@@ -355,7 +360,7 @@ mod tests {
         insta::assert_snapshot!("trained_on_text", printed(&report));
 
         let full = report.full.as_mut().unwrap();
-        (full.skipped, full.kept) = (2, false);
+        (full.skipped, full.kept, full.taken) = (2, false, 2);
         report.odd_inputs.overflow = 3;
         let bounds = report.bounds.as_mut().unwrap();
         (bounds.largest, bounds.promised) = (Some(5e40), false);

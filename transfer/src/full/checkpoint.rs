@@ -12,6 +12,7 @@ use safetensors::tensor::{Dtype, SafeTensors, View, serialize_to_file};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::course::{Course, WEIGHTS};
 use crate::gradient::AdamW;
 use crate::layerwise::LayerwiseReport;
 use crate::stored::{from_bytes, to_bytes};
@@ -29,6 +30,7 @@ const STEP: &str = "step";
 const STEPS: &str = "steps";
 const UPDATES: &str = "updates";
 const SKIPPED: &str = "skipped";
+const COURSE: &str = "course";
 
 /// Where the full stage leaves its state, and takes it up.
 #[derive(Debug)]
@@ -138,18 +140,25 @@ impl Checkpoint {
     }
 
     /// Writes the state after `step` of `steps`, where it is time for it.
-    pub(super) fn save_sometimes(&self, adam: &AdamW, step: usize, steps: usize) -> Result<()> {
+    pub(super) fn save_sometimes(&self, adam: &AdamW, course: &Course, step: usize, steps: usize) -> Result<()> {
         if !step.is_multiple_of(EVERY) && step != steps {
             return Ok(());
         }
+        let (text, weights) = course.state();
         let (moments, updates) = adam.state();
         let numbers = [(STEP, step), (STEPS, steps), (UPDATES, updates), (SKIPPED, adam.skipped)];
-        let metadata: HashMap<String, String> =
+        let mut metadata: HashMap<String, String> =
             numbers.into_iter().map(|(name, value)| (name.to_owned(), value.to_string())).collect();
+        metadata.insert(COURSE.to_owned(), text);
         let views = moments.iter().enumerate().flat_map(|(at, m)| {
             let of = [("value", m.value), ("first", m.first), ("second", m.second)];
             of.map(|(name, values)| (format!("{at}/{name}"), Floats { shape: [values.len()], values }))
         });
+        let weights = weights.iter().flat_map(|(name, weights)| {
+            let floats = |values| Floats { shape: [Vec::len(values)], values };
+            weights.iter().enumerate().map(move |(at, values)| (format!("{at}/{name}"), floats(values)))
+        });
+        let views = views.chain(weights);
         let (path, unfinished) = (self.file(STATE), self.file(UNFINISHED));
         let fault = |reason: String| Error::checkpoint(&path, format!("cannot be written: {reason}"));
         serialize_to_file(views, Some(metadata), &unfinished).map_err(|e| fault(e.to_string()))?;
@@ -162,11 +171,12 @@ impl Checkpoint {
         finish().map_err(|e| fault(e.to_string()))
     }
 
-    /// Takes up the state that was written last; returns how many of the `steps` it had taken.
-    pub(super) fn restore(&self, adam: &mut AdamW, steps: usize) -> Result<usize> {
+    /// Takes up the state that was written last; returns how many steps it had taken, and of how many. `None` where there
+    /// is none.
+    pub(super) fn restore(&self, adam: &mut AdamW, course: &mut Course) -> Result<Option<[usize; 2]>> {
         let path = self.file(STATE);
         if !path.exists() {
-            return Ok(0);
+            return Ok(None);
         }
         let fault = |reason: String| Error::checkpoint(&path, reason);
         let broken = || fault("is not a state of this run; delete it to start again".to_owned());
@@ -185,9 +195,16 @@ impl Checkpoint {
             Ok([value?, first?, second?])
         };
         adam.restore(of, number(UPDATES)?, number(SKIPPED)?)?.then_some(()).ok_or_else(broken)?;
-        let step = number(STEP)?;
-        // Another build may plan other steps where no number was asked for.
-        (number(STEPS)? == steps && step <= steps).then_some(step).ok_or_else(broken)
+        let variables = adam.values().count();
+        let held = WEIGHTS.iter().filter(|name| tensors.tensor(&format!("0/{name}")).is_ok());
+        let weights = held.map(|name| {
+            let values = (0..variables).map(|at| values(format!("{at}/{name}"))).collect::<Result<Vec<_>>>();
+            Ok((*name, values?))
+        });
+        let weights = weights.collect::<Result<HashMap<_, _>>>()?;
+        let text = header.metadata().as_ref().and_then(|m| m.get(COURSE)).ok_or_else(broken)?;
+        course.restore(text, weights).ok_or_else(broken)?;
+        Ok(Some([number(STEP)?, number(STEPS)?]))
     }
 }
 

@@ -5,6 +5,7 @@
 //! the rates are small, gradients are clipped, and steps that are not finite are left out.
 
 mod checkpoint;
+mod course;
 mod criterion;
 mod losses;
 mod options;
@@ -15,11 +16,12 @@ mod report;
 mod text_vectors;
 mod variance;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mabert_passes::pipeline::{Rewriting, Student};
 
 pub use checkpoint::{CHECKPOINT_FILES, Checkpoint};
+pub use course::Judgement;
 pub use losses::Losses;
 pub use options::{DEFAULT_POSITIONS, DEFAULT_RATE, FullOptions};
 pub use parameters::adopt;
@@ -30,10 +32,13 @@ use crate::gradient::{AdamW, Buffers, device_name};
 use crate::pooling::Features;
 use crate::progress::Progress;
 use crate::{Error, Result, Setting};
+use course::{Course, JUDGEMENTS};
 use pair::{PIECE, Pair, Piece};
 
 /// More sequences are not needed to judge what was gained.
 const MOST_JUDGES: usize = 256;
+/// Steps that tell how long one takes.
+const TRIED: usize = 4;
 
 /// What the student is trained on. Labels are read where [`FullOptions::alpha`] is below 1.
 #[derive(Clone)]
@@ -90,35 +95,44 @@ impl Training<'_> {
         let start = Instant::now();
         let usable = self.usable()?;
         let pair = Pair::new(self, student)?;
-        let plan = plan::plan(&usable, self.data.sequences, self.options);
-        let drawn: usize = plan.iter().map(Vec::len).sum();
-        let rate = self.options.rate_for(drawn as f32 / usable.len() as f32);
-        let mut adam = pair.optimizer(student, rate, self.options.weight_decay)?;
         let judges = self.judges(&pair);
         let before = pair.losses(&judges)?;
-        let resumed_at = match checkpoint {
-            Some(checkpoint) => checkpoint.restore(&mut adam, plan.len())?,
-            None => 0,
-        };
-        let steps = Steps { pair: &pair, sequences: self.data.sequences, plan: &plan, checkpoint, progress };
-        let taken = steps.take(&mut adam, resumed_at)?;
-        let after = pair.losses(&judges)?;
         let total = |losses: &Losses| losses.total(&pair.criterion.weights);
-        // A start that overflows is no better than anything.
-        let (from, to) = (total(&before), total(&after));
-        let kept = to.is_finite() && (from.is_nan() || to < from);
-        if kept {
-            pair.store(student)?;
-        }
+        // What steps cost is told by steps, which change nothing.
+        let planned = match self.options.time {
+            None => self.options.steps,
+            Some(time) => self.steps_in(time, &usable, &pair, &judges)?,
+        };
+        let seen = self.sequences_seen(&usable, planned);
+        let rate = self.options.rate_for(seen as f32 / usable.len() as f32);
+        let mut adam = pair.optimizer(student, rate, self.options.weight_decay)?;
+        let mut course = Course::new(&adam, total(&before));
+        let resumed = checkpoint.map(|checkpoint| checkpoint.restore(&mut adam, &mut course)).transpose()?.flatten();
+        let [resumed_at, planned] = resumed.unwrap_or([0, planned]);
+        let plan = plan::plan(&usable, self.data.sequences, self.options, planned);
+        let steps = Steps { training: self, pair: &pair, judges: &judges, plan: &plan, checkpoint, progress };
+        let taken = steps.take(&mut adam, &mut course, resumed_at)?;
+        let kept = course.best().is_some();
+        let last = course.mean().to_vec();
+        let weights = course.best().unwrap_or(&last);
+        let after = adam.with_values(weights, || {
+            if kept {
+                pair.store(student)?;
+            }
+            pair.losses(&judges)
+        })?;
         Ok(FullReport {
             options: *self.options,
             sites: report::changes(&self.rewriting.encoder, &before, &after),
             device: device_name(),
             rate,
             sequences: usable.len(),
-            sequences_a_step: drawn as f64 / plan.len().max(1) as f64,
+            sequences_a_step: plan.iter().map(Vec::len).sum::<usize>() as f64 / plan.len().max(1) as f64,
             trained: pair.graph.variables().map(|(_, v)| v.elem_count()).sum(),
             tokens: taken.tokens,
+            planned,
+            taken: taken.steps,
+            judgements: course.judgements,
             before,
             after,
             kept,
@@ -127,6 +141,34 @@ impl Training<'_> {
             tokens_per_second: taken.tokens_per_second,
             seconds: start.elapsed().as_secs_f64(),
         })
+    }
+
+    /// How often sequences are seen in so many steps, all together.
+    fn sequences_seen(&self, usable: &[usize], steps: usize) -> usize {
+        plan::plan(usable, self.data.sequences, self.options, steps).iter().map(Vec::len).sum()
+    }
+
+    /// How many steps fit into a time, by the seconds that some take.
+    fn steps_in(&self, time: Duration, usable: &[usize], pair: &Pair, judges: &[Piece]) -> Result<usize> {
+        let begin = Instant::now();
+        pair.losses(judges)?;
+        let judging = JUDGEMENTS as f64 * begin.elapsed().as_secs_f64();
+        let buffers = Buffers::default();
+        let mut seconds = Vec::new();
+        for places in plan::plan(usable, self.data.sequences, self.options, TRIED) {
+            let begin = Instant::now();
+            let pieces = pair.even_pieces(&self.sequences(&places), rayon::current_num_threads());
+            let (gradient, _) = pair.gradient(&buffers, &pieces, &pair.totals(&pieces))?;
+            buffers.keep(gradient);
+            seconds.push(begin.elapsed().as_secs_f64());
+        }
+        // The first makes memory for all.
+        let a_step = seconds.iter().skip(1).sum::<f64>() / (TRIED - 1) as f64;
+        Ok((((time.as_secs_f64() - judging) / a_step) as usize).max(1))
+    }
+
+    fn sequences(&self, places: &[usize]) -> Vec<Sequence> {
+        places.iter().map(|&at| self.data.sequences[at].clone()).collect()
     }
 
     /// The places of the sequences that there is something to learn from: one token alone attends to itself.
@@ -148,8 +190,9 @@ impl Training<'_> {
 
 /// The steps of one training.
 struct Steps<'s> {
+    training: &'s Training<'s>,
     pair: &'s Pair,
-    sequences: &'s [Sequence],
+    judges: &'s [Piece],
     /// The places of the sequences of each step.
     plan: &'s [Vec<usize>],
     checkpoint: Option<&'s Checkpoint>,
@@ -158,39 +201,68 @@ struct Steps<'s> {
 
 /// What went through the student.
 struct Taken {
+    steps: usize,
     tokens: usize,
     tokens_per_second: f64,
 }
 
 impl Steps<'_> {
     /// Takes the steps from the one numbered `first`.
-    fn take(&self, adam: &mut AdamW, first: usize) -> Result<Taken> {
+    fn take(&self, adam: &mut AdamW, course: &mut Course, first: usize) -> Result<Taken> {
         let Self { pair, plan, progress, .. } = *self;
         let threads = rayon::current_num_threads();
         let buffers = Buffers::default();
-        let mut tokens = 0;
+        let (mut steps, mut tokens) = (first, 0);
         progress.begin("full", plan.len() - first);
         let begin = Instant::now();
+        let before = course.seconds;
         let speed = |tokens: usize| tokens as f64 / begin.elapsed().as_secs_f64();
-        for (step, places) in plan.iter().enumerate().skip(first) {
-            let sequences: Vec<Sequence> = places.iter().map(|&at| self.sequences[at].clone()).collect();
+        for places in &plan[first..] {
+            // The share of the way that lies behind: of the steps, or of the time, where that runs faster.
+            let way = (steps as f32 + 0.5) / plan.len() as f32;
+            let way =
+                self.training.options.time.map_or(way, |time| way.max(course.seconds as f32 / time.as_secs_f32()));
+            if way >= 1.0 || course.is_over() {
+                break;
+            }
+            let sequences = self.training.sequences(places);
             let pieces = pair.even_pieces(&sequences, threads);
             let totals = pair.totals(&pieces);
             let (gradient, losses) = pair.gradient(&buffers, &pieces, &totals)?;
-            let taken = adam.step(&gradient, plan::rate(step, plan.len()))?;
+            let taken = adam.step(&gradient, plan::rate(way))?;
             buffers.keep(gradient);
+            course.add(adam, steps);
             let loss = losses.total(&pair.criterion.weights);
             let odd = sequences.iter().filter(|s| s.made_up).count();
             let longest = sequences.iter().map(|s| s.ids.len()).max();
-            tracing::debug!(step, taken, loss, sequences = sequences.len(), odd, longest);
+            tracing::debug!(step = steps, taken, loss, sequences = sequences.len(), odd, longest);
             adam.refuse_skipping(plan.len(), "end to end", ("use a lower learning rate", &[Setting::Rate]))?;
+            steps += 1;
             tokens += totals.tokens;
+            if Course::is_due(steps, plan.len()) {
+                self.judge(adam, course, steps)?;
+            }
+            course.seconds = before + begin.elapsed().as_secs_f64();
             progress.step(&format!("loss {loss:.4}, {:.0} tokens/s", speed(tokens)));
             if let Some(checkpoint) = self.checkpoint {
-                checkpoint.save_sometimes(adam, step + 1, plan.len())?;
+                checkpoint.save_sometimes(adam, course, steps, plan.len())?;
             }
         }
+        // Where time ran out between two judgements.
+        if course.judgements.last().is_none_or(|judgement| judgement.step < steps) {
+            self.judge(adam, course, steps)?;
+        }
         progress.end();
-        Ok(Taken { tokens, tokens_per_second: speed(tokens) })
+        Ok(Taken { steps, tokens, tokens_per_second: speed(tokens) })
+    }
+
+    /// Judges the running mean of the weights.
+    fn judge(&self, adam: &AdamW, course: &mut Course, step: usize) -> Result<()> {
+        let weights = course.mean().to_vec();
+        let losses = adam.with_values(&weights, || self.pair.losses(self.judges))?;
+        let loss = losses.total(&self.pair.criterion.weights);
+        tracing::debug!(step, judged = loss, outputs = losses.outputs, hidden = losses.hidden);
+        course.judge(step, weights, loss);
+        Ok(())
     }
 }

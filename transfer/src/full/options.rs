@@ -1,9 +1,14 @@
 //! How the stage works.
 
-use serde::Serialize;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
 
 /// Tokens of a short text.
 const SHORT: usize = 12;
+/// What is drawn for a given time: more than a small model sees of it, and no more than is worth holding.
+const MOST_TOKENS_A_SECOND: f64 = 10_000.0;
+const MOST_TOKENS: usize = 1 << 22;
 
 /// How the stage works: [`default`](Self::default) or the [paper's](Self::paper), with fields set as wished.
 ///
@@ -16,6 +21,11 @@ const SHORT: usize = 12;
 pub struct FullOptions {
     /// Gradient steps.
     pub steps: usize,
+    /// In place of a number of steps: as many as fit into this time. A [`Job`](crate::job::Job)'s includes the stages
+    /// before, which take what they take; the steps then have the rest, or a tenth where there is less. Two runs need not
+    /// take as many steps.
+    #[serde(serialize_with = "as_seconds")]
+    pub time: Option<Duration>,
     /// Sequences a step. Without a number, as many as have [`DEFAULT_POSITIONS`]: a step takes as long for any text, and
     /// a token counts as much in a short text as in a long one.
     pub batch: Option<usize>,
@@ -43,6 +53,7 @@ impl Default for FullOptions {
     fn default() -> Self {
         Self {
             steps: 900,
+            time: None,
             batch: None,
             rate: None,
             weight_decay: 0.01,
@@ -65,8 +76,14 @@ impl FullOptions {
     /// Sequences worth drawing, and tokens: what goes through all steps. Where texts are so short that more sequences
     /// would, each is seen again.
     pub(crate) fn worth_drawing(&self) -> (usize, usize) {
-        let tokens = self.steps * DEFAULT_POSITIONS;
-        self.batch.map_or((tokens / SHORT, tokens), |batch| (self.steps * batch, usize::MAX))
+        let tokens = match self.time {
+            None => self.steps * DEFAULT_POSITIONS,
+            Some(time) => ((time.as_secs_f64() * MOST_TOKENS_A_SECOND) as usize).clamp(DEFAULT_POSITIONS, MOST_TOKENS),
+        };
+        match (self.batch, self.time) {
+            (Some(batch), None) => (self.steps * batch, usize::MAX),
+            _ => (tokens / SHORT, tokens),
+        }
     }
 
     /// Learning rate once warm, where every sequence is seen `times` on average.
@@ -86,4 +103,8 @@ impl FullOptions {
     pub fn paper() -> Self {
         Self { temperature: 15.0, alpha: 0.9, attention_weight: 100.0, ..Self::default() }
     }
+}
+
+fn as_seconds<S: Serializer>(time: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| time.as_secs_f64()).serialize(to)
 }

@@ -11,13 +11,13 @@ const WINDOW: usize = 1024;
 /// The share of the steps over which the rate rises.
 const WARM_UP: f32 = 0.1;
 
-/// The sequences of every step: each as often as any other, those of a step of like lengths.
-pub(super) fn plan(training: &[usize], sequences: &[Sequence], options: &FullOptions) -> Vec<Vec<usize>> {
+/// The sequences of so many steps: each as often as any other, those of a step of like lengths.
+pub(super) fn plan(training: &[usize], sequences: &[Sequence], options: &FullOptions, count: usize) -> Vec<Vec<usize>> {
     let length = |at: usize| sequences[at].ids.len();
     let (most, positions) = options.batch.map_or((usize::MAX, DEFAULT_POSITIONS), |batch| (batch, usize::MAX));
     let mut steps: Vec<Vec<usize>> = Vec::new();
     let mut rng = StdRng::seed_from_u64(options.seed);
-    while steps.len() < options.steps {
+    while steps.len() < count {
         let mut round = training.to_vec();
         round.shuffle(&mut rng);
         for window in round.chunks_mut(WINDOW) {
@@ -35,15 +35,13 @@ pub(super) fn plan(training: &[usize], sequences: &[Sequence], options: &FullOpt
             steps.append(&mut steps_in_window);
         }
     }
-    steps.truncate(options.steps);
+    steps.truncate(count);
     steps
 }
 
-/// The share of the rate at a step: it rises, then falls, both evenly.
-pub(super) fn rate(step: usize, steps: usize) -> f32 {
-    let warm = (steps as f32 * WARM_UP).ceil();
-    let at = step as f32;
-    if at < warm { (at + 1.0) / warm } else { (steps as f32 - at) / (steps as f32 - warm) }
+/// The share of the rate after a share of the way: it rises, then falls, both evenly.
+pub(super) fn rate(way: f32) -> f32 {
+    if way < WARM_UP { way / WARM_UP } else { (1.0 - way).max(0.0) / (1.0 - WARM_UP) }
 }
 
 #[cfg(test)]
@@ -59,8 +57,8 @@ mod tests {
         let lengths: Vec<usize> = (0..40).map(|at| 2 + at * 7 % 31).collect();
         let all = sequences(&lengths);
         let training: Vec<usize> = (0..40).collect();
-        let options = FullOptions { steps: 20, batch: Some(4), seed: 5, ..FullOptions::default() };
-        let made = plan(&training, &all, &options);
+        let options = FullOptions { batch: Some(4), seed: 5, ..FullOptions::default() };
+        let made = plan(&training, &all, &options, 20);
         assert_eq!(made.len(), 20);
         let mut seen = vec![0; 40];
         made.iter().flatten().for_each(|&at| seen[at] += 1);
@@ -70,16 +68,15 @@ mod tests {
             of.clone().max().unwrap() - of.min().unwrap()
         };
         assert!(made.iter().all(|step| spread(step) <= 6));
-        assert_eq!(plan(&training, &all, &options), made);
-        assert_ne!(plan(&training, &all, &FullOptions { seed: 6, ..options }), made);
+        assert_eq!(plan(&training, &all, &options, 20), made);
+        assert_ne!(plan(&training, &all, &FullOptions { seed: 6, ..options }, 20), made);
     }
 
     #[test]
     fn a_step_takes_fewer_long_texts() {
         let largest = |length: usize, batch: Option<usize>| {
             let all = sequences(&vec![length; 64]);
-            let steps =
-                plan(&(0..64).collect::<Vec<_>>(), &all, &FullOptions { steps: 9, batch, ..FullOptions::default() });
+            let steps = plan(&(0..64).collect::<Vec<_>>(), &all, &FullOptions { batch, ..FullOptions::default() }, 9);
             steps.iter().map(Vec::len).max().unwrap()
         };
         assert_eq!(largest(20, None), DEFAULT_POSITIONS / 20);
@@ -90,10 +87,9 @@ mod tests {
 
     #[test]
     fn the_rate_rises_and_falls() {
-        let rates: Vec<f32> = (0..100).map(|step| rate(step, 100)).collect();
-        assert_eq!((rates[0], rates[9], rates[10]), (0.1, 1.0, 1.0));
-        assert!(rates[10..].windows(2).all(|w| w[1] < w[0]));
-        assert!(rates[99] > 0.0 && rates[99] < 0.02);
-        assert_eq!(rate(0, 1), 1.0);
+        let rates: Vec<f32> = (0..=100).map(|step| rate(step as f32 / 100.0)).collect();
+        assert_eq!((rates[0], rates[10], rates[100]), (0.0, 1.0, 0.0));
+        assert!(rates[..10].windows(2).all(|w| w[1] > w[0]) && rates[10..].windows(2).all(|w| w[1] < w[0]));
+        assert_eq!(rate(1.5), 0.0);
     }
 }

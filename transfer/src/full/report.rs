@@ -3,7 +3,7 @@
 use mabert_passes::sites::{Encoder, NormSite, SiteId};
 use serde::Serialize;
 
-use super::{FullOptions, Losses};
+use super::{FullOptions, Judgement, Losses};
 
 /// What the stage did.
 #[derive(Clone, Debug, Serialize)]
@@ -25,9 +25,15 @@ pub struct FullReport {
     pub tokens: usize,
     /// Every norm, in order, on sequences kept apart.
     pub sites: Vec<SiteChange>,
+    /// Steps that were planned.
+    pub planned: usize,
+    /// And taken: fewer where nothing was gained for long, or time was up.
+    pub taken: usize,
+    /// What the running mean of the weights was worth on the way, on sequences kept apart.
+    pub judgements: Vec<Judgement>,
     /// Losses before, on sequences kept apart.
     pub before: Losses,
-    /// And after.
+    /// And of the best that was judged, or of the last where none was better than the start.
     pub after: Losses,
     /// Whether the result was kept: it is put back where sequences kept apart show a greater loss.
     pub kept: bool,
@@ -50,7 +56,7 @@ pub struct SiteChange {
     pub site: SiteId,
     /// Relative error before.
     pub before: f64,
-    /// And after the last step, whether or not the result was kept.
+    /// And after, whether or not the result was kept.
     pub after: f64,
 }
 

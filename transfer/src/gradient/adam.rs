@@ -100,6 +100,22 @@ impl AdamW {
         Err(Error::Diverged { site: site.to_owned(), skipped: self.skipped, steps, advice, settings })
     }
 
+    /// The values of every variable.
+    pub(crate) fn values(&self) -> impl Iterator<Item = &[f32]> {
+        self.parameters.iter().map(|p| p.value.as_slice())
+    }
+
+    /// Runs `f` while the variables have other values, and puts their own back.
+    pub(crate) fn with_values<T>(&self, values: &[Vec<f32>], f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let set = |p: &Parameter, value: &[f32]| -> Result<()> {
+            Ok(p.variable.set(&Real::from_slice(value, p.variable.dims(), p.variable.device())?)?)
+        };
+        self.parameters.iter().zip(values).try_for_each(|(p, value)| set(p, value))?;
+        let result = f();
+        self.parameters.iter().try_for_each(|p| set(p, &p.value))?;
+        result
+    }
+
     /// The state of every variable, and how many steps were taken.
     pub(crate) fn state(&self) -> (Vec<Moments<'_>>, usize) {
         let state = self.parameters.iter().map(|p| Moments { value: &p.value, first: &p.first, second: &p.second });

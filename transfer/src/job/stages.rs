@@ -1,6 +1,6 @@
 //! The stages of transfer, one after the other, each measured.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mabert_passes::lower::NormRanges;
 use mabert_passes::pipeline::{Rewriting, Student};
@@ -88,6 +88,7 @@ impl Transferring<'_> {
         drop(measured);
         self.record.stage_begun = Instant::now();
         let Self { context, rewriting, .. } = self;
+        let options = FullOptions { time: options.time.map(|time| time_left(time, context.begun)), ..options };
         let training = training(context, rewriting, &options);
         let report = training.train(&mut self.student, self.checkpoint.as_ref(), context.progress)?;
         self.record.full = Some(report);
@@ -147,6 +148,14 @@ impl Record {
         self.stages.push(report);
         Ok(())
     }
+}
+
+/// What the end-to-end stage has of a job's time: what the stages before it left, without what it takes to finish and
+/// to measure, and never less than a tenth.
+fn time_left(time: Duration, begun: Instant) -> Duration {
+    const TO_FINISH: f64 = 0.06;
+    let left = time.mul_f64(1.0 - TO_FINISH).saturating_sub(begun.elapsed());
+    left.max(time / 10)
 }
 
 /// The full stage on a job's texts.

@@ -1,0 +1,185 @@
+//! The course of a training: a running mean of the weights, what it was judged to be worth on the way, and when to stop.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::gradient::AdamW;
+
+/// The running mean forgets by this factor a step at most; less at first, when all weights are new.
+const DECAY: f32 = 0.99;
+/// Training is judged so often, evenly spread over it.
+pub(super) const JUDGEMENTS: usize = 10;
+/// It stops where so many judgements in a row were no better than the best.
+const PATIENCE: usize = 4;
+
+/// What the running mean was worth at some step, on sequences kept apart.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Judgement {
+    /// Steps that were taken.
+    pub step: usize,
+    /// The loss.
+    pub loss: f64,
+}
+
+/// Where a training stands.
+pub(super) struct Course {
+    /// The running mean of each variable.
+    mean: Vec<Vec<f32>>,
+    /// What the student had at first is worth, and then the best judgement.
+    pub(super) best_loss: f64,
+    /// The weights of the best judgement; none where the start is best.
+    best: Option<Vec<Vec<f32>>>,
+    pub(super) judgements: Vec<Judgement>,
+    /// Seconds that earlier runs of the same training took.
+    pub(super) seconds: f64,
+}
+
+impl Course {
+    /// At the start, which is worth `loss`.
+    pub(super) fn new(adam: &AdamW, loss: f64) -> Self {
+        // A start that overflows is no better than anything.
+        let best_loss = if loss.is_nan() { f64::INFINITY } else { loss };
+        let mean = adam.values().map(<[f32]>::to_vec).collect();
+        Self { mean, best_loss, best: None, judgements: Vec::new(), seconds: 0.0 }
+    }
+
+    /// Takes the weights after `step` steps into the mean.
+    pub(super) fn add(&mut self, adam: &AdamW, step: usize) {
+        let step = step as f32;
+        let decay = DECAY.min((1.0 + step) / (10.0 + step));
+        for (mean, value) in self.mean.iter_mut().zip(adam.values()) {
+            mean.iter_mut().zip(value).for_each(|(m, v)| *m += (1.0 - decay) * (v - *m));
+        }
+    }
+
+    /// Whether it is time for a judgement after `step` of `steps`.
+    pub(super) fn is_due(step: usize, steps: usize) -> bool {
+        step == steps || (step * JUDGEMENTS / steps) > ((step - 1) * JUDGEMENTS / steps)
+    }
+
+    pub(super) fn mean(&self) -> &[Vec<f32>] {
+        &self.mean
+    }
+
+    /// Takes down what `weights` are worth after `step` steps.
+    pub(super) fn judge(&mut self, step: usize, weights: Vec<Vec<f32>>, loss: f64) {
+        self.judgements.push(Judgement { step, loss });
+        if loss < self.best_loss {
+            (self.best_loss, self.best) = (loss, Some(weights));
+        }
+    }
+
+    /// Whether nothing was gained for long.
+    pub(super) fn is_over(&self) -> bool {
+        let late = self.judgements.iter().rev().take_while(|judgement| judgement.loss > self.best_loss);
+        late.count() >= PATIENCE
+    }
+
+    /// The weights of the best judgement; `None` where the start is best.
+    pub(super) fn best(&self) -> Option<&[Vec<f32>]> {
+        self.best.as_deref()
+    }
+
+    /// What a file must hold to go on from here, besides the optimizer's state: numbers exactly, and weights by name.
+    pub(super) fn state(&self) -> (String, HashMap<&'static str, &[Vec<f32>]>) {
+        let judgements = self.judgements.iter().map(|j| (j.step, j.loss.to_bits())).collect();
+        let saved = Saved { best_loss: self.best_loss.to_bits(), judgements, seconds: self.seconds };
+        let text = serde_json::to_string(&saved).expect("plain structures are valid JSON");
+        let weights = [(MEAN, Some(self.mean.as_slice())), (BEST, self.best.as_deref())];
+        (text, weights.into_iter().filter_map(|(name, weights)| Some((name, weights?))).collect())
+    }
+
+    /// The other way round; `None` where it does not fit.
+    pub(super) fn restore(&mut self, text: &str, mut weights: HashMap<&str, Vec<Vec<f32>>>) -> Option<()> {
+        let saved: Saved = serde_json::from_str(text).ok()?;
+        let sizes = |weights: &[Vec<f32>]| weights.iter().map(Vec::len).collect::<Vec<_>>();
+        let fits = weights.values().all(|weights| sizes(weights) == sizes(&self.mean));
+        self.mean = weights.remove(MEAN).filter(|_| fits)?;
+        self.best = weights.remove(BEST);
+        self.best_loss = f64::from_bits(saved.best_loss);
+        let judgement = |(step, bits)| Judgement { step, loss: f64::from_bits(bits) };
+        self.judgements = saved.judgements.into_iter().map(judgement).collect();
+        self.seconds = saved.seconds;
+        Some(())
+    }
+}
+
+/// The names of weights in a state.
+pub(super) const WEIGHTS: [&str; 2] = [MEAN, BEST];
+const MEAN: &str = "mean";
+const BEST: &str = "best";
+
+/// Losses bit by bit: numbers written out may differ in their last digit.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    best_loss: u64,
+    judgements: Vec<(usize, u64)>,
+    seconds: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+    use crate::gradient::Trained;
+
+    fn adam(value: f32) -> AdamW {
+        let variable = Var::from_slice(&[value], 1, &Device::Cpu).unwrap();
+        AdamW::new([Trained { variable, rate: 0.1, decay: 0.0 }], 1.0).unwrap()
+    }
+
+    fn course() -> Course {
+        Course::new(&adam(1.0), 1.0)
+    }
+
+    #[test]
+    fn the_mean_follows_the_weights() {
+        let mut course = course();
+        let moved = adam(3.0);
+        course.add(&moved, 0);
+        // At first nine parts in ten are new.
+        approx::assert_abs_diff_eq!(course.mean()[0][0], 2.8, epsilon = 1e-6);
+        (1..2000).for_each(|step| course.add(&moved, step));
+        approx::assert_abs_diff_eq!(course.mean()[0][0], 3.0, epsilon = 1e-5);
+    }
+
+    #[test]
+    fn training_is_judged_evenly_and_at_its_end() {
+        let due = |steps: usize| (1..=steps).filter(|step| Course::is_due(*step, steps)).collect::<Vec<_>>();
+        assert_eq!(due(100), [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]);
+        assert_eq!(due(3), [1, 2, 3]);
+        assert!((8..=11).contains(&due(37).len()) && due(37).last() == Some(&37));
+    }
+
+    #[test]
+    fn the_best_is_kept_and_nothing_gained_ends_it() {
+        let mut course = course();
+        course.judge(10, vec![vec![1.5]], 0.8);
+        for step in 2..5 {
+            course.judge(step * 10, vec![vec![9.0]], 0.9);
+            assert!(!course.is_over());
+        }
+        course.judge(50, vec![vec![9.0]], f64::INFINITY);
+        assert!(course.is_over());
+        assert_eq!((course.best().unwrap(), course.best_loss), (&[vec![1.5]][..], 0.8));
+        // A start that is no number is worth nothing.
+        assert_eq!(Course::new(&adam(1.0), f64::NAN).best_loss, f64::INFINITY);
+    }
+
+    #[test]
+    fn a_state_is_taken_up_as_it_was() {
+        let mut course = course();
+        course.judge(10, vec![vec![1.5]], 0.1 + 0.2);
+        let (text, weights) = course.state();
+        let weights = weights.into_iter().map(|(name, weights)| (name, weights.to_vec())).collect();
+        let mut other = Course::new(&adam(7.0), 5.0);
+        other.restore(&text, weights).unwrap();
+        assert_eq!(other.state().0, text);
+        assert_eq!((other.best(), other.mean()), (course.best(), course.mean()));
+        let strange = HashMap::from([(MEAN, vec![vec![0.0, 1.0]])]);
+        assert!(other.restore(&text, strange).is_none());
+    }
+}
