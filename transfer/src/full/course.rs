@@ -10,8 +10,9 @@ use crate::gradient::AdamW;
 const DECAY: f32 = 0.99;
 /// Training is judged so often, evenly spread over it.
 pub(super) const JUDGEMENTS: usize = 10;
-/// It stops where so many judgements in a row were no better than the best.
-const PATIENCE: usize = 4;
+/// It stops where so many judgements in a row were no better than the best: fewer would not tell, since weights gain most
+/// while the rate falls.
+const PATIENCE: usize = 6;
 
 /// What the running mean was worth at some step, on sequences kept apart.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -158,11 +159,11 @@ mod tests {
     fn the_best_is_kept_and_nothing_gained_ends_it() {
         let mut course = course();
         course.judge(10, vec![vec![1.5]], 0.8);
-        for step in 2..5 {
+        for step in 2..7 {
             course.judge(step * 10, vec![vec![9.0]], 0.9);
             assert!(!course.is_over());
         }
-        course.judge(50, vec![vec![9.0]], f64::INFINITY);
+        course.judge(70, vec![vec![9.0]], f64::INFINITY);
         assert!(course.is_over());
         assert_eq!((course.best().unwrap(), course.best_loss), (&[vec![1.5]][..], 0.8));
         // A start that is no number is worth nothing.
