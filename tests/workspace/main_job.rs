@@ -180,6 +180,19 @@ fn blockwise_brings_both_halves_of_layers_closer() {
     assert_eq!(blockwise.odd_inputs.overflow, 0);
 }
 
+/// Hinges take texts beyond what they are fitted to; how they fare there is told wherever there are such texts.
+#[test]
+fn texts_beyond_the_longest_that_was_fitted_are_measured() {
+    let short = job(Some(reviews())).calibration_tokens(1_500).max_seq(12);
+    let report = fixture_report(&short);
+    let beyond = report.beyond.unwrap();
+    assert!(beyond.shortest > 12 && beyond.longest > beyond.shortest && beyond.sequences > 10, "{beyond:?}");
+    assert!(beyond.outputs[0].cosine > 0.6 && beyond.outputs[0].mean_abs < 1.5, "{beyond:?}");
+    // Networks take none, and where nothing was cut there are none.
+    assert!(fixture_report(&short.clone().softmax(Form::Network)).beyond.is_none());
+    assert!(fixture_report(&short.max_seq(64)).beyond.is_none());
+}
+
 #[test]
 fn extra_text_is_calibrated_on_but_not_measured_on() {
     let folder = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use mabert_passes::pipeline::{Pass, Skipped};
 use mabert_passes::sites::{LayerSite, SiteId};
 use mabert_transfer::compare::OutputDistance;
 use mabert_transfer::full::{FullReport, Losses};
-use mabert_transfer::job::{Dequantised, Report, SiteReport, Source};
+use mabert_transfer::job::{BeyondReport, Dequantised, Report, SiteReport, Source};
 use serde::Serialize;
 
 use super::likeness::{Likeness, in_words};
@@ -47,6 +47,9 @@ impl Display for StudentReport<'_> {
         }
         source(f, report)?;
         outputs(f, report)?;
+        if let Some(texts) = &report.beyond {
+            beyond(f, report, texts)?;
+        }
         odd_inputs(f, report)?;
         bounds(f, report)?;
         order(f, report)?;
@@ -201,6 +204,16 @@ fn outputs(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
     writeln!(f, "{}", table(&header, 1, rows))?;
     likeness.vectors(&all).map_or(Ok(()), |line| writeln!(f, "{line}"))?;
     writeln!(f)
+}
+
+/// How far the outputs are on texts longer than the student is fitted to.
+fn beyond(f: &mut Formatter<'_>, report: &Report, beyond: &BeyondReport) -> fmt::Result {
+    let distance = |o: &OutputDistance| format!("{} differs by {}{}", o.output, number(o.mean_abs), in_words(o));
+    let distances: Vec<String> = beyond.outputs.iter().map(distance).collect();
+    let BeyondReport { sequences, shortest, longest, .. } = beyond;
+    let fitted = report.options.approximator.max_seq;
+    let distances = distances.join("; ");
+    writeln!(f, "Of {sequences} texts of {shortest} to {longest} tokens, fitted to {fitted}: {distances}.")
 }
 
 fn odd_inputs(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {

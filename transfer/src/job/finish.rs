@@ -8,6 +8,7 @@ use mabert_passes::sites::{Encoder, Precision};
 use mabert_runtime::Named;
 
 use super::EXACT;
+use super::beyond::BeyondReport;
 use super::bounded::BoundsReport;
 use super::measure::{Measured, inner_overflows, sequence_count};
 use super::prepare::Context;
@@ -28,6 +29,7 @@ pub(super) struct Finished<'j> {
     pub(super) measured: Measured,
     pub(super) sites: Vec<SiteReport>,
     pub(super) misses: Vec<Miss>,
+    pub(super) beyond: Option<BeyondReport>,
     pub(super) odd_inputs: OddInputs,
     pub(super) bounds: Option<BoundsReport>,
     pub(super) non_linear_before: usize,
@@ -64,6 +66,10 @@ impl<'j> Transferring<'j> {
         let bounds = BoundsReport::new(&mut student.model, &student.options, precision, end, &context)?;
         context.progress.step("folded");
         let measured = context.reference.run(&student.model)?;
+        // A network binds the student to what it is fitted to.
+        let takes_longer = student.options.approximator.longest() > student.options.approximator.max_seq;
+        let beyond = context.beyond.as_ref().filter(|_| takes_longer);
+        let beyond = beyond.map(|reference| BeyondReport::new(reference, &measured.runnable)).transpose()?;
         let odd = &context.texts.odd;
         let overflow = inner_overflows(&student.model, end, odd)?;
         let odd_inputs = OddInputs { sequences: sequence_count(odd), overflow };
@@ -76,6 +82,7 @@ impl<'j> Transferring<'j> {
             measured,
             sites,
             misses,
+            beyond,
             odd_inputs,
             bounds,
             non_linear_before,

@@ -18,7 +18,7 @@ use crate::{Error, Result, Setting};
 
 /// The teacher's outputs on sequences kept apart, by which students are measured.
 pub(super) struct Reference {
-    batches: Vec<Batch>,
+    pub(super) batches: Vec<Batch>,
     teacher_outputs: Vec<Named>,
     /// What makes vectors of texts of the outputs.
     pub(super) features: Features,

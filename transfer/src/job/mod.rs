@@ -3,6 +3,7 @@
 //! Each step is a room: [`prepare`](self) the teacher and the text, find the parameters in stages, finish with the exact
 //! passes, check what they did, report.
 
+mod beyond;
 mod bounded;
 mod finish;
 mod measure;
@@ -16,6 +17,7 @@ mod stages;
 
 use mabert_graph::Model;
 
+pub use beyond::BeyondReport;
 pub use bounded::{BoundsReport, LARGEST_VALUE_KEY};
 pub use quantised::Dequantised;
 pub use report::{DevReport, DevScore, OddInputs, Report, SiteReport, StageReport};

@@ -12,6 +12,7 @@ use mabert_passes::recognise::PROBED;
 use mabert_passes::recording::{check_sizes, longest_sequence};
 use mabert_runtime::{LoadOptions, Model as Runnable};
 
+use super::beyond::longer_texts;
 use super::measure::{DevSet, Reference, pooling};
 use super::origin::{StartStudent, checkpoint};
 use super::quantised::{Dequantised, in_single_precision};
@@ -58,6 +59,8 @@ pub(super) struct Context<'j> {
     pub(super) canonical_change: f64,
     pub(super) texts: Texts,
     pub(super) reference: Reference,
+    /// The same on texts that are longer than the student is fitted to, where it takes them and there are any.
+    pub(super) beyond: Option<Reference>,
     /// How users of a feature model make vectors of texts.
     pub(super) pooling: Option<Pooling>,
     /// What a user should know of the data and the tokenizer.
@@ -116,14 +119,20 @@ impl<'j> Prepared<'j> {
         let Sequences { source, calibration, training, judges, held_out, notes: of_texts } =
             Sequences::new(job, &encoder, &vocabulary, &Augmentation::new(|| Ok(inputs.word_table(&model)?)), pooling)?;
         let odd = odd_sequences(&vocabulary, encoder.longest(), job.seed ^ HELD_OUT_SEED);
+        let beyond = match options.approximator.longest() {
+            longest if longest > encoder.longest() => longer_texts(job, &held_out, longest)?,
+            _ => Vec::new(),
+        };
         let pad = Some(encoder.pad()).filter(|id| vocabulary.holds(*id));
         let shape = BatchShape { pad: pad.unwrap_or(0), ..BatchShape::new(&inputs) };
-        let [calibration, held_out, odd] =
-            [calibration, held_out, odd].map(|s| batches(&s, BATCH_TOKENS, BATCH_ROWS, &shape));
+        let [calibration, held_out, odd, beyond] =
+            [calibration, held_out, odd, beyond].map(|s| batches(&s, BATCH_TOKENS, BATCH_ROWS, &shape));
         let origin = model.origin().to_owned();
         // Where the outputs are not finite, a weight that is not says why.
         let named = |fault: Error| refuse_unusable_weights(&model).map_or_else(Error::from, |()| fault);
         let mut reference = Reference::new(&origin, &runnable, held_out, features.clone()).map_err(named)?;
+        let beyond = Some(beyond).filter(|texts| !texts.is_empty());
+        let mut beyond = beyond.map(|texts| Reference::new(&origin, &runnable, texts, features.clone())).transpose()?;
         let dev_set = |dev| DevSet::new(dev, &encoder, rows, &runnable, &shape, &features);
         reference.dev = job.dev.as_ref().map(dev_set).transpose()?;
         let mut notes: Vec<String> =
@@ -138,7 +147,11 @@ impl<'j> Prepared<'j> {
         let dequantised = original.map(|original| original.measure(&reference)).transpose()?;
         let rewriting = Rewriting::new(model, options)?;
         let canonical_change = canonical_change(&reference, &rewriting)?;
-        reference.features = features.channels(Some(rewriting.encoder.channels));
+        let features = features.channels(Some(rewriting.encoder.channels));
+        if let Some(beyond) = &mut beyond {
+            beyond.features = features.clone();
+        }
+        reference.features = features;
         let texts = Texts { source, calibration, training, judges, odd, shape };
         let context = Context {
             job,
@@ -150,6 +163,7 @@ impl<'j> Prepared<'j> {
             canonical_change,
             texts,
             reference,
+            beyond,
             pooling,
             notes,
         };

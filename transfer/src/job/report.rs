@@ -11,6 +11,7 @@ use mabert_passes::sites::{Activation, Encoder, LayerSite, SiteId, SiteKind};
 use mabert_runtime::MAX_SEQ_KEY;
 use serde::{Deserialize, Serialize};
 
+use super::beyond::BeyondReport;
 use super::bounded::BoundsReport;
 use super::finish::{Finished, non_linear};
 use super::measure::Measured;
@@ -169,6 +170,8 @@ pub struct Report {
     pub dev: Option<DevReport>,
     /// The student against its teacher on sequences that were kept apart.
     pub outputs: Vec<OutputDistance>,
+    /// The same on texts longer than the student is fitted to; `None` where it takes none, or none was there.
+    pub beyond: Option<BeyondReport>,
     /// How the student takes inputs unlike text.
     pub odd_inputs: OddInputs,
     /// What holds its values; `None` where nothing does, and why that is, the outcome of the pass tells.
@@ -210,7 +213,7 @@ impl Finished<'_> {
     /// # Errors
     /// The student cannot be run.
     pub(super) fn report(self) -> Result<(Model, Report)> {
-        let Self { context, record, student, measured, sites, misses, odd_inputs, bounds, .. } = self;
+        let Self { context, record, student, measured, sites, misses, beyond, odd_inputs, bounds, .. } = self;
         let Measured { runnable, outputs } = measured;
         let non_linear_before = self.non_linear_before;
         // The student is run once more for what is not matrix arithmetic: no other is held by then.
@@ -233,6 +236,7 @@ impl Finished<'_> {
             stages: record.stages,
             dev: record.dev,
             outputs: context.reference.distances(&outputs)?,
+            beyond,
             odd_inputs,
             bounds,
             exact_passes_differ_by: record.exact_change,
