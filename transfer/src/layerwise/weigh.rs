@@ -1,6 +1,9 @@
 //! Fits a layer's softmax in the cheaper form, and in the other where that is too far from the teacher.
 
-use mabert_passes::lower::Form;
+use std::collections::HashSet;
+
+use mabert_graph::proto::TensorProto;
+use mabert_passes::lower::{Form, norm_parameters};
 use mabert_passes::sites::LayerSite;
 
 use super::approximators::{FittedLayer, mean_square};
@@ -98,10 +101,13 @@ impl Walk<'_> {
         }
         let own: Vec<String> = self.student.approximators[index].parameters().into_iter().cloned().collect();
         let mut fresh = self.rewriting.approximate_as(&forms)?;
-        for constant in &mut fresh.model.graph_mut().initializer {
-            let before = self.student.model.initializer(&constant.name);
-            // What is of another shape is of another form, or a table for other lengths.
-            if let Some(before) = before.filter(|before| before.dims == constant.dims && !own.contains(&before.name)) {
+        let others = fresh.approximators.iter().flat_map(|approximator| approximator.parameters()).cloned();
+        let norms = self.encoder.norms().into_iter().flat_map(|(norm, _)| norm_parameters(norm));
+        let mut parameters: HashSet<String> = others.chain(norms).filter(|name| !own.contains(name)).collect();
+        parameters.extend(self.teacher.graph().initializer.iter().map(|weight| weight.name.clone()));
+        let is_parameter = |constant: &&mut TensorProto| parameters.contains(&constant.name);
+        for constant in fresh.model.graph_mut().initializer.iter_mut().filter(is_parameter) {
+            if let Some(before) = self.student.model.initializer(&constant.name) {
                 constant.clone_from(before);
             }
         }
