@@ -16,6 +16,7 @@ pub fn options() -> PassOptions {
     let approximator = ApproximatorOptions::network(MAX_SEQ, 8);
     PassOptions {
         approximator,
+        forms: Vec::new(),
         order: Order::Linear,
         keep: Keep::default(),
         fold: true,

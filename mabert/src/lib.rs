@@ -73,8 +73,8 @@ pub use mabert_transfer::data::{Columns, DataFormat};
 pub use mabert_transfer::evaluate::Metric;
 pub use mabert_transfer::full::FullOptions;
 pub use mabert_transfer::job::{
-    BeyondReport, BoundsReport, CheckpointFolder, Data, Dev, DevReport, DevScore, FullStage, Job, OddInputs, Report,
-    SiteReport, Source, StageReport, Transfer,
+    BeyondReport, BoundsReport, ByForm, CheckpointFolder, Data, Dev, DevReport, DevScore, FormChoice, FullStage, Job,
+    OddInputs, Reason, Report, SiteReport, Source, StageReport, Target, Transfer,
 };
 pub use mabert_transfer::pooling::Pooling;
 pub use mabert_transfer::progress::{Progress, Silent};

@@ -230,6 +230,7 @@ pub(crate) fn options(until: Option<Pass>) -> PassOptions {
             hinges: HingeSizes { statistics: 2, hinges: 2, hidden: 3 },
             ..ApproximatorOptions::network(MAX_SEQ, 5)
         },
+        forms: Vec::new(),
         order: Order::Linear,
         keep: Keep::default(),
         fold: true,

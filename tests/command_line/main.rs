@@ -221,10 +221,13 @@ fn bad_input_gets_one_clear_message() {
     fails(&["run", &teacher()], 2, &["--text"]);
     let biased = fixture("coverage/mpnet-classification-torchscript-17.onnx");
     let linear = ["rewrite", &biased, "-o", &out, "--attention", "linear"];
-    fails(&linear, 2, &["hinges", "networks have one", "(--softmax network)"]);
+    let hinges = [&linear[..], &["--softmax", "hinges"]].concat();
+    fails(&hinges, 2, &["hinges", "networks have one", "(--softmax network)"]);
     let network = [&linear[..], &["--softmax", "network"]].concat();
     fails(&network, 2, &["bias", "(--attention paper, --keep softmax)"]);
     fails(&["rewrite", &biased, "-o", &out, "--share", "all"], 2, &["--softmax network"]);
+    let asked = ["rewrite", &biased, "-o", &out, "--softmax", "hinges", "--for", "any"];
+    fails(&asked, 2, &["--softmax auto"]);
     let both = ["rewrite", &biased, "-o", &out, "--softmax", "per-layer", "--share", "head"];
     fails(&both, 2, &["different heads"]);
     assert!(!Path::new(&out).exists(), "nothing is written where nothing was made");

@@ -91,6 +91,7 @@ fn with_head(folder: &Path, outputs: &[(&str, &[usize])]) -> PathBuf {
     let approximator = ApproximatorOptions::network(64, 8);
     let options = PassOptions {
         approximator,
+        forms: Vec::new(),
         order: Order::Linear,
         keep: Keep::default(),
         fold: true,

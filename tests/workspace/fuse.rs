@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mabert_graph::{Model, Tensor};
-use mabert_passes::lower::{Approximator, ApproximatorOptions, HingeSizes, Sharing};
+use mabert_passes::lower::{Approximator, ApproximatorOptions, Form, HingeSizes, Sharing};
 use mabert_passes::pipeline::{Order, Rewriting, Student};
 use mabert_runtime::{LoadOptions, borrowed};
 use mabert_tests::{MAX_SEQ, distance, exports, fixture, padded_inputs};
@@ -22,9 +22,14 @@ fn student_with(order: Order, approximator: ApproximatorOptions) -> Model {
 
 /// Before the exact passes.
 fn unfinished(order: Order, approximator: ApproximatorOptions) -> Student {
+    unfinished_with(order, approximator, &[approximator.form; 3])
+}
+
+/// The same with a form for each layer.
+fn unfinished_with(order: Order, approximator: ApproximatorOptions, forms: &[Form]) -> Student {
     let model = Model::load(fixture("bert-mini-sst2/model.onnx")).unwrap();
     let options = mabert_passes::pipeline::PassOptions { approximator, order, ..mabert_tests::options() };
-    let mut student = Rewriting::new(model, options).unwrap().approximate().unwrap();
+    let mut student = Rewriting::new(model, options).unwrap().approximate_as(forms).unwrap();
     // What is not calibrated is the same everywhere, and tract simplifies it away.
     let tables = |approximator: &Approximator| match approximator {
         Approximator::Network(a) => [&a.b1, &a.b2, &a.scale].map(String::clone).to_vec(),
@@ -96,6 +101,32 @@ fn attention_of_hinges_is_one_operator() {
     let many = HingeSizes { statistics: 2, hinges: 5, hidden: 4 };
     let model = student_with(Order::Auto, ApproximatorOptions { hinges: many, ..usual });
     assert!(!compare(&model, 1).contains_key("HingeAttention"));
+}
+
+/// Each layer's attention is fused as its form has it, and computes what it did with its probabilities.
+#[test]
+fn layers_of_different_forms_are_each_fused() {
+    use Form::{Hinges, Network};
+    let approximator = ApproximatorOptions { hidden: 16, ..ApproximatorOptions::hinges(MAX_SEQ, 64) };
+    for forms in [[Hinges, Network, Hinges], [Network, Hinges, Network], [Network, Network, Hinges]] {
+        let mut student = unfinished_with(Order::Auto, approximator, &forms);
+        assert_eq!(student.options.approximator.longest(), MAX_SEQ);
+        let before = LoadOptions::default().plain().prepare(&student.model).unwrap();
+        student.finish().unwrap();
+        let after = LoadOptions::default().plain().prepare(&student.model).unwrap();
+        let inputs = padded_inputs(after.inputs(), 3, MAX_SEQ, 64, 5);
+        let (x, y) = (before.run(&borrowed(&inputs)).unwrap(), after.run(&borrowed(&inputs)).unwrap());
+        for ((name, x), (_, y)) in x.iter().zip(&y) {
+            let largest = y.to_f32().iter().fold(1f32, |m, v| m.max(v.abs()));
+            let far = distance(x, y) / largest;
+            assert!(far < 1e-3, "{name}, {forms:?}: {far}");
+        }
+        let operators = compare(&student.model, 2);
+        let networks = forms.iter().filter(|form| **form == Network).count();
+        let count = |name: &str| operators.get(name).copied().unwrap_or(0);
+        let found = ["HingeAttention", "LinearAttention", "Linear"].map(count);
+        assert_eq!(found, [3 - networks, networks, 9], "{forms:?}: {operators:?}");
+    }
 }
 
 /// Probabilities are a value of their graph: in the paper's order, and while parameters are looked for.

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use mabert_graph::Model;
 use mabert_passes::inputs::EncoderInputs;
 use mabert_passes::lower::{Form, Sharing};
-use mabert_passes::pipeline::{Keep, VERSION_KEY};
+use mabert_passes::pipeline::{Keep, Order, VERSION_KEY};
 use mabert_passes::sites::SiteKind;
 use mabert_runtime::{Engine, Model as Runnable, OrtModel, borrowed};
 use mabert_tests::{distance, fixture, outside};
+use mabert_transfer::Setting;
 use mabert_transfer::data::{BatchShape, DataFile, Overlong, TextEncoder, batches, read_sequences};
-use mabert_transfer::full;
-use mabert_transfer::job::{Data, Job, Report, Transfer, rewrite};
+use mabert_transfer::full::{self, FullOptions};
+use mabert_transfer::job::{Data, FullStage, Job, Reason, Report, Target, Transfer, rewrite};
 use mabert_transfer::layerwise::BlockReport;
 use mabert_transfer::progress::Silent;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -187,7 +188,7 @@ fn texts_beyond_the_longest_that_was_fitted_are_measured() {
     let report = fixture_report(&short);
     let beyond = report.beyond.unwrap();
     assert!(beyond.shortest > 12 && beyond.longest > beyond.shortest && beyond.sequences > 10, "{beyond:?}");
-    assert!(beyond.outputs[0].cosine > 0.6 && beyond.outputs[0].mean_abs < 1.5, "{beyond:?}");
+    assert!(beyond.outputs[0].mean_cosine.unwrap() > 0.6 && beyond.outputs[0].mean_abs < 1.5, "{beyond:?}");
     // Networks take none, and where nothing was cut there are none.
     assert!(fixture_report(&short.clone().softmax(Form::Network)).beyond.is_none());
     assert!(fixture_report(&short.max_seq(64)).beyond.is_none());
@@ -322,4 +323,67 @@ fn minilm_is_rewritten_and_run_by_both_engines() {
     let far = furthest(&tract, &OrtModel::load(&path, 2).unwrap(), (&data, &tokenizer), 64, 64);
     assert!(far < 1e-3, "{far}");
     stays_finite(&tract, 30_522, &report);
+}
+
+/// Forms of layers with the reasons.
+fn forms(report: &Report) -> Vec<(Form, Reason)> {
+    report.softmax.iter().map(|choice| (choice.form, choice.reason)).collect()
+}
+
+#[test]
+fn each_layer_gets_the_cheaper_form_that_is_close_enough() {
+    let text = || job(Some(reviews())).calibration_tokens(2_000).transfer(Transfer::ClosedForm);
+    // Hinges are cheaper on tract, and the other form is not tried.
+    let report = fixture_report(&text().softmax_error(10.0));
+    assert_eq!(forms(&report), [(Form::Hinges, Reason::CheaperWithinBound); 3]);
+    for choice in &report.softmax {
+        assert!(choice.cost.hinges < choice.cost.network, "{choice:?}");
+        assert!(choice.squared_error.hinges.is_some_and(|error| error < 10.0), "{choice:?}");
+        assert_eq!(choice.squared_error.network, None);
+    }
+    assert_eq!(report.options.approximator.longest(), 64);
+
+    // A narrow network is cheaper where nodes run one by one. Students of networks are bound to what they are fitted to.
+    let narrow = || text().max_seq(32).hidden(4).target(Target::Onnxruntime).fold(false);
+    let (model, report) = rewrite(teacher(), &narrow().softmax_error(1e6), &Silent).unwrap();
+    assert_eq!(forms(&report), [(Form::Network, Reason::CheaperWithinBound); 3]);
+    assert!(report.softmax.iter().all(|c| c.squared_error.network.is_some() && c.squared_error.hinges.is_none()));
+    assert_eq!(report.options.approximator.longest(), 32);
+
+    // Nothing is that close: both are tried, and hinges are closer than so narrow a network.
+    let report = fixture_report(&narrow().softmax_error(1e-9));
+    assert_eq!(forms(&report), [(Form::Hinges, Reason::LesserError); 3]);
+    for choice in &report.softmax {
+        let [hinges, network] = [Form::Hinges, Form::Network].map(|form| choice.squared_error.get(form).unwrap());
+        assert!(hinges < network, "{choice:?}");
+    }
+
+    // Training goes on from the forms that were chosen.
+    let folder = tempfile::tempdir().unwrap();
+    let start = folder.path().join("unfolded.onnx");
+    model.save(&start).unwrap();
+    let stage = FullStage { start: Some(start), ..FullOptions::default().with_steps(1, 8).into() };
+    let report = fixture_report(&text().transfer(Transfer::Full(stage)));
+    assert_eq!(forms(&report), [(Form::Network, Reason::AsBefore); 3]);
+}
+
+#[test]
+fn forms_are_not_weighed_where_something_else_decides() {
+    let uncalibrated = || Job::default().max_seq(16).transfer(Transfer::None);
+    for (job, expected) in [
+        (uncalibrated(), (Form::Hinges, Reason::NoText)),
+        (uncalibrated().softmax(Form::Network), (Form::Network, Reason::AskedFor)),
+        (uncalibrated().softmax(Form::Hinges), (Form::Hinges, Reason::AskedFor)),
+        (uncalibrated().order(Order::Linear), (Form::Network, Reason::AskedFor)),
+        (uncalibrated().order(Order::Paper), (Form::Hinges, Reason::NoLinearOrder)),
+    ] {
+        let report = fixture_report(&job);
+        assert_eq!(forms(&report), [expected; 3]);
+    }
+    let bias = Model::load(fixture("coverage/mpnet-classification-torchscript-17.onnx")).unwrap();
+    let (_, report) = rewrite(bias, &uncalibrated(), &Silent).unwrap();
+    assert!(forms(&report).iter().all(|choice| *choice == (Form::Hinges, Reason::NoLinearOrder)));
+    let error = rewrite(teacher(), &uncalibrated().sharing(Sharing::Shared), &Silent).unwrap_err();
+    assert_eq!(error.settings(), [Setting::Network]);
+    assert!(error.to_string().contains("layer by layer"), "{error}");
 }

@@ -13,7 +13,7 @@ use crate::commands::Command;
 
 pub(crate) use end_to_end::{DevArguments, EndToEndArguments};
 pub(crate) use texts::{DataArguments, Texts, one_text, read_texts};
-pub(crate) use values::{Choice, Softmax, count, on_or_off, one_of};
+pub(crate) use values::{Choice, Softmax, count, on_or_off, one_of, positive};
 pub(crate) use vectors::VectorArguments;
 
 /// Rewrite BERT-family ONNX models into MA-BERT: matrix arithmetic and ReLU only.

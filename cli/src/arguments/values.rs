@@ -7,7 +7,7 @@ use mabert_passes::lower::{Form, Sharing};
 use mabert_passes::pipeline::{Order, Pass};
 use mabert_transfer::data::DataFormat;
 use mabert_transfer::evaluate::Metric;
-use mabert_transfer::job::TransferKind;
+use mabert_transfer::job::{Target, TransferKind};
 use mabert_transfer::pooling::Pooling;
 
 /// A type whose values are chosen by name. The libraries know their names; what help says of them is said here.
@@ -38,31 +38,55 @@ pub(crate) fn on_or_off() -> ValueParser {
 /// What stands in the place of softmax, as `--softmax` says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Softmax {
-    pub(crate) form: Form,
+    /// Without one each layer gets the one that suits it.
+    pub(crate) form: Option<Form>,
     /// Which heads share a network, where the name says it.
     pub(crate) sharing: Option<Sharing>,
 }
 
+/// No form in particular.
+const AUTO: &str = "auto";
+
 impl Softmax {
+    /// The name of the default.
+    pub(crate) const DEFAULT: &str = AUTO;
+
     /// All of them; which heads share a network is said by `--share` too.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
-        let forms = Form::ALL.into_iter().map(|form| Self { form, sharing: None });
-        forms.chain(Sharing::ALL.into_iter().map(|sharing| Self { form: Form::Network, sharing: Some(sharing) }))
+        let forms = [None].into_iter().chain(Form::ALL.map(Some)).map(|form| Self { form, sharing: None });
+        let network = |sharing| Self { form: Some(Form::Network), sharing: Some(sharing) };
+        forms.chain(Sharing::ALL.map(network))
     }
 }
 
 impl Choice for Softmax {
     fn name(self) -> &'static str {
-        self.sharing.map_or(self.form.name(), Sharing::name)
+        self.sharing.map_or(self.form.map_or(AUTO, Form::name), Sharing::name)
     }
 
     fn help(self) -> Option<&'static str> {
         match (self.form, self.sharing) {
-            (Form::Hinges, _) => Some("A hinge a key, its threshold by the row: any length"),
-            (Form::Network, None) => Some("The paper's: cost linear in the length, up to --max-seq"),
+            (None, _) => Some("Layer by layer the cheaper of the two, if it is close enough, else the closer"),
+            (Some(Form::Hinges), _) => Some("A hinge a key, its threshold by the row: any length"),
+            (Some(Form::Network), None) => Some("The paper's: cost linear in the length, up to --max-seq"),
             (_, Some(Sharing::PerHead)) => Some("The same as network --share head"),
             (_, Some(Sharing::PerLayer)) => Some("The same as network --share layer"),
             (_, Some(Sharing::Shared)) => Some("The same as network --share all"),
+        }
+    }
+}
+
+/// What the student will run on, as `--for` says it.
+impl Choice for Target {
+    fn name(self) -> &'static str {
+        self.name()
+    }
+
+    fn help(self) -> Option<&'static str> {
+        match self {
+            Self::Tract => Some("tract with this project's fused operators"),
+            Self::Onnxruntime => Some("onnxruntime, and what else runs the graph node by node"),
+            Self::Any => Some("Both: the geometric mean of what either costs"),
         }
     }
 }

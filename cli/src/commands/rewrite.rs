@@ -6,11 +6,11 @@ use anyhow::Result;
 use clap::Args;
 use mabert_passes::lower::{Form, Sharing};
 use mabert_passes::pipeline::{Keep, Order, Pass, PassKind};
-use mabert_transfer::job::{Job, TransferKind};
+use mabert_transfer::job::{DEFAULT_SOFTMAX_ERROR, Job, Target, TransferKind};
 
 use super::student::{Destination, make_student};
 use crate::arguments::{
-    DataArguments, DevArguments, EndToEndArguments, Global, Softmax, VectorArguments, on_or_off, one_of,
+    DataArguments, DevArguments, EndToEndArguments, Global, Softmax, VectorArguments, on_or_off, one_of, positive,
 };
 use crate::failure::Usage;
 
@@ -32,8 +32,15 @@ pub(crate) struct RewriteArguments {
     #[arg(long, value_name = "H")]
     hidden: Option<usize>,
     /// What stands in the place of softmax
-    #[arg(long, default_value = Form::Hinges.name(), value_parser = one_of(Softmax::all()))]
+    #[arg(long, default_value = Softmax::DEFAULT, value_parser = one_of(Softmax::all()))]
     softmax: Softmax,
+    /// What the student will run on, for which --softmax auto counts costs [default: tract]
+    #[arg(long = "for", value_name = "ENGINE", value_parser = one_of(Target::ALL))]
+    target: Option<Target>,
+    /// The squared error of a layer's contexts, relative to their variance, up to which --softmax auto takes the cheaper
+    /// form [default: 0.1]
+    #[arg(long, value_name = "X", value_parser = positive)]
+    softmax_error: Option<f64>,
     /// Which heads share a network [default: head]
     #[arg(long, value_parser = one_of(Sharing::ALL))]
     share: Option<Sharing>,
@@ -117,6 +124,9 @@ fn job(arguments: &RewriteArguments, global: &Global) -> Result<Job> {
         return Err(Usage(format!("--{option} is of the end-to-end stage: add --transfer full")).into());
     }
     let softmax = arguments.softmax;
+    if softmax.form.is_some() && (arguments.target.is_some() || arguments.softmax_error.is_some()) {
+        return Err(Usage("--for and --softmax-error are of --softmax auto: a form is asked for".to_owned()).into());
+    }
     let sharing = sharing(arguments)?;
     let is_kept = |pass| arguments.keep.contains(&pass);
     let keep =
@@ -126,6 +136,8 @@ fn job(arguments: &RewriteArguments, global: &Global) -> Result<Job> {
         .max_seq(arguments.max_seq)
         .hidden(arguments.hidden)
         .softmax(softmax.form)
+        .target(arguments.target.unwrap_or_default())
+        .softmax_error(arguments.softmax_error.unwrap_or(DEFAULT_SOFTMAX_ERROR))
         .sharing(sharing)
         .length_tables(arguments.length_tables)
         .order(arguments.attention)
@@ -146,7 +158,7 @@ fn sharing(arguments: &RewriteArguments) -> Result<Sharing> {
     let Softmax { form, sharing } = arguments.softmax;
     let usage = |reason: &str| Err(Usage(reason.to_owned()).into());
     match (form, arguments.share) {
-        (Form::Hinges, Some(_)) => {
+        (Some(Form::Hinges), Some(_)) => {
             usage("--share is of networks, since each head has its own hinges: add --softmax network")
         }
         (_, Some(share)) if sharing.is_some_and(|named| named != share) => {

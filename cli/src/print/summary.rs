@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Display, Formatter};
 
 use mabert_passes::contract::NonLinear;
+use mabert_passes::lower::Form;
 use mabert_passes::pipeline::{Pass, Skipped};
 use mabert_passes::sites::{LayerSite, SiteId};
 use mabert_transfer::compare::OutputDistance;
 use mabert_transfer::full::{FullReport, Losses};
-use mabert_transfer::job::{BeyondReport, Dequantised, Report, SiteReport, Source};
+use mabert_transfer::job::{BeyondReport, Dequantised, Reason, Report, SiteReport, Source};
 use serde::Serialize;
 
 use super::likeness::{Likeness, in_words};
@@ -93,7 +94,26 @@ fn sites(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         f,
         "Sites, with their error relative to the teacher's on the calibration data{when} (0 equal, 1 no better than a constant):"
     )?;
-    writeln!(f, "{}", table(&HEADER, 5, rows))
+    writeln!(f, "{}", table(&HEADER, 5, rows))?;
+    forms(f, report)
+}
+
+/// Why layers have their forms, where these were weighed against each other.
+fn forms(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
+    let told = [
+        (Reason::CheaperWithinBound, "the cheaper and close enough"),
+        (Reason::OtherNotWithinBound, "the closer, since the cheaper is not close enough"),
+        (Reason::LesserError, "the closer, neither close enough"),
+    ];
+    let parts: Vec<String> = [Form::Hinges, Form::Network]
+        .into_iter()
+        .flat_map(|form| told.map(|(reason, why)| (form, reason, why)))
+        .filter_map(|(form, reason, why)| {
+            let layers = report.softmax.iter().filter(|c| c.form == form && c.reason == reason).count();
+            (layers > 0).then(|| format!("{} in {layers} of {} layers ({why})", form.name(), report.softmax.len()))
+        })
+        .collect();
+    if parts.is_empty() { Ok(()) } else { writeln!(f, "In the place of softmax: {}\n", parts.join(", ")) }
 }
 
 fn site_cell(site: &SiteReport) -> String {

@@ -3,8 +3,9 @@
 
 use mabert_graph::{Builder, Model};
 
-use super::approximator::{Approximator, ApproximatorOptions, BatchValues};
+use super::approximator::{Approximator, BatchValues};
 use crate::Result;
+use crate::pipeline::PassOptions;
 use crate::sites::{Encoder, LayerSite};
 
 /// Re-associates the attention of each layer; returns how many there are.
@@ -15,11 +16,11 @@ pub(crate) fn reassociate_attention(
     model: &mut Model,
     encoder: &Encoder,
     approximators: &[Approximator],
-    options: &ApproximatorOptions,
+    options: &PassOptions,
 ) -> Result<usize> {
     let builder = Builder::new(model.opset(), "reassociate");
     let b = &builder;
-    let batch = BatchValues::new(b, options, encoder, "linear_attention");
+    let batch = BatchValues::new(b, &options.approximator, encoder, "linear_attention", approximators);
     let mut shunts = Vec::new();
     for (layer, approximator) in encoder.layers.iter().zip(approximators) {
         b.scope(&format!("{}/linear", layer.site(LayerSite::Attention)));

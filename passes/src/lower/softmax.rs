@@ -2,11 +2,10 @@
 
 use mabert_graph::{Builder, Model};
 
-use super::approximator::{
-    Approximator, ApproximatorOptions, BatchValues, Form, HingeParameters, NetworkParameters, Sharing,
-};
+use super::approximator::{Approximator, BatchValues, Form, HingeParameters, NetworkParameters, Sharing};
 use crate::Result;
-use crate::sites::{Encoder, LayerSite};
+use crate::pipeline::PassOptions;
+use crate::sites::{Encoder, Layer, LayerSite};
 
 /// Replaces each layer's probabilities; returns the approximator of each layer (the same one where it is shared).
 /// Parameters start at what is finite and far from right; they are for calibration to set.
@@ -16,37 +15,49 @@ use crate::sites::{Encoder, LayerSite};
 pub(crate) fn approximate_softmax(
     model: &mut Model,
     encoder: &Encoder,
-    options: &ApproximatorOptions,
+    options: &PassOptions,
 ) -> Result<Vec<Approximator>> {
     let builder = Builder::new(model.opset(), "softmax");
     let b = &builder;
-    let batch = BatchValues::new(b, options, encoder, "approximator");
-    let mut approximators: Vec<Approximator> = Vec::new();
+    let all = &options.approximator;
+    let is_shared = all.form == Form::Network && all.sharing == Sharing::Shared;
+    let approximators = approximators(encoder, options, is_shared);
+    let batch = BatchValues::new(b, all, encoder, "approximator", &approximators);
     let mut shunts = Vec::new();
+    for (index, (layer, approximator)) in encoder.layers.iter().zip(&approximators).enumerate() {
+        if !is_shared || index == 0 {
+            approximator.declare(b, &options.approximator_of(index));
+        }
+        b.scope(&scope(layer, is_shared));
+        let site = &layer.attention;
+        shunts.push((&site.probabilities, approximator.probabilities(b, &batch, site)));
+    }
+    builder.patch_with(shunts).apply(model)?;
+    Ok(approximators)
+}
+
+/// Where the parameters of a layer's approximator are named.
+fn scope(layer: &Layer, is_shared: bool) -> String {
+    match is_shared {
+        true => "approximator".to_owned(),
+        false => format!("{}/approximator", layer.site(LayerSite::Attention)),
+    }
+}
+
+/// The approximator of each layer.
+fn approximators(encoder: &Encoder, options: &PassOptions, is_shared: bool) -> Vec<Approximator> {
     let heads = encoder.heads();
-    let is_shared = options.form == Form::Network && options.sharing == Sharing::Shared;
-    for layer in &encoder.layers {
-        let scope = match is_shared {
-            true => "approximator".to_owned(),
-            false => format!("{}/approximator", layer.site(LayerSite::Attention)),
-        };
-        let approximator = match options.form {
+    let approximator = |(index, layer): (usize, &Layer)| {
+        let (options, scope) = (options.approximator_of(index), scope(layer, is_shared));
+        match options.form {
             Form::Hinges => Approximator::Hinges(HingeParameters::in_scope(&scope, heads, options.hinges)),
             Form::Network => {
                 let groups = if options.sharing == Sharing::PerHead { heads } else { 1 };
                 Approximator::Network(NetworkParameters::in_scope(&scope, groups))
             }
-        };
-        if !is_shared || approximators.is_empty() {
-            approximator.declare(b, options);
         }
-        b.scope(&scope);
-        let site = &layer.attention;
-        shunts.push((&site.probabilities, approximator.probabilities(b, &batch, site)));
-        approximators.push(approximator);
-    }
-    builder.patch_with(shunts).apply(model)?;
-    Ok(approximators)
+    };
+    encoder.layers.iter().enumerate().map(approximator).collect()
 }
 
 #[cfg(test)]
@@ -54,6 +65,7 @@ mod tests {
     use ndarray::{Ix2, Ix3, Ix4};
 
     use super::*;
+    use crate::lower::ApproximatorOptions;
     use crate::pipeline::{Order, Pass, PassOptions, Rewriting};
     use crate::testing::{HEADS, MAX_SEQ, encoder, layer_text, options, student, student_of_hinges, values};
 

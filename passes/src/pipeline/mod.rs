@@ -124,11 +124,23 @@ impl Rewriting {
     /// # Errors
     /// The graph's wiring is broken.
     pub fn approximate(&self) -> Result<Student> {
+        self.approximate_with(self.options.clone())
+    }
+
+    /// The same with a form for each layer, in order.
+    ///
+    /// # Errors
+    /// The graph's wiring is broken.
+    pub fn approximate_as(&self, forms: &[Form]) -> Result<Student> {
+        self.approximate_with(self.options.clone().with_forms(forms))
+    }
+
+    fn approximate_with(&self, options: PassOptions) -> Result<Student> {
         let mut student = Student {
             model: self.teacher.clone(),
             encoder: self.encoder.clone(),
             approximators: Vec::new(),
-            options: self.options.clone(),
+            options,
             outcomes: self.outcomes.clone(),
             fold: FoldReport::default(),
             seen: None,

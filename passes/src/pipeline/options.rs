@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Pass;
-use crate::lower::ApproximatorOptions;
+use crate::lower::{ApproximatorOptions, Form};
 
 /// The order of attention's products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +48,9 @@ pub struct Keep {
 pub struct PassOptions {
     /// What the approximators look like.
     pub approximator: ApproximatorOptions,
+    /// The form of each layer's approximator, in order; empty where all have the [approximator](Self::approximator)'s.
+    #[serde(default)]
+    pub forms: Vec<Form>,
     /// The order of attention's products; once sites are recognised, the one that the model gets.
     pub order: Order,
     /// What is left as it is.
@@ -60,4 +63,27 @@ pub struct PassOptions {
     pub until: Option<Pass>,
     /// Whether missed sites are accepted.
     pub partial: bool,
+}
+
+impl PassOptions {
+    /// What the approximator of a layer looks like.
+    pub fn approximator_of(&self, layer: usize) -> ApproximatorOptions {
+        ApproximatorOptions {
+            form: self.forms.get(layer).copied().unwrap_or(self.approximator.form),
+            ..self.approximator
+        }
+    }
+
+    /// These options with `forms` layer by layer. A single network binds the student to the longest sequence that it is
+    /// fitted to.
+    #[must_use]
+    pub fn with_forms(mut self, forms: &[Form]) -> Self {
+        if forms.contains(&Form::Network) {
+            self.approximator.positions = self.approximator.max_seq;
+            let all = forms.iter().all(|form| *form == Form::Network);
+            self.approximator.form = if all { Form::Network } else { Form::Hinges };
+        }
+        self.forms = forms.to_vec();
+        self
+    }
 }

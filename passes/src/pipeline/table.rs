@@ -142,7 +142,7 @@ passes! {
         work: Work::Sites {
             decide: |s| if s.options.keep.softmax { Skip(Skipped::SoftmaxKept) } else { Run },
             run: |s| {
-                s.approximators = lower::approximate_softmax(&mut s.model, &s.encoder, &s.options.approximator)?;
+                s.approximators = lower::approximate_softmax(&mut s.model, &s.encoder, &s.options)?;
                 Ok(s.approximators.len())
             },
         },
@@ -203,10 +203,7 @@ passes! {
                 Order::Paper => Skip(Skipped::PaperOrder),
                 Order::Auto | Order::Linear => Run,
             },
-            run: |s| {
-                let options = &s.options.approximator;
-                lower::reassociate_attention(&mut s.model, &s.encoder, &s.approximators, options)
-            },
+            run: |s| lower::reassociate_attention(&mut s.model, &s.encoder, &s.approximators, &s.options),
         },
     };
 

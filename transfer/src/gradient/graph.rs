@@ -255,6 +255,7 @@ mod tests {
         let approximator = ApproximatorOptions::network(16, 5);
         let options = PassOptions {
             approximator,
+            forms: Vec::new(),
             order: Order::Linear,
             keep,
             fold: true,

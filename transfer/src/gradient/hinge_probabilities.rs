@@ -228,6 +228,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/exports/bert-sdpa-torchscript-17");
         let options = PassOptions {
             approximator: ApproximatorOptions::hinges(6, 8),
+            forms: Vec::new(),
             order: Order::Auto,
             keep: Keep::default(),
             fold: true,

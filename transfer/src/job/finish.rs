@@ -13,7 +13,9 @@ use super::bounded::BoundsReport;
 use super::measure::{Measured, inner_overflows, sequence_count};
 use super::prepare::Context;
 use super::report::{OddInputs, SiteReport, describe, site_reports};
+use super::softmax::choices;
 use super::stages::{Record, Transferring};
+use crate::layerwise::FormChoice;
 use crate::{Error, Result, Setting};
 
 /// What the exact passes may change where weights are rounded to half precision at the end.
@@ -28,6 +30,7 @@ pub(super) struct Finished<'j> {
     pub(super) student: Student,
     pub(super) measured: Measured,
     pub(super) sites: Vec<SiteReport>,
+    pub(super) softmax: Vec<FormChoice>,
     pub(super) misses: Vec<Miss>,
     pub(super) beyond: Option<BeyondReport>,
     pub(super) odd_inputs: OddInputs,
@@ -53,6 +56,7 @@ impl<'j> Transferring<'j> {
         self.context.progress.begin("finish", 3);
         self.bound()?;
         let Self { context, record, rewriting, mut student, .. } = self;
+        let softmax = choices(context.job, &rewriting, &student, record.layerwise.as_ref());
         let Rewriting { teacher, encoder, misses, precision, .. } = rewriting;
         let non_linear_before = non_linear(&teacher, &encoder, &encoder)?.len();
         drop(teacher);
@@ -78,6 +82,7 @@ impl<'j> Transferring<'j> {
         Ok(Finished {
             context,
             record,
+            softmax,
             student,
             measured,
             sites,

@@ -13,6 +13,7 @@ mod quantised;
 mod report;
 mod sequences;
 mod settings;
+mod softmax;
 mod stages;
 
 use mabert_graph::Model;
@@ -26,6 +27,7 @@ pub use settings::{CheckpointFolder, Dev, FullStage, Job, Transfer, TransferKind
 
 use crate::Result;
 pub use crate::data::Data;
+pub use crate::layerwise::{ByForm, FormChoice, Reason, Target};
 pub use crate::pooling::Pooling;
 use crate::progress::Progress;
 use prepare::Prepared;
@@ -34,6 +36,9 @@ use prepare::Prepared;
 pub const DEFAULT_MAX_SEQ: usize = 128;
 /// The largest hidden size of an approximator where none is asked for.
 pub const DEFAULT_HIDDEN: usize = 128;
+/// The squared error of a layer's contexts, relative to their variance, up to which the cheaper form is close enough, where
+/// no other is asked for.
+pub const DEFAULT_SOFTMAX_ERROR: f64 = 0.1;
 /// What the exact passes may change, relative to outputs above 1.
 const EXACT: f64 = 1e-3;
 

@@ -63,7 +63,7 @@ fn made_by(model: &Model, job: &Job, stage: &FullStage) -> Result<Value> {
         "tokenizer": job.tokenizer.as_deref().map(file),
         "max-seq": job.max_seq,
         "hidden": job.hidden,
-        "softmax": job.softmax,
+        "softmax": (job.softmax, job.target, job.softmax_error),
         "share": job.sharing,
         "length-tables": job.length_tables,
         "keep": job.keep,

@@ -17,6 +17,7 @@ use super::measure::{DevSet, Reference, pooling};
 use super::origin::{StartStudent, checkpoint};
 use super::quantised::{Dequantised, in_single_precision};
 use super::sequences::{HELD_OUT_SEED, Sequences, Source, vocabulary};
+use super::softmax::first_form;
 use super::stages::{Record, Transferring};
 use super::{DEFAULT_HIDDEN, DEFAULT_MAX_SEQ, EXACT, Job, Transfer};
 use crate::data::{Augmentation, Batch, BatchShape, Overlong, Sequence, TextEncoder, batches, odd_sequences};
@@ -211,7 +212,7 @@ fn pass_options(job: &Job, Lengths { max_seq, positions }: Lengths) -> Result<Pa
     let approximator = ApproximatorOptions {
         max_seq,
         positions,
-        form: job.softmax,
+        form: first_form(job)?,
         hinges: HingeSizes::default(),
         hidden,
         sharing: job.sharing,
@@ -219,6 +220,7 @@ fn pass_options(job: &Job, Lengths { max_seq, positions }: Lengths) -> Result<Pa
     };
     Ok(PassOptions {
         approximator,
+        forms: Vec::new(),
         order: job.order,
         keep: job.keep,
         fold: job.fold,
@@ -239,7 +241,7 @@ struct Lengths {
 /// What the student is fitted to, and what hinges will take beyond.
 fn lengths(inputs: &EncoderInputs, runnable: &Runnable, job: &Job) -> Result<Lengths> {
     let max_seq = max_seq(inputs, runnable, job.max_seq)?;
-    let is_bound = job.softmax == Form::Network || BatchShape::new(inputs).length.is_some();
+    let is_bound = first_form(job)? == Form::Network || BatchShape::new(inputs).length.is_some();
     let positions = match is_bound {
         true => max_seq,
         false => longest_sequence(inputs, runnable, MOST_POSITIONS.max(max_seq))?.0,

@@ -20,7 +20,7 @@ use super::sequences::Source;
 use super::{Job, TransferKind};
 use crate::compare::OutputDistance;
 use crate::evaluate::Metric;
-use crate::layerwise::{LayerwiseReport, SiteError};
+use crate::layerwise::{FormChoice, LayerwiseReport, SiteError};
 use crate::{Error, Result, Setting, full};
 
 /// The `metadata_props` keys under which the student says how it was made.
@@ -150,6 +150,8 @@ pub struct Report {
     pub passes: Vec<Outcome>,
     /// Every site.
     pub sites: Vec<SiteReport>,
+    /// What became of each layer's softmax, and why; empty where it is kept.
+    pub softmax: Vec<FormChoice>,
     /// Sites that were missed and accepted.
     pub misses: Vec<Miss>,
     /// How the teacher was read, where it is quantised: what is said of the teacher is said of it in single precision.
@@ -213,7 +215,7 @@ impl Finished<'_> {
     /// # Errors
     /// The student cannot be run.
     pub(super) fn report(self) -> Result<(Model, Report)> {
-        let Self { context, record, student, measured, sites, misses, beyond, odd_inputs, bounds, .. } = self;
+        let Self { context, record, student, measured, sites, softmax, misses, beyond, odd_inputs, bounds, .. } = self;
         let Measured { runnable, outputs } = measured;
         let non_linear_before = self.non_linear_before;
         // The student is run once more for what is not matrix arithmetic: no other is held by then.
@@ -226,6 +228,7 @@ impl Finished<'_> {
             seed: context.job.seed,
             passes: student.outcomes.clone(),
             sites,
+            softmax,
             misses,
             dequantised: context.dequantised,
             fold: student.fold,
@@ -277,7 +280,7 @@ pub(super) fn site_reports(
             now: norm_now(student),
         });
     }
-    for layer in &encoder.layers {
+    for (index, layer) in encoder.layers.iter().enumerate() {
         let site = layer.site(LayerSite::Attention);
         reports.push(SiteReport {
             relative_error: error(site).or_else(|| error(SiteId::SharedNetwork)),
@@ -285,7 +288,7 @@ pub(super) fn site_reports(
             kind: site.kind(),
             node: layer.attention.node.clone(),
             was: "Softmax".to_owned(),
-            now: attention_now(student),
+            now: attention_now(student, index),
         });
         let function = layer.activation.function;
         reports.push(SiteReport {
@@ -309,8 +312,8 @@ fn norm_now(student: &Student) -> &'static str {
     }
 }
 
-fn attention_now(student: &Student) -> &'static str {
-    match (student.ran(Pass::Softmax), student.options.approximator.form, student.ran(Pass::Reassociate)) {
+fn attention_now(student: &Student, layer: usize) -> &'static str {
+    match (student.ran(Pass::Softmax), student.options.approximator_of(layer).form, student.ran(Pass::Reassociate)) {
         (false, ..) => "kept",
         (true, Form::Hinges, _) => "hinges",
         (true, Form::Network, false) => "network, paper's order",

@@ -7,9 +7,11 @@ use mabert_passes::lower::{Form, Sharing};
 use mabert_passes::pipeline::{Keep, Order, Pass};
 use serde::{Deserialize, Serialize};
 
+use super::DEFAULT_SOFTMAX_ERROR;
 use crate::data::Data;
 use crate::evaluate::Metric;
 use crate::full::FullOptions;
+use crate::layerwise::Target;
 use crate::pooling::{Features, Pooling};
 
 /// How the student's parameters are found, with what belongs to that way alone.
@@ -134,7 +136,9 @@ pub struct Dev {
 pub struct Job {
     pub(super) max_seq: Option<usize>,
     pub(super) hidden: Option<usize>,
-    pub(super) softmax: Form,
+    pub(super) softmax: Option<Form>,
+    pub(super) target: Target,
+    pub(super) softmax_error: f64,
     pub(super) sharing: Sharing,
     pub(super) length_tables: bool,
     pub(super) order: Order,
@@ -160,7 +164,9 @@ impl Default for Job {
         Self {
             max_seq: None,
             hidden: None,
-            softmax: Form::Hinges,
+            softmax: None,
+            target: Target::default(),
+            softmax_error: DEFAULT_SOFTMAX_ERROR,
             sharing: Sharing::PerHead,
             length_tables: true,
             order: Order::Auto,
@@ -200,10 +206,27 @@ impl Job {
         self
     }
 
-    /// What stands in the place of softmax; by default hinges.
+    /// What stands in the place of softmax. Without a form each layer gets the one that is cheaper on the
+    /// [`target`](Self::target), if it is [close enough](Self::softmax_error), else the closer one; hinges where there is
+    /// no text to tell, or where a network would lose its linear order.
     #[must_use]
-    pub fn softmax(mut self, form: Form) -> Self {
-        self.softmax = form;
+    pub fn softmax(mut self, form: impl Into<Option<Form>>) -> Self {
+        self.softmax = form.into();
+        self
+    }
+
+    /// What the student will run on; by default tract. Costs of forms are counted for it.
+    #[must_use]
+    pub fn target(mut self, target: Target) -> Self {
+        self.target = target;
+        self
+    }
+
+    /// How close is close enough: the squared error of a layer's contexts, relative to their variance; by default
+    /// [`DEFAULT_SOFTMAX_ERROR`](super::DEFAULT_SOFTMAX_ERROR).
+    #[must_use]
+    pub fn softmax_error(mut self, bound: f64) -> Self {
+        self.softmax_error = bound;
         self
     }
 

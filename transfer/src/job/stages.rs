@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use mabert_passes::lower::NormRanges;
+use mabert_passes::lower::{Form, NormRanges};
 use mabert_passes::pipeline::{Rewriting, Student};
 
 use super::measure::Measured;
 use super::origin::StartStudent;
 use super::prepare::Context;
 use super::report::{DevReport, StageReport};
+use super::softmax::weighing;
 use super::{Job, Transfer, TransferKind};
 use crate::Result;
 use crate::blockwise::BlockwiseOptions;
@@ -52,13 +53,18 @@ impl Transferring<'_> {
         // No model is held longer than its parameters are taken over.
         match (resumed, self.start.take()) {
             (Some((model, report)), _) => {
+                if let Some(report) = report.as_ref().filter(|report| !report.choices.is_empty()) {
+                    let forms: Vec<Form> = report.choices.iter().map(|choice| choice.form).collect();
+                    self.student = self.rewriting.approximate_as(&forms)?;
+                }
                 full::adopt(teacher, &mut self.student, &model)?;
                 self.record.layerwise = report;
             }
             (None, Some(start)) => full::adopt(teacher, &mut self.student, &start.model)?,
             (None, None) if self.record.calibrates => {
                 let pooling = self.context.pooling;
-                let options = LayerwiseOptions { pooling, ..layerwise_options(self.context.job) };
+                let weighing = weighing(self.context.job, &self.rewriting).ok();
+                let options = LayerwiseOptions { pooling, weighing, ..layerwise_options(self.context.job) };
                 let Context { texts, progress, .. } = &self.context;
                 let (report, seen) =
                     layerwise::calibrate(&self.rewriting, &mut self.student, &texts.calibration, &options, *progress)?;

@@ -3,13 +3,14 @@
 use std::time::Instant;
 
 use mabert_graph::Tensor;
-use mabert_passes::lower::{Approximator, Form, HingeParameters, Sharing};
+use mabert_passes::lower::{Approximator, ApproximatorOptions, Form, Sharing};
 use mabert_passes::pipeline::Pass;
 use mabert_passes::sites::{Layer, LayerSite, SiteId};
 use ndarray::{Array4, Ix4};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
 
+use super::network::Network;
 use super::rows::Rows;
 use super::token_weights::TokenWeights;
 use super::walk::Walk;
@@ -49,7 +50,8 @@ impl Walk<'_> {
             })?;
             groups.into_iter().for_each(|rows| all.append(rows));
         }
-        self.fit_approximator(SiteId::SharedNetwork, 0, &[all], 0);
+        let (networks, errors) = self.fit_networks(&[all], 0, 1);
+        self.keep(SiteId::SharedNetwork, 0, FittedLayer::Networks(networks, errors));
         Ok(())
     }
 
@@ -58,14 +60,37 @@ impl Walk<'_> {
         if !self.has_own_approximator() {
             return Ok(());
         }
-        match &self.student.approximators[index] {
-            Approximator::Hinges(hinges) => self.fit_hinges(index, &hinges.clone()),
-            Approximator::Network(network) => self.fit_layer_network(index, network.groups),
+        if let Some(weighing) = self.options.weighing {
+            return self.fit_cheapest(index, weighing);
         }
+        let fitted = match self.student.approximators[index].form() {
+            Form::Hinges => self.hinges_of(index).map(|(fitted, errors)| FittedLayer::Hinges(fitted, errors))?,
+            Form::Network => {
+                self.networks_of(index, 1).map(|(fitted, errors)| FittedLayer::Networks(fitted, errors))?
+            }
+        };
+        self.keep(self.encoder.layers[index].site(LayerSite::Attention), index, fitted);
+        Ok(())
     }
 
-    /// Fits hinges to what they should make of the student's values too.
-    fn fit_hinges(&mut self, index: usize, parameters: &HingeParameters) -> Result<()> {
+    /// Hinges of a layer's heads, fitted to what they should make of the student's values too; and the error of each.
+    pub(super) fn hinges_of(&mut self, index: usize) -> Result<(Vec<hinges::FittedHinges>, Vec<f64>)> {
+        let heads = self.samples(index, hinges::Scores::FromTheirMean)?;
+        let start = Instant::now();
+        let options = self.approximator_options(Form::Hinges);
+        let lengths = options.length_features();
+        let (steps, seed) = (self.options.hinge_steps, self.options.seed ^ ((index as u64) << 16));
+        let fitted = heads
+            .into_par_iter()
+            .enumerate()
+            .map(|(head, samples)| hinges::fit(samples, options.hinges, &lengths, steps, seed ^ head as u64))
+            .unzip();
+        self.fit_seconds += start.elapsed().as_secs_f64();
+        Ok(fitted)
+    }
+
+    /// Rows of the student's scores in a layer with the teacher's probabilities and the student's values, head by head.
+    fn samples(&self, index: usize, scores: hinges::Scores) -> Result<Vec<Vec<hinges::Sample>>> {
         let layer = &self.encoder.layers[index];
         let site = &layer.attention;
         let student = self.attention_part(&self.student.model, layer, &[&site.products, &site.value])?;
@@ -75,6 +100,7 @@ impl Walk<'_> {
             share: (self.options.hinge_rows as f64 / queries.max(1) as f64).min(1.0),
             first_token: self.first_token_weights(layer).map(TokenWeights::first),
             masked: self.encoder.mask.is_some(),
+            scores,
         };
         let batch_samples = self.each(|i| {
             let values = student.run(&[&self.student_stream.get(i)?, &self.masks[i]])?;
@@ -86,33 +112,40 @@ impl Walk<'_> {
         for samples in batch_samples {
             heads.iter_mut().zip(samples).for_each(|(all, samples)| all.extend(samples));
         }
-        let start = Instant::now();
-        let lengths = self.student.options.approximator.length_features();
-        let (steps, seed) = (self.options.hinge_steps, self.options.seed ^ ((index as u64) << 16));
-        let (fitted, errors): (Vec<_>, Vec<_>) = heads
-            .into_par_iter()
-            .enumerate()
-            .map(|(head, samples)| hinges::fit(samples, parameters.sizes, &lengths, steps, seed ^ head as u64))
-            .unzip();
-        hinges::store(&mut self.student.model, parameters, fitted);
-        self.fit_seconds += start.elapsed().as_secs_f64();
-        self.note(layer.site(LayerSite::Attention), root_mean_square(&errors));
-        Ok(())
+        Ok(heads)
     }
 
-    /// Fits the networks of a layer, in so many groups of heads.
-    fn fit_layer_network(&mut self, index: usize, groups: usize) -> Result<()> {
+    /// How far the contexts of networks are from the teacher's, on the samples that hinges are fitted to: squared error over
+    /// variance, mean over heads.
+    pub(super) fn network_context_error(&self, index: usize, networks: &[Network]) -> Result<f64> {
+        let options = self.approximator_options(Form::Network);
+        let heads = self.samples(index, hinges::Scores::AsTheyAre)?;
+        let error = |(head, samples): (usize, &Vec<hinges::Sample>)| {
+            let network = &networks[head % networks.len()];
+            hinges::context_error(samples, |scores| fit::probabilities(network, &options, scores))
+        };
+        Ok(mean_square(&heads.par_iter().enumerate().map(error).collect::<Vec<_>>()))
+    }
+
+    /// The networks of a layer, fitted with a `part`th of the rows and steps; and the error of each group's probabilities.
+    pub(super) fn networks_of(&mut self, index: usize, part: usize) -> Result<(Vec<Network>, Vec<f64>)> {
         let layer = &self.encoder.layers[index];
         let scores = self.attention_part(&self.student.model, layer, &[&layer.attention.products])?;
         let probabilities = self.attention_part(self.teacher, layer, &[&layer.attention.probabilities])?;
-        let budget = self.options.fit_rows * if groups == 1 { POOLED } else { 1 };
+        let is_pooled = self.student.options.approximator.sharing != Sharing::PerHead;
+        let groups = if is_pooled { 1 } else { layer.attention.heads };
+        let budget = self.options.fit_rows / part * if groups == 1 { POOLED } else { 1 };
         let rows = self.draw_rows(layer, &Draw::new(self, layer, groups, budget), |i| {
             let scores = scores.run(&[&self.student_stream.get(i)?, &self.masks[i]])?.remove(0);
             let probabilities = probabilities.run(&[&self.teacher_stream.get(i)?, &self.masks[i]])?.remove(0);
             Ok(Attention { scores, probabilities })
         })?;
-        self.fit_approximator(layer.site(LayerSite::Attention), index, &rows, layer.index);
-        Ok(())
+        Ok(self.fit_networks(&rows, layer.index, part))
+    }
+
+    /// What approximators of a form look like in the student.
+    fn approximator_options(&self, form: Form) -> ApproximatorOptions {
+        ApproximatorOptions { form, ..self.student.options.approximator }
     }
 
     /// Whether each layer has an approximator that is not another's too.
@@ -155,27 +188,47 @@ impl Walk<'_> {
         Ok(all)
     }
 
-    /// Fits the approximator with that number, group by group, and notes how far it is off.
-    fn fit_approximator(&mut self, site: SiteId, number: usize, groups: &[Rows], layer: usize) {
+    /// Fits networks, group by group, with a `part`th of the steps.
+    fn fit_networks(&mut self, groups: &[Rows], layer: usize, part: usize) -> (Vec<Network>, Vec<f64>) {
         let start = Instant::now();
-        let options = self.student.options.approximator;
-        let seed = self.options.seed ^ ((layer as u64) << 16);
-        let fitted: Vec<_> = groups
+        let options = self.approximator_options(Form::Network);
+        let (steps, seed) = (self.options.fit_steps / part, self.options.seed ^ ((layer as u64) << 16));
+        let fitted = groups
             .par_iter()
             .enumerate()
-            .map(|(group, rows)| fit::fit(rows, &options, self.options.fit_steps, seed ^ group as u64))
-            .collect();
-        let (networks, errors): (Vec<_>, Vec<_>) = fitted.into_iter().unzip();
-        if let Approximator::Network(parameters) = &self.student.approximators[number] {
-            fit::store(&mut self.student.model, parameters, &options, &networks);
-        }
+            .map(|(group, rows)| fit::fit(rows, &options, steps, seed ^ group as u64))
+            .unzip();
         self.fit_seconds += start.elapsed().as_secs_f64();
-        self.note(site, root_mean_square(&errors));
+        fitted
+    }
+
+    /// Puts what was fitted where the student has the approximator with that number, and notes how far it is off.
+    pub(super) fn keep(&mut self, site: SiteId, number: usize, fitted: FittedLayer) {
+        let options = self.approximator_options(Form::Network);
+        let errors = match (fitted, self.student.approximators[number].clone()) {
+            (FittedLayer::Hinges(fitted, errors), Approximator::Hinges(parameters)) => {
+                hinges::store(&mut self.student.model, &parameters, fitted);
+                errors
+            }
+            (FittedLayer::Networks(networks, errors), Approximator::Network(parameters)) => {
+                fit::store(&mut self.student.model, &parameters, &options, &networks);
+                errors
+            }
+            _ => unreachable!("the student has the form that was fitted"),
+        };
+        self.note(site, mean_square(&errors).sqrt());
     }
 }
 
-fn root_mean_square(errors: &[f64]) -> f64 {
-    (errors.iter().map(|error| error * error).sum::<f64>() / errors.len() as f64).sqrt()
+/// A layer's approximator with the error of each head or group, as in [`SiteError`](super::SiteError): hinges' is that of
+/// contexts, networks' that of probabilities.
+pub(super) enum FittedLayer {
+    Hinges(Vec<hinges::FittedHinges>, Vec<f64>),
+    Networks(Vec<Network>, Vec<f64>),
+}
+
+pub(super) fn mean_square(errors: &[f64]) -> f64 {
+    errors.iter().map(|error| error * error).sum::<f64>() / errors.len() as f64
 }
 
 /// How likely a row is drawn: the scores of one head and query.

@@ -6,13 +6,14 @@
 
 use mabert_graph::{Model, Tensor};
 use mabert_passes::lower::{ApproximatorOptions, NetworkParameters};
-use ndarray::{Array2, Axis, concatenate};
+use ndarray::{Array2, Axis, concatenate, s};
 use rand::{SeedableRng as _, rngs::StdRng};
 use rayon::prelude::*;
 
 use super::network::Network;
 use super::rows::{Chunk, Lengths, Rows};
 use crate::adam_step::Adam;
+use crate::hinges::features_at;
 use crate::schedule::{Rounds, cosine};
 
 /// Chunks of one step; of any lengths.
@@ -70,6 +71,16 @@ fn gradient(network: &Network, chunks: &[Chunk], chosen: &[usize]) -> Network {
         }
     }
     sums
+}
+
+/// What a fitted network makes of rows of scores `[rows, len]` of one length, all of them real.
+pub(super) fn probabilities(network: &Network, options: &ApproximatorOptions, scores: &Array2<f32>) -> Array2<f32> {
+    let length = scores.ncols();
+    let at = features_at(&options.length_features(), length);
+    let over = if options.length_tables { 1.0 / length as f32 } else { 1.0 };
+    let hidden = (scores.dot(&network.w1.slice(s![..length, ..])) + at.dot(&network.b1)).mapv_into(|v| v.max(0.0));
+    let hidden = hidden * (at.dot(&network.scale) * over);
+    hidden.dot(&network.w2.slice(s![.., ..length])) + at.dot(&network.b2).slice(s![.., ..length]).mapv(|v| v * over)
 }
 
 /// Writes the groups' parameters where the graph has them.

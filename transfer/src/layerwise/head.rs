@@ -66,6 +66,7 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/bert-mini-sst2/model.onnx");
         let options = PassOptions {
             approximator: ApproximatorOptions::network(8, 8),
+            forms: Vec::new(),
             order: Order::Linear,
             keep: Keep::default(),
             fold: true,

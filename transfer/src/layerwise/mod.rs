@@ -2,12 +2,13 @@
 //! activations.
 //!
 //! Teacher and student walk through the encoder side by side (`walk`). For each layer, in order: the approximator is
-//! fitted to the teacher's probabilities (`approximators`, `fit`); the student is run up to there; what leads from the
+//! fitted to the teacher's probabilities (`approximators`, `fit`), in the cheaper form that is close enough (`weigh`); the student is run up to there; what leads from the
 //! context to the norm is solved for (`solve`, `regression`), with gradient steps on the block and once more where they
 //! are wanted; then the same for the feed-forward half. What an earlier layer could not match, a later one sees and makes
 //! up for.
 
 mod approximators;
+mod choice;
 mod fit;
 mod head;
 mod hinges;
@@ -18,6 +19,7 @@ mod seen;
 mod solve;
 mod token_weights;
 mod walk;
+mod weigh;
 
 use std::time::Instant;
 
@@ -31,6 +33,7 @@ use crate::blockwise::{self, Fitted};
 use crate::data::Batch;
 use crate::pooling::Pooling;
 use crate::progress::Progress;
+pub use choice::{AttentionSize, ByForm, FormChoice, Reason, Target, Weighing};
 pub use seen::norm_ranges;
 
 /// How the stage works.
@@ -39,6 +42,8 @@ pub use seen::norm_ranges;
 pub struct LayerwiseOptions {
     /// Seed of what is drawn at random.
     pub seed: u64,
+    /// Where each layer gets the cheaper of the two forms that is close enough; without it layers keep theirs.
+    pub weighing: Option<Weighing>,
     /// Rows of scores (queries) that each network is fitted to, at most.
     pub fit_rows: usize,
     /// Steps of each network's fit.
@@ -57,6 +62,7 @@ impl Default for LayerwiseOptions {
     fn default() -> Self {
         Self {
             seed: 0,
+            weighing: None,
             fit_rows: 12_000,
             fit_steps: 1_500,
             hinge_rows: 8_000,
@@ -97,6 +103,9 @@ pub struct LayerwiseReport {
     pub tokens: usize,
     /// Every site, in order.
     pub sites: Vec<SiteError>,
+    /// What became of each layer's softmax, where forms were weighed.
+    #[serde(default)]
+    pub choices: Vec<FormChoice>,
     /// What the blockwise stage did to each half of a layer, in order; empty without it.
     pub blocks: Vec<BlockReport>,
     /// Seconds spent on fitting approximators.
@@ -133,7 +142,7 @@ pub fn calibrate(
         progress.step(&format!("{} off by {:.3}, {speed:.0} tokens/s a layer", site.site, site.relative_error));
     }
     progress.end();
-    let walk::Walk { sites, blocks, seen, fit_seconds, block_seconds, .. } = walk;
+    let walk::Walk { sites, choices, blocks, seen, fit_seconds, block_seconds, .. } = walk;
     let seconds = start.elapsed().as_secs_f64();
-    Ok((LayerwiseReport { tokens, sites, blocks, fit_seconds, block_seconds, seconds }, seen))
+    Ok((LayerwiseReport { tokens, sites, choices, blocks, fit_seconds, block_seconds, seconds }, seen))
 }

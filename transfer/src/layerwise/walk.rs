@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::regression::{Regression, Unknowns};
 use super::seen;
 use super::token_weights::{TokenWeights, real_rows};
-use super::{BlockReport, LayerwiseOptions, SiteError};
+use super::{BlockReport, FormChoice, LayerwiseOptions, SiteError};
 use crate::blockwise::{self, Block, BlockwiseOptions};
 use crate::compare::RelativeError;
 use crate::data::Batch;
@@ -23,6 +23,7 @@ use crate::{Error, Result};
 
 /// Both models, how far they have come, and what was done on the way.
 pub(super) struct Walk<'w> {
+    pub(super) rewriting: &'w Rewriting,
     pub(super) teacher: &'w Model,
     /// The sites of the teacher, and of the student too: the approximating passes keep their values' names.
     pub(super) encoder: &'w Encoder,
@@ -39,6 +40,7 @@ pub(super) struct Walk<'w> {
     pub(super) teacher_stream: Stored,
     pub(super) student_stream: Stored,
     pub(super) sites: Vec<SiteError>,
+    pub(super) choices: Vec<FormChoice>,
     pub(super) blocks: Vec<BlockReport>,
     /// What the student's norms put out.
     pub(super) seen: NormRanges,
@@ -100,6 +102,7 @@ impl<'w> Walk<'w> {
         options: &'w LayerwiseOptions,
     ) -> Result<Self> {
         Ok(Self {
+            rewriting,
             teacher: &rewriting.teacher,
             encoder: &rewriting.encoder,
             student,
@@ -115,6 +118,7 @@ impl<'w> Walk<'w> {
             teacher_stream: Stored::empty(),
             student_stream: Stored::empty(),
             sites: Vec::new(),
+            choices: Vec::new(),
             blocks: Vec::new(),
             seen: NormRanges::new(),
             fit_seconds: 0.0,
@@ -246,7 +250,7 @@ impl<'w> Walk<'w> {
             others.extend(norm_parameters(norm));
         }
         // With length tables one token alone is exact in attention, and stays so.
-        let exact = half == Half::Attention && self.student.options.approximator.one_token_is_exact();
+        let exact = half == Half::Attention && self.student.options.approximator_of(index).one_token_is_exact();
         let shortest = if exact { 2 } else { 1 };
         let weights = self.token_weights(layer);
         let weights: Vec<Tensor> = self.batches.iter().map(|b| weights.of_tokens(b, shortest)).collect();

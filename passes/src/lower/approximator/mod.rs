@@ -135,6 +135,14 @@ pub enum Approximator {
 }
 
 impl Approximator {
+    /// Which of the two it is.
+    pub fn form(&self) -> Form {
+        match self {
+            Self::Hinges(_) => Form::Hinges,
+            Self::Network(_) => Form::Network,
+        }
+    }
+
     /// The initializers that may be trained. Networks without length tables have no `scale`.
     pub fn parameters(&self) -> Vec<&String> {
         match self {
@@ -144,20 +152,36 @@ impl Approximator {
     }
 }
 
-/// What all layers know of a batch.
-pub(super) enum BatchValues<'b> {
-    Hinges(HingeBatch<'b>),
-    Network(NetworkBatch<'b>),
+/// What all layers of a form know of a batch; nothing where no layer has it.
+pub(super) struct BatchValues<'b> {
+    hinges: Option<HingeBatch<'b>>,
+    network: Option<NetworkBatch<'b>>,
 }
 
 impl<'b> BatchValues<'b> {
     /// Where the model takes no mask every token is real, and all rows have the batch's length.
-    pub(super) fn new(b: &'b Builder, options: &ApproximatorOptions, encoder: &Encoder, scope: &str) -> Self {
+    pub(super) fn new(
+        b: &'b Builder,
+        options: &ApproximatorOptions,
+        encoder: &Encoder,
+        scope: &str,
+        approximators: &[Approximator],
+    ) -> Self {
         b.scope(scope);
-        match options.form {
-            Form::Hinges => Self::Hinges(HingeBatch::new(b, options)),
-            Form::Network => Self::Network(NetworkBatch::new(b, options, encoder)),
+        let options = |form| ApproximatorOptions { form, ..*options };
+        let some = |form| approximators.iter().any(|approximator| approximator.form() == form);
+        Self {
+            hinges: some(Form::Hinges).then(|| HingeBatch::new(b, &options(Form::Hinges))),
+            network: some(Form::Network).then(|| NetworkBatch::new(b, &options(Form::Network), encoder)),
         }
+    }
+
+    fn of_hinges(&self) -> &HingeBatch<'b> {
+        self.hinges.as_ref().expect("made where a layer has hinges")
+    }
+
+    fn of_network(&self) -> &NetworkBatch<'b> {
+        self.network.as_ref().expect("made where a layer has a network")
     }
 }
 
@@ -173,19 +197,17 @@ impl Approximator {
     /// The probabilities that come of a site's scores, `[batch, heads, n, n]`.
     pub(super) fn probabilities<'b>(&self, b: &'b Builder, batch: &BatchValues<'b>, site: &AttentionSite) -> Expr<'b> {
         let scores = b.value(&site.products);
-        match (self, batch) {
-            (Self::Hinges(hinges), BatchValues::Hinges(batch)) => hinges.probabilities(b, batch, scores),
-            (Self::Network(network), BatchValues::Network(batch)) => network.probabilities(b, batch, scores),
-            _ => unreachable!("one form for all layers"),
+        match self {
+            Self::Hinges(hinges) => hinges.probabilities(b, batch.of_hinges(), scores),
+            Self::Network(network) => network.probabilities(b, batch.of_network(), scores),
         }
     }
 
     /// The contexts of a site's queries, keys and values without its probabilities, `[batch, heads, n, d]`.
     pub(super) fn context<'b>(&self, b: &'b Builder, batch: &BatchValues<'b>, site: &AttentionSite) -> Expr<'b> {
-        match (self, batch) {
-            (Self::Hinges(hinges), BatchValues::Hinges(batch)) => hinges.context(b, batch, site),
-            (Self::Network(network), BatchValues::Network(batch)) => network.context(b, batch, site),
-            _ => unreachable!("one form for all layers"),
+        match self {
+            Self::Hinges(hinges) => hinges.context(b, batch.of_hinges(), site),
+            Self::Network(network) => network.context(b, batch.of_network(), site),
         }
     }
 }

@@ -100,7 +100,15 @@ impl Expansion for Wiring {
             };
             operands.push(panels);
         }
-        operands.extend(inputs[3..10].iter().copied());
+        // Networks of other layers read the same view of the mask, and tract must be free to move its axes for them.
+        let mut mask = inputs[3];
+        for axis in [3, 1] {
+            if model.outlet_fact(mask)?.shape.get(axis) == Some(&1.to_dim()) {
+                mask = model.wire_node(format!("{prefix}.mask.{axis}"), AxisOp::Rm(axis), &[mask])?[0];
+            }
+        }
+        operands.push(mask);
+        operands.extend(inputs[4..10].iter().copied());
         let contexts = model.wire_node(format!("{prefix}.attention"), op, &operands)?[0];
         let channels = heads * channels;
         let shape = [asking[0].clone(), asking[1].clone(), channels.to_dim()];

@@ -3,7 +3,7 @@
 
 use mabert_graph::{Model, Tensor};
 use mabert_passes::lower::{HingeParameters, HingeSizes, LengthFeatures};
-use ndarray::{Array1, s};
+use ndarray::{Array1, Array2, s};
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::samples::Sample;
@@ -84,6 +84,22 @@ fn relative_error(hinges: &Hinges, samples: &[Sample], lengths: &LengthFeatures,
     let missed: f64 = samples.iter().map(|s| hinges.error(s, &features_at(lengths, s.length()))[1]).sum();
     let rows: f64 = samples.iter().flat_map(|sample| &sample.weights).map(|w| f64::from(*w)).sum();
     (missed / (rows * f64::from(scale.contexts))).sqrt()
+}
+
+/// The same of any `probabilities` `[rows, len]` that are made of scores.
+pub(in super::super) fn context_error(samples: &[Sample], probabilities: impl Fn(&Array2<f32>) -> Array2<f32>) -> f64 {
+    if samples.is_empty() {
+        return f64::NAN;
+    }
+    let (mut missed, mut rows) = (0f64, 0f64);
+    for sample in samples {
+        let difference = (probabilities(&sample.scores) - &sample.probabilities).dot(&sample.values);
+        for (row, weight) in difference.rows().into_iter().zip(&sample.weights) {
+            missed += f64::from(*weight) * f64::from(row.dot(&row));
+            rows += f64::from(*weight);
+        }
+    }
+    (missed / (rows * f64::from(scale(samples).contexts))).sqrt()
 }
 
 /// Adam (Kingma & Ba 2015) with a rate that decays to nothing as a cosine.

@@ -5,5 +5,5 @@ mod fit;
 mod samples;
 mod values;
 
-pub(super) use fit::{fit, store};
-pub(super) use samples::Draw;
+pub(super) use fit::{FittedHinges, context_error, fit, store};
+pub(super) use samples::{Draw, Sample, Scores};

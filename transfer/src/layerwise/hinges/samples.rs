@@ -15,7 +15,7 @@ const LEAST_ROWS: usize = 4;
 /// these should bring together.
 #[derive(Clone, Debug)]
 pub(in super::super) struct Sample {
-    /// From their row's mean, `[rows, len]`.
+    /// From their row's mean where hinges are fitted, `[rows, len]`.
     pub(super) scores: Array2<f32>,
     /// `[rows, len]`.
     pub(super) probabilities: Array2<f32>,
@@ -45,6 +45,16 @@ pub(in super::super) struct Draw {
     pub(in super::super) first_token: Option<f32>,
     /// Without a mask all keys count, padding that a fixed length forces upon the model too.
     pub(in super::super) masked: bool,
+    pub(in super::super) scores: Scores,
+}
+
+/// Where scores are counted from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Scores {
+    /// Hinges do not see what is added to all scores of a row.
+    FromTheirMean,
+    /// Networks do.
+    AsTheyAre,
 }
 
 impl Draw {
@@ -77,7 +87,9 @@ impl Draw {
                 let rows =
                     |from: &ArrayView4<'_, f32>| from.slice(s![sentence, head, .., ..keys]).select(Axis(0), &queries);
                 let mut scores = rows(&scores);
-                centre_rows(&mut scores);
+                if self.scores == Scores::FromTheirMean {
+                    centre_rows(&mut scores);
+                }
                 let values = values.slice(s![sentence, head, ..keys, ..]).to_owned();
                 samples.push(Sample { scores, probabilities: rows(&probabilities), values, weights });
             }
