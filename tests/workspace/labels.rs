@@ -104,11 +104,11 @@ fn labels_that_the_model_does_not_know_are_refused_with_file_and_line() {
     let file = |name: &str, objects: &dyn Fn(usize) -> Value| {
         Data::new(write(folder.path(), name, &lines((0..30).map(objects))))
     };
-    let tags = |at: usize| json!({ "tokens": ["a", "film"], "ner_tags": [0, if at == 20 { 5 } else { 4 }] });
+    let tags =
+        |at: usize| json!({ "tokens": [format!("a{at}"), "film"], "ner_tags": [0, if at == 20 { 5 } else { 4 }] });
     let tokens = model(HIDDEN, TAGS.len(), &["scores"]);
     refused(&tokens, file("tags.jsonl", &tags), &["tags.jsonl", "line 21", "label 5", "5 classes"]);
-    let names =
-        |at: usize| json!({ "tokens": ["a", "film"], "ner_tags": ["O", if at == 20 { "B-MISC" } else { "O" }] });
+    let names = |at: usize| json!({ "tokens": [format!("a{at}"), "film"], "ner_tags": ["O", if at == 20 { "B-MISC" } else { "O" }] });
     let data = file("names.jsonl", &names).columns(named(&TAGS));
     refused(&tokens, data, &["names.jsonl", "line 21", "`B-MISC` is none of the model's classes"]);
     let sets = |at: usize| json!({ "text": format!("a film {at}"), "labels": [if at == 20 { 3 } else { 2 }, 0, 1, 1] });

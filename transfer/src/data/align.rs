@@ -49,7 +49,7 @@ impl TextEncoder {
 ///
 /// # Errors
 /// It stands nowhere; the error is its text.
-fn first_answer<'a>(context: &str, answers: &'a Answers) -> Result<Option<(usize, usize)>, &'a str> {
+fn first_answer<'a>(context: &str, answers: &'a Answers) -> std::result::Result<Option<(usize, usize)>, &'a str> {
     let Some(text) = answers.texts.first().filter(|text| !text.trim().is_empty()) else { return Ok(None) };
     let said = answers.starts.first().and_then(|start| context.char_indices().nth(*start)).map(|(at, _)| at);
     let first = said.filter(|at| context[*at..].starts_with(text.as_str())).or_else(|| context.find(text.as_str()));
@@ -61,9 +61,9 @@ fn first_answer<'a>(context: &str, answers: &'a Answers) -> Result<Option<(usize
 
 /// The first and the last token of some bytes of the second text; `None` where these are cut off.
 fn span((encoding, truncated): &(Encoding, bool), (first, last): (usize, usize)) -> Option<Label> {
-    let tokens = encoding.get_sequence_ids().iter().zip(encoding.get_offsets()).enumerate();
+    let tokens = encoding.get_sequence_ids().into_iter().zip(encoding.get_offsets()).enumerate();
     let tokens: Vec<(usize, (usize, usize))> =
-        tokens.filter(|(_, (text, _))| **text == Some(1)).map(|(at, (_, bytes))| (at, *bytes)).collect();
+        tokens.filter(|(_, (text, _))| *text == Some(1)).map(|(at, (_, bytes))| (at, *bytes)).collect();
     if *truncated && tokens.last().is_none_or(|(_, (_, end))| *end < last) {
         return None;
     }
