@@ -70,7 +70,7 @@ fn answers_are_learnt() {
     let folder = tempfile::tempdir().unwrap();
     let objects = lines(sentences().iter().filter(|words| words.len() > 2).map(|words| question(words)));
     let data = Data::new(write(folder.path(), "a.jsonl", &objects));
-    for outputs in [&["start_logits", "end_logits"][..], &["logits"]] {
+    for outputs in [&["start_logits", "end_logits"][..], &["scores"]] {
         learns(&model(HIDDEN, 2, outputs), data.clone());
     }
 }
