@@ -363,6 +363,11 @@ fn a_student_is_trained_further_by_transfer() {
     assert_eq!(report["dev"]["examples"], 2400);
     assert_eq!(json(&["inspect", &trained])["norms"], 0);
     fails(&[&base[..], &text, &["--alpha", "0.5"]].concat(), 2, &["--label-column"]);
+    // Tagged words need no column; here they find no output.
+    let words = folder.path().join("a.conll");
+    std::fs::write(&words, "a\tO\nfilm\tO\n\nno\tO\nfilm\tO\n\n".repeat(20)).unwrap();
+    let words = ["--data", words.to_str().unwrap(), "--tokenizer", &tokenizer(), "--classes", "O,B-LOC"];
+    fails(&[&base[..], &words, &["--alpha", "0.5"]].concat(), 3, &["a tag a word", "labels cannot be used"]);
     fails(&[&base[..], &text, &["--dev", &data]].concat(), 2, &["--label-column"]);
     fails(&[&base[..], &text, &["--lr", "0"]].concat(), 2, &["above 0"]);
     let refused = |student: &str, output: &str, code: i32, part: &str| {

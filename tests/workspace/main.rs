@@ -7,6 +7,7 @@ mod files;
 mod full;
 mod fuse;
 mod hostile;
+mod labels;
 mod main_job;
 mod numbers;
 mod operators;

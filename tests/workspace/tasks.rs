@@ -14,12 +14,12 @@ use mabert_transfer::job::{Dev, Job, rewrite};
 use mabert_transfer::progress::Silent;
 use serde_json::json;
 
-const TAGS: [&str; 5] = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"];
-const HIDDEN: &str = "/m/bert/encoder/layer.2/output/LayerNorm/LayerNormalization_output_0";
-const POOLED: &str = "/m/bert/pooler/activation/Tanh_output_0";
+pub(super) const TAGS: [&str; 5] = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"];
+pub(super) const HIDDEN: &str = "/m/bert/encoder/layer.2/output/LayerNorm/LayerNormalization_output_0";
+pub(super) const POOLED: &str = "/m/bert/pooler/activation/Tanh_output_0";
 
 /// The fixture's encoder with a head of so many columns, over tokens or pooled; each of `outputs` has its share of them.
-fn model(from: &str, columns: usize, outputs: &[&str]) -> Model {
+pub(super) fn model(from: &str, columns: usize, outputs: &[&str]) -> Model {
     let mut model = Model::load(fixture("bert-mini-sst2/model.onnx")).unwrap();
     let b = Builder::new(model.opset(), "head");
     let values = (0..128 * columns).map(|at| ((at * 37 + at / 128 * 11) % 19) as f32 / 19.0 - 0.45).collect();
@@ -72,13 +72,13 @@ fn encoder(longest: usize) -> TextEncoder {
 }
 
 /// Some sentences of reviews, in words.
-fn sentences() -> Vec<Vec<String>> {
+pub(super) fn sentences() -> Vec<Vec<String>> {
     let text = std::fs::read_to_string(fixture("reviews/reviews.tsv")).unwrap();
     let words = |line: &str| line.split('\t').next().unwrap().split_whitespace().map(str::to_owned).collect();
     text.lines().skip(1).take(60).map(words).collect()
 }
 
-fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
+pub(super) fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
     let path = folder.join(name);
     std::fs::write(&path, text).unwrap();
     path
@@ -88,7 +88,7 @@ fn read(path: &Path, columns: Columns, longest: usize) -> mabert_transfer::Resul
     Labelled::read(DataFile::open(&Data::new(path).columns(columns))?, &encoder(longest), Some(4096))
 }
 
-fn named(classes: &[&str]) -> Columns {
+pub(super) fn named(classes: &[&str]) -> Columns {
     Columns { classes: classes.iter().map(|c| (*c).to_owned()).collect(), ..Columns::default() }
 }
 

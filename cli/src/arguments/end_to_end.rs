@@ -20,7 +20,7 @@ use crate::files::Files;
 #[command(next_help_heading = "End-to-end stage")]
 pub(crate) struct EndToEndArguments {
     /// Where its options start from: this program's own, or the paper's distillation (temperature 15, alpha 0.9,
-    /// attention weight 100; needs --label-column)
+    /// attention weight 100; needs labels)
     #[arg(long, value_enum, default_value_t = Recipe::Default)]
     recipe: Recipe,
     /// Gradient steps [default: 900]
@@ -57,7 +57,7 @@ pub(crate) struct EndToEndArguments {
     /// Go on with the run whose state the folder holds
     #[arg(long, requires = "checkpoint")]
     resume: bool,
-    /// The column of the label: for --alpha below 1, and for --dev
+    /// The column of the label: for --alpha below 1, and for --dev; tagged words and answers are found without
     #[arg(long, value_name = "NAME")]
     label_column: Option<String>,
 }
@@ -142,7 +142,11 @@ impl EndToEndArguments {
     pub(crate) fn job(&self, data: &DataArguments, dev: &DevArguments, global: &Global) -> Result<Job> {
         let label = self.label_column.as_deref();
         let trains_on_labels = self.options(global).alpha < 1.0;
-        if trains_on_labels && (label.is_none() || data.data.is_none()) {
+        // Files of tagged words and of questions say themselves where their labels are. What a pipe holds is read once.
+        let lacks_label = |path: &PathBuf| -> Result<bool> {
+            Ok(label.is_none() && path.is_file() && DataFile::open(&data.file_at(path, None))?.usual_label()?.is_none())
+        };
+        if trains_on_labels && data.data.as_ref().map_or(Ok(true), lacks_label)? {
             let reason = "alpha below 1 takes labels into the loss: give --data with --label-column, or --alpha 1";
             return Err(Usage(reason.to_owned()).into());
         }
@@ -150,9 +154,7 @@ impl EndToEndArguments {
             let reason = "--label-column: nothing reads labels; give --dev, or an --alpha below 1";
             return Err(Usage(reason.to_owned()).into());
         }
-        if let Some(path) = dev.dev.as_ref().filter(|path| label.is_none() && path.is_file())
-            && DataFile::open(&data.file_at(path, None))?.usual_label()?.is_none()
-        {
+        if dev.dev.as_ref().map_or(Ok(false), lacks_label)? {
             return Err(Usage("--dev needs --label-column: which column holds the label?".to_owned()).into());
         }
         let file = |path: &PathBuf, label| data.file_at(path, label);

@@ -19,8 +19,13 @@ pub enum Label {
     Marks(Vec<bool>),
     /// A tag a word, as written.
     Tags(Vec<String>),
+    /// The same where words have become tokens: the place of a word's first token, and the word's tag.
+    TokenTags(Vec<(usize, String)>),
     /// What a question's answer may be.
     Answers(Answers),
+    /// The same where the context has become tokens: the places of the first and the last of the answer, both 0 where
+    /// there is none.
+    Span(usize, usize),
 }
 
 /// The answers to a question about a text.
@@ -29,6 +34,8 @@ pub enum Label {
 pub struct Answers {
     /// Any of these is right.
     pub texts: Vec<String>,
+    /// Where they begin in the context, in characters, as far as that is told.
+    pub starts: Vec<usize>,
     /// Whether the text is said to hold no answer.
     pub is_impossible: bool,
 }
@@ -47,8 +54,8 @@ impl Label {
         match self {
             Self::One(_) => "one class or value",
             Self::Several(_) | Self::Marks(_) => "several classes",
-            Self::Tags(_) => "a tag a word",
-            Self::Answers(_) => "answers",
+            Self::Tags(_) | Self::TokenTags(_) => "a tag a word",
+            Self::Answers(_) | Self::Span(..) => "answers",
         }
     }
 
@@ -107,18 +114,32 @@ pub(super) fn scalar(value: &Value) -> Option<String> {
 /// Answers as `datasets` keeps them, `{"text": [...], "answer_start": [...]}`, or as SQuAD's file does, a list of
 /// `{"text": ..., "answer_start": ...}`; `None` for anything else.
 pub(super) fn answers(value: &Value, is_impossible: bool) -> Option<Answers> {
-    let texts = match value {
-        Value::Object(keys) => match keys.get("text")? {
-            Value::Array(texts) => texts.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<_>>()?,
-            Value::String(text) => vec![text.clone()],
-            _ => return None,
-        },
-        Value::Array(list) => {
-            list.iter().map(|answer| answer.get("text")?.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()?
+    let number = |value: &Value| value.as_u64().and_then(|number| usize::try_from(number).ok());
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    // What is no number says nothing: the text is looked for.
+    let numbers = |list: &[Value]| list.iter().map(number).collect::<Option<Vec<usize>>>().unwrap_or_default();
+    let (texts, starts) = match value {
+        Value::Object(keys) => {
+            let texts = match keys.get("text")? {
+                Value::Array(texts) => texts.iter().map(text).collect::<Option<_>>()?,
+                Value::String(text) => vec![text.clone()],
+                _ => return None,
+            };
+            let starts = match keys.get("answer_start") {
+                Some(Value::Array(starts)) => numbers(starts),
+                Some(start) => numbers(std::slice::from_ref(start)),
+                None => Vec::new(),
+            };
+            (texts, starts)
         }
-        Value::Null => Vec::new(),
+        Value::Array(list) => {
+            let texts = list.iter().map(|answer| text(answer.get("text")?)).collect::<Option<Vec<_>>>()?;
+            let starts = list.iter().map(|answer| number(answer.get("answer_start")?)).collect::<Option<_>>();
+            (texts, starts.unwrap_or_default())
+        }
+        Value::Null => (Vec::new(), Vec::new()),
         _ => return None,
     };
-    let texts = if is_impossible { Vec::new() } else { texts };
-    Some(Answers { is_impossible: texts.is_empty(), texts })
+    let (texts, starts) = if is_impossible { (Vec::new(), Vec::new()) } else { (texts, starts) };
+    Some(Answers { is_impossible: texts.is_empty(), texts, starts })
 }

@@ -4,6 +4,7 @@
 //! [`Sequence`]s of token ids of them; [`batches`] puts sequences of similar length together and [`Batch::inputs`] names
 //! them as a model's inputs.
 
+mod align;
 mod arrays;
 mod augment;
 mod batch;

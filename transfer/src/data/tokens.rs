@@ -185,18 +185,17 @@ impl TextEncoder {
 
     /// The longer text of a pair is cut first. What is cut off is dropped at once: the library would join every window
     /// that is left of the one text with every window of the other.
-    fn encode_text(
+    pub(super) fn encode_text(
         &self,
         tokenizer: &Tokenizer,
         text: InputSequence<'_>,
-        pair: Option<String>,
+        mut second: Option<Encoding>,
     ) -> tokenizers::Result<(Encoding, bool)> {
         // The fast way does not tell which word a token is of.
         let mut first = match text {
             InputSequence::Raw(_) => tokenizer.encode_fast(text, false)?,
             words => tokenizer.encode(words, false)?,
         };
-        let mut second = pair.map(|pair| tokenizer.encode_fast(pair, false)).transpose()?;
         if let Some(second) = &mut second {
             second.set_type_ids(vec![1; second.len()]);
         }
@@ -216,21 +215,22 @@ impl TextEncoder {
     }
 
     /// The tokenizer, which text of `file` needs.
-    fn tokenizer(&self, file: &Path) -> Result<&Tokenizer> {
+    pub(super) fn tokenizer(&self, file: &Path) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().ok_or_else(|| {
             let reason = "it holds text: give the model's tokenizer.json";
             Error::data(file, reason).helped_by(&[Setting::Tokenizer])
         })
     }
 
-    fn fault(&self, reason: impl ToString) -> Error {
+    pub(super) fn fault(&self, reason: impl ToString) -> Error {
         Error::Tokenizer { path: self.path.clone(), reason: reason.to_string() }
     }
 
-    /// Makes token ids of an example of `file`.
+    /// Makes token ids of an example of `file`. Labels of words, and of what stands in a context, become such of tokens.
     ///
     /// # Errors
-    /// There is text but no tokenizer, the tokenizer fails, or the text is too long and must not be cut.
+    /// There is text but no tokenizer, the tokenizer fails, the text is too long and must not be cut, or there are more or
+    /// fewer tags than words, or an answer that is not in its context.
     pub fn encode(&self, file: &Path, example: Example) -> Result<Sequence> {
         let Example { content, label, line } = example;
         let sequence = match content {
@@ -242,11 +242,21 @@ impl TextEncoder {
                 }
                 Sequence { ids, types, label, line, truncated, made_up: false }
             }
-            Content::Text { text, pair } => {
-                let encoded = self.encode_text(self.tokenizer(file)?, text.into(), pair);
-                Self::sequence(encoded.map_err(|e| self.fault(e))?, label, line)
-            }
+            Content::Text { text, pair } => match (label, pair) {
+                (Some(Label::Answers(answers)), Some(context)) => {
+                    self.answered(file, &text, &context, (&answers, line))?
+                }
+                (label, pair) => {
+                    let tokenizer = self.tokenizer(file)?;
+                    let pair = pair.map(|pair| tokenizer.encode_fast(pair, false)).transpose();
+                    let encoded = pair.and_then(|pair| self.encode_text(tokenizer, text.into(), pair));
+                    Self::sequence(encoded.map_err(|e| self.fault(e))?, label, line)
+                }
+            },
             Content::Words(words) => {
+                if let Some(Label::Tags(tags)) = label {
+                    return self.tagged(file, &words, tags, line);
+                }
                 let encoded = self.encode_text(self.tokenizer(file)?, words.into(), None);
                 Self::sequence(encoded.map_err(|e| self.fault(e))?, label, line)
             }
@@ -254,13 +264,13 @@ impl TextEncoder {
         self.checked(file, sequence)
     }
 
-    fn sequence((encoding, truncated): (Encoding, bool), label: Option<Label>, line: usize) -> Sequence {
+    pub(super) fn sequence((encoding, truncated): (Encoding, bool), label: Option<Label>, line: usize) -> Sequence {
         let widen = |values: &[u32]| values.iter().map(|&v| i64::from(v)).collect::<Vec<i64>>();
         let (ids, types) = (widen(encoding.get_ids()), widen(encoding.get_type_ids()));
         Sequence { ids, types, label, line, truncated, made_up: false }
     }
 
-    fn checked(&self, file: &Path, sequence: Sequence) -> Result<Sequence> {
+    pub(super) fn checked(&self, file: &Path, sequence: Sequence) -> Result<Sequence> {
         let tokens = sequence.ids.len();
         if tokens == 0 {
             return Err(Error::line(file, sequence.line, "no tokens are left of it"));

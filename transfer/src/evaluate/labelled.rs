@@ -254,7 +254,10 @@ impl Labelled {
 }
 
 /// The label's column, or the one that a task usually has.
-fn with_label(file: DataFile) -> Result<DataFile> {
+///
+/// # Errors
+/// None is named, and the file is of no task that has a usual one.
+pub(crate) fn with_label(file: DataFile) -> Result<DataFile> {
     if file.columns().label.is_some() {
         return Ok(file);
     }

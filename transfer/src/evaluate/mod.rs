@@ -8,6 +8,7 @@ mod several;
 mod spans;
 mod squad;
 mod sts;
+mod tag_classes;
 mod tokens;
 
 use mabert_runtime::{Engine, Named, Tensor, borrowed};
@@ -20,8 +21,11 @@ use crate::data::{Batch, BatchShape, Label, Sequence, batches};
 use crate::heads::HeadKind;
 use crate::{Error, Result, Setting};
 
+pub(crate) use labelled::with_label;
 pub use labelled::{Answered, Labelled};
 pub use outputs::TaskRun;
+pub(crate) use several::{marks_width, set_of_classes};
+pub(crate) use tag_classes::number_tags;
 
 /// Positions of one batch, and rows at most.
 const BATCH_TOKENS: usize = 2048;
@@ -194,22 +198,27 @@ fn ranks(values: &[f64]) -> Vec<f64> {
 /// # Errors
 /// A label is missing or not a number.
 pub fn labels(file: &std::path::Path, sequences: &[Sequence]) -> Result<Vec<f64>> {
-    let label = |s: &Sequence| {
-        let text = match &s.label {
-            None => "",
-            Some(Label::One(text)) => text,
-            Some(other) => {
-                let reason = format!("its label is {}, one class or value is needed", other.noun());
-                return Err(Error::line(file, s.line, reason));
-            }
-        };
-        let number = text.parse::<f64>().ok().filter(|v| v.is_finite());
-        number.ok_or_else(|| {
-            let reason = format!("label `{text}` is not a number: name the classes in the model's order");
-            Error::line(file, s.line, reason).helped_by(&[Setting::Classes])
-        })
+    sequences.iter().map(|sequence| number(file, sequence)).collect()
+}
+
+/// The label of a sequence as a number.
+///
+/// # Errors
+/// It is missing or not a number.
+pub(crate) fn number(file: &std::path::Path, sequence: &Sequence) -> Result<f64> {
+    let text = match &sequence.label {
+        None => "",
+        Some(Label::One(text)) => text,
+        Some(other) => {
+            let reason = format!("its label is {}, one class or value is needed", other.noun());
+            return Err(Error::line(file, sequence.line, reason));
+        }
     };
-    sequences.iter().map(label).collect()
+    let number = text.parse::<f64>().ok().filter(|v| v.is_finite());
+    number.ok_or_else(|| {
+        let reason = format!("label `{text}` is not a number: name the classes in the model's order");
+        Error::line(file, sequence.line, reason).helped_by(&[Setting::Classes])
+    })
 }
 
 /// Whether labels are such as `metric` compares with what a model of so many `columns` predicts.

@@ -34,40 +34,14 @@ impl ClassSets {
 
     /// What each text has of so many classes, `[texts, classes]`.
     fn sets(&self, classes: usize) -> Result<Array2<bool>> {
-        // A list of zeros and ones may be marks, or the first two classes: where all lists are as long as there are classes,
-        // they are marks.
-        let is_marks = |label: &Label| match label {
-            Label::Several(list) => list.len() == classes && list.iter().all(|v| mark(v).is_some()),
-            _ => true,
-        };
-        let are_marks = self.labels.iter().all(|(label, _)| is_marks(label));
+        let marks = marks_width(self.labels.iter().map(|(label, _)| label));
         let mut sets = Array2::from_elem((self.labels.len(), classes), false);
         for (row, (label, line)) in self.labels.iter().enumerate() {
-            let marks = match label {
-                Label::Marks(marks) => marks.clone(),
-                Label::Several(list) if are_marks => list.iter().map(|v| mark(v) == Some(true)).collect(),
-                Label::Several(list) => self.listed(list, classes, *line)?,
-                _ => Vec::new(),
-            };
-            if marks.len() != classes {
-                let reason = format!("{} columns of labels, but the model has {classes} classes", marks.len());
-                return Err(Error::line(&self.file, *line, reason));
-            }
-            marks.into_iter().enumerate().for_each(|(class, is_there)| sets[[row, class]] = is_there);
+            let set = set_of_classes(label, classes, marks == Some(classes));
+            let set = set.map_err(|reason| Error::line(&self.file, *line, reason))?;
+            set.into_iter().enumerate().for_each(|(class, is_there)| sets[[row, class]] = is_there);
         }
         Ok(sets)
-    }
-
-    fn listed(&self, list: &[String], classes: usize, line: usize) -> Result<Vec<bool>> {
-        let mut marks = vec![false; classes];
-        for text in list {
-            let class = text.parse::<usize>().ok().and_then(|class| marks.get_mut(class)).ok_or_else(|| {
-                let reason = format!("label {text} is none of the model's {classes} classes, which start at 0");
-                Error::line(&self.file, line, reason)
-            })?;
-            *class = true;
-        }
-        Ok(marks)
     }
 
     /// The classes that the model gives each text: those whose probability is above a half. Logits that are all from 0 to 1
@@ -102,6 +76,51 @@ impl ClassSets {
             _ => f1(counts.iter().fold((0.0, 0.0), |sum, count| (sum.0 + count.0, sum.1 + count.1))),
         })
     }
+}
+
+/// The length of all lists, where each is of zeros and ones and as long as the others: a list of zeros and ones may be
+/// marks, or the first two classes, and where all lists are as long as there are classes they are marks.
+pub(crate) fn marks_width<'l>(labels: impl Iterator<Item = &'l Label>) -> Option<usize> {
+    let mut width = None;
+    for label in labels {
+        let length = match label {
+            Label::Several(list) if list.iter().all(|v| mark(v).is_some()) => list.len(),
+            Label::Marks(marks) => marks.len(),
+            _ => return None,
+        };
+        if *width.get_or_insert(length) != length {
+            return None;
+        }
+    }
+    width
+}
+
+/// Which of so many classes a text has.
+///
+/// # Errors
+/// Why the label says that of no classes, or of others.
+pub(crate) fn set_of_classes(label: &Label, classes: usize, are_marks: bool) -> std::result::Result<Vec<bool>, String> {
+    let set = match label {
+        Label::Marks(marks) => marks.clone(),
+        Label::Several(list) if are_marks => list.iter().map(|v| mark(v) == Some(true)).collect(),
+        Label::Several(list) => listed(list, classes)?,
+        Label::One(class) => listed(std::slice::from_ref(class), classes)?,
+        other => return Err(format!("its label is {}, classes are needed", other.noun())),
+    };
+    match set.len() == classes {
+        true => Ok(set),
+        false => Err(format!("{} columns of labels, but the model has {classes} classes", set.len())),
+    }
+}
+
+fn listed(list: &[String], classes: usize) -> std::result::Result<Vec<bool>, String> {
+    let mut set = vec![false; classes];
+    for text in list {
+        let class = text.parse::<usize>().ok().and_then(|class| set.get_mut(class));
+        *class.ok_or_else(|| format!("label {text} is none of the model's {classes} classes, which start at 0"))? =
+            true;
+    }
+    Ok(set)
 }
 
 fn mark(text: &str) -> Option<bool> {

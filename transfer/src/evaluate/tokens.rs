@@ -5,6 +5,7 @@ use std::path::Path;
 use super::Metric;
 use super::entities::Counts;
 use super::outputs::{Output, Outputs};
+use super::tag_classes::TagClasses;
 use crate::compare::argmax;
 use crate::data::{Content, DataFile, Example, Label, Sequence, TextEncoder};
 use crate::heads::HeadKind;
@@ -13,18 +14,13 @@ use crate::{Error, Result, Setting};
 /// The metrics of tags, the usual one first.
 pub(super) const METRICS: &[Metric] =
     &[Metric::EntityF1, Metric::EntityPrecision, Metric::EntityRecall, Metric::Accuracy];
-/// The tag of what is not scored, as Hugging Face's tools write it.
-const LEFT_OUT: &str = "-100";
 
 /// The tags of sentences, and where their words are.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TaggedWords {
     /// Of each sentence, the words that are scored: the place of the first token, and the tag as a class.
     sentences: Vec<Vec<(usize, usize)>>,
-    /// What the classes are called, in the model's order.
-    classes: Vec<String>,
-    /// Whether they have names at all.
-    is_named: bool,
+    classes: TagClasses,
     /// Words that were cut off.
     pub(super) cut: usize,
     /// The line of each sentence.
@@ -37,9 +33,7 @@ pub(super) type Tags = Vec<Vec<Option<usize>>>;
 impl TaggedWords {
     /// Knows the names of the classes.
     pub(super) fn new(file: &DataFile, encoder: &TextEncoder) -> Self {
-        let named = file.columns().classes.clone();
-        let classes = if named.is_empty() { encoder.class_names().unwrap_or_default() } else { named };
-        Self { is_named: !classes.is_empty(), classes, ..Self::default() }
+        Self { classes: TagClasses::new(file, encoder), ..Self::default() }
     }
 
     /// Takes a sentence.
@@ -54,7 +48,7 @@ impl TaggedWords {
         let (sequence, places) = encoder.encode_words(path, &words, None, line)?;
         let mut scored = Vec::new();
         for (tag, place) in tags.iter().zip(places) {
-            let class = self.class(path, line, tag)?;
+            let class = self.classes.class(path, line, tag)?;
             match (class, place) {
                 (Some(class), Some(place)) => scored.push((place, class)),
                 (Some(_), None) if sequence.truncated => self.cut += 1,
@@ -64,28 +58,6 @@ impl TaggedWords {
         self.sentences.push(scored);
         self.lines.push(line);
         Ok(sequence)
-    }
-
-    /// A tag as a class; `None` for what is not scored.
-    fn class(&mut self, path: &Path, line: usize, tag: &str) -> Result<Option<usize>> {
-        if tag == LEFT_OUT {
-            return Ok(None);
-        }
-        if let Some(at) = self.classes.iter().position(|class| class == tag) {
-            return Ok(Some(at));
-        }
-        let fault = |reason: String| Error::line(path, line, reason).helped_by(&[Setting::Classes]);
-        match tag.parse::<usize>() {
-            Ok(class) if !self.is_named || class < self.classes.len() => Ok(Some(class)),
-            Ok(class) => Err(fault(format!("tag {class} is none of the {} classes, from 0", self.classes.len()))),
-            Err(_) if self.is_named => {
-                Err(fault(format!("tag `{tag}` is none of the model's classes {}", self.classes.join(", "))))
-            }
-            Err(_) => Err(fault(format!(
-                "tag `{tag}`: which of the model's classes is it? Name them in the model's order, or put the model's \
-                 config.json beside the tokenizer"
-            ))),
-        }
     }
 
     /// Refuses sentences of which no word is scored.
@@ -98,7 +70,7 @@ impl TaggedWords {
 
     /// The metrics that can be told: those of entities need the names of the classes.
     pub(super) fn metrics(&self) -> &'static [Metric] {
-        match self.is_named {
+        match self.classes.are_named() {
             true => METRICS,
             false => &[Metric::Accuracy],
         }
@@ -130,13 +102,13 @@ impl TaggedWords {
 
     fn fits(&self, output: &Output<'_>) -> bool {
         let is_over_tokens = output.rank == 3 && output.is_over_tokens;
-        let has_classes = self.is_named && output.width == self.classes.len();
+        let has_classes = self.classes.are_named() && output.width == self.classes.names.len();
         is_over_tokens && (has_classes || output.kind == HeadKind::TokenClasses)
     }
 
     fn check_width(&self, width: usize) -> Result<()> {
-        if self.is_named && width != self.classes.len() {
-            let count = self.classes.len();
+        if self.classes.are_named() && width != self.classes.names.len() {
+            let count = self.classes.names.len();
             return Err(Error::Compare(format!(
                 "the model gives {width} classes a token, but {count} are named: name all of them, in the model's order"
             )));
@@ -158,7 +130,7 @@ impl TaggedWords {
             let words = self.sentences.iter().map(Vec::len).sum::<usize>();
             return Ok(both.filter(|((_, class), tag)| **tag == Some(*class)).count() as f64 / words as f64);
         }
-        if !self.is_named {
+        if !self.classes.are_named() {
             let reason = "entities need the names of the classes, in the model's order: name them, or put the model's \
                           config.json beside the tokenizer; accuracy needs none";
             return Err(Error::setting(reason, &[Setting::Classes]));
@@ -166,7 +138,7 @@ impl TaggedWords {
         let mut counts = Counts::default();
         for (words, tags) in self.sentences.iter().zip(tags) {
             // What is no number names no entity.
-            let name = |class: Option<usize>| class.map_or("O", |class| self.classes[class].as_str());
+            let name = |class: Option<usize>| class.map_or("O", |class| self.classes.names[class].as_str());
             let real: Vec<&str> = words.iter().map(|(_, class)| name(Some(*class))).collect();
             let predicted: Vec<&str> = tags.iter().map(|tag| name(*tag)).collect();
             counts.add(&predicted, &real);

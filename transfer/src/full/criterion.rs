@@ -2,6 +2,7 @@
 
 use candle_core::{D, Tensor as Real};
 
+use super::labels::{Labelled, Labels, Target};
 use super::losses::{Losses, Totals, Weights};
 use crate::data::{Batch, Sequence};
 use crate::gradient::{bounded, device, squared_distance, to_candle};
@@ -11,23 +12,17 @@ use crate::{Error, Result, Setting};
 
 /// Beyond it a row's distance counts by its logarithm ([`bounded`]): four variances of the teacher, as many nats, or, of
 /// probabilities, a sum of squares of four.
-const FAR: f64 = 4.0;
+pub(super) const FAR: f64 = 4.0;
 
 /// An output of both models.
 #[derive(Clone, Debug)]
 pub(super) struct Head {
     pub(super) name: String,
     pub(super) kind: HeadKind,
-    /// Elements of a row.
+    /// Elements of a row; of tokens where the output has a row a token.
     pub(super) columns: usize,
     /// The teacher's variance.
     pub(super) variance: f64,
-}
-
-impl Head {
-    fn takes_labels(&self) -> bool {
-        self.kind == HeadKind::Classes || (self.kind == HeadKind::Values && self.columns == 1)
-    }
 }
 
 /// The vectors of texts that users of a feature model compare.
@@ -52,7 +47,7 @@ pub(super) enum Source {
 pub(super) struct Compared<'c> {
     pub(super) batch: &'c Batch,
     /// The label of each row that has one.
-    pub(super) labels: &'c [Option<f64>],
+    pub(super) labels: &'c [Option<Target>],
     /// A value a norm, student and teacher, `[batch, n, channels]`.
     pub(super) hidden: Vec<(Real, Real)>,
     /// Probabilities of each layer, `[batch, heads, n, n]`.
@@ -70,7 +65,7 @@ pub(super) struct Criterion {
     pub(super) vectors: Option<TextVectors>,
     pub(super) weights: Weights,
     /// The head that labels are for, where they count.
-    pub(super) labelled: Option<usize>,
+    pub(super) labelled: Option<Labelled>,
 }
 
 impl Criterion {
@@ -82,14 +77,11 @@ impl Criterion {
     /// Finds the head that labels are for.
     ///
     /// # Errors
-    /// Labels count, but there is none; or nothing counts at all.
-    pub(super) fn choose_labelled(&mut self) -> Result<()> {
+    /// Labels count, but there are none, or no head for them; or nothing counts at all.
+    pub(super) fn choose_labelled(&mut self, labels: Option<&Labels>) -> Result<()> {
         if self.weights.alpha < 1.0 {
-            self.labelled = self.heads.iter().position(|head| head.takes_labels());
-            if self.labelled.is_none() {
-                let reason = "no output is of classes or one value a text: labels cannot be used";
-                return Err(Error::setting(reason, &[Setting::NoLabels]));
-            }
+            let missing = || Error::setting("labels count in the loss, but there are none", &[Setting::NoLabels]);
+            self.labelled = Some(Labelled::new(labels.ok_or_else(missing)?, &self.heads)?);
         }
         let Weights { hidden, attention, vectors, .. } = self.weights;
         let compares_vectors = vectors > 0.0 && self.vectors.is_some();
@@ -101,24 +93,11 @@ impl Criterion {
     }
 
     /// The label of a sequence, where labels count and it has one.
-    pub(super) fn label(&self, sequence: &Sequence) -> Option<f64> {
-        self.labelled?;
-        sequence.label.as_ref()?.one()?.parse().ok()
-    }
-
-    /// Refuses a label that the head does not know.
-    pub(super) fn check_label(&self, sequence: &Sequence) -> Result<()> {
-        let (Some(label), Some(at)) = (self.label(sequence), self.labelled) else { return Ok(()) };
-        let head = &self.heads[at];
-        let known =
-            head.kind != HeadKind::Classes || (label >= 0.0 && label.fract() == 0.0 && label < head.columns as f64);
-        if known {
-            return Ok(());
-        }
-        Err(Error::Gradient(format!(
-            "line {} of the data: label {label} is none of the {} classes of output `{}`, which start at 0",
-            sequence.line, head.columns, head.name
-        )))
+    ///
+    /// # Errors
+    /// The head does not know it.
+    pub(super) fn label(&self, sequence: &Sequence) -> Result<Option<Target>> {
+        self.labelled.as_ref().map_or(Ok(None), |labelled| labelled.target(&self.heads, sequence))
     }
 
     /// The loss of a piece, and its parts; sums over the pieces of a step are the step's.
@@ -148,7 +127,7 @@ impl Criterion {
             let share = 1.0 / ((totals.pairs * heads * compared.attention.len()).max(1) as f64);
             losses.attention += take(pair_squares(student, teacher, compared.batch)?, share, weights.attention)?;
         }
-        for (at, ((student, teacher), head)) in compared.outputs.iter().zip(&self.heads).enumerate() {
+        for ((student, teacher), head) in compared.outputs.iter().zip(&self.heads) {
             let unit = head.kind.row_unit();
             let share = 1.0 / (totals.rows(unit).max(1) * self.heads.len()) as f64;
             let counting = row_weights(compared.batch, unit)?;
@@ -163,10 +142,10 @@ impl Criterion {
                 (squared_distance(student, teacher, &counting, FAR * head.variance)? / head.variance)?
             };
             losses.outputs += take(part, share, weights.alpha)?;
-            if self.labelled == Some(at) {
-                let part = against_labels(head, student, compared.labels)?;
-                losses.labels += take(part, 1.0 / totals.labels.max(1) as f64, 1.0 - weights.alpha)?;
-            }
+        }
+        if let Some(labelled) = &self.labelled {
+            let part = labelled.loss((&self.heads, &compared.outputs), compared.labels, compared.batch)?;
+            losses.labels += take(part, 1.0 / totals.labels.max(1) as f64, 1.0 - weights.alpha)?;
         }
         if let Some(vectors) = &self.vectors {
             let (student, teacher) = match vectors.source {
@@ -219,7 +198,7 @@ fn row_weights(batch: &Batch, unit: RowUnit) -> Result<Real> {
 }
 
 /// A value as rows, `[rows, width]`.
-fn rows(value: &Real, count: usize) -> Result<Real> {
+pub(super) fn rows(value: &Real, count: usize) -> Result<Real> {
     Ok(value.reshape((count, value.elem_count() / count.max(1)))?)
 }
 
@@ -243,9 +222,7 @@ impl Divergence {
         let logarithms = |logits: &Real| -> Result<Real> {
             let mut logits = (rows(logits, count)? / self.temperature)?;
             if self.kind == HeadKind::Positions {
-                let mask = to_candle(&batch.mask())?;
-                let beyond = ((&mask - 1.0)? * 1e4)?;
-                logits = ((logits * mask)? + beyond)?;
+                logits = over_text(&logits, batch)?;
             }
             log_softmax(&logits)
         };
@@ -255,29 +232,17 @@ impl Divergence {
     }
 }
 
-fn log_softmax(value: &Real) -> Result<Real> {
+/// Logits over the tokens of a text, `[batch, n]`, with none for padding.
+pub(super) fn over_text(logits: &Real, batch: &Batch) -> Result<Real> {
+    let mask = to_candle(&batch.mask())?;
+    let beyond = ((&mask - 1.0)? * 1e4)?;
+    Ok(((logits * mask)? + beyond)?)
+}
+
+pub(super) fn log_softmax(value: &Real) -> Result<Real> {
     // The largest element is a constant here: the gradient does not depend on it.
     let value = value.broadcast_sub(&value.max_keepdim(D::Minus1)?.detach())?;
     Ok(value.broadcast_sub(&value.exp()?.sum_keepdim(D::Minus1)?.log()?)?)
-}
-
-/// Cross entropy with, or squared error from, the labels of the rows that have one; a sum.
-fn against_labels(head: &Head, student: &Real, labels: &[Option<f64>]) -> Result<Real> {
-    let count = student.dim(0)?;
-    let label = |row: usize| labels.get(row).copied().flatten();
-    if head.kind == HeadKind::Classes {
-        let mut wanted = vec![0f32; count * head.columns];
-        for (row, class) in (0..count).filter_map(|row| Some((row, label(row)?))) {
-            wanted[row * head.columns + class as usize] = -1.0;
-        }
-        let wanted = Real::from_vec(wanted, (count, head.columns), device())?;
-        let rows = (log_softmax(&rows(student, count)?)? * wanted)?.sum_keepdim(1)?;
-        return Ok(bounded(&rows, FAR)?.sum_all()?);
-    }
-    let values = (0..count).map(|row| label(row).unwrap_or_default() as f32).collect();
-    let weights = (0..count).map(|row| if label(row).is_some() { 1f32 } else { 0.0 }).collect();
-    let column = |values: Vec<f32>| Real::from_vec(values, (count, 1), device());
-    Ok((squared_distance(student, &column(values)?, &column(weights)?, FAR * head.variance)? / head.variance)?)
 }
 
 #[cfg(test)]
@@ -294,22 +259,19 @@ mod tests {
         Real::from_slice(values, shape, device()).unwrap()
     }
 
-    fn loss(kind: HeadKind, student: &Real, teacher: &Real, labels: &[Option<f64>], weights: Weights) -> Losses {
+    fn loss(kind: HeadKind, student: &Real, teacher: &Real, weights: Weights) -> Losses {
         let batch = batch(&[2, 3]);
-        let mut criterion = Criterion {
+        let criterion = Criterion {
             heads: vec![Head { name: "out".to_owned(), kind, columns: *student.dims().last().unwrap(), variance: 2.0 }],
             variances: Vec::new(),
             vectors: None,
             weights,
             labelled: None,
         };
-        if weights.alpha < 1.0 {
-            criterion.choose_labelled().unwrap();
-        }
-        let mut totals = Totals { labels: labels.iter().flatten().count(), ..Totals::default() };
+        let mut totals = Totals::default();
         totals.add(&batch);
         let outputs = vec![(student.clone(), teacher.clone())];
-        let compared = Compared { batch: &batch, labels, hidden: Vec::new(), attention: Vec::new(), outputs };
+        let compared = Compared { batch: &batch, labels: &[], hidden: Vec::new(), attention: Vec::new(), outputs };
         let (sum, losses) = criterion.loss(&compared, &totals).unwrap();
         approx::assert_abs_diff_eq!(f64::from(sum.to_scalar::<f32>().unwrap()), losses.total(&weights), epsilon = 1e-5);
         losses
@@ -329,16 +291,12 @@ mod tests {
     fn logits_are_compared_by_divergence() {
         let (t, s) = ([1f32, -1.0, 0.5, 2.0], [0f32, 0.5, 0.5, 2.0]);
         let (teacher, student) = (real(&[2, 2], &t), real(&[2, 2], &s));
-        let found = loss(HeadKind::Classes, &student, &teacher, &[], PLAIN).outputs;
+        let found = loss(HeadKind::Classes, &student, &teacher, PLAIN).outputs;
         approx::assert_abs_diff_eq!(found, divergence_of(&[1.0, -1.0], &[0.0, 0.5]) / 2.0, epsilon = 1e-5);
         let warm = Weights { temperature: 4.0, ..PLAIN };
-        let found = loss(HeadKind::Classes, &student, &teacher, &[], warm).outputs;
+        let found = loss(HeadKind::Classes, &student, &teacher, warm).outputs;
         approx::assert_abs_diff_eq!(found, 16.0 * divergence_of(&[0.25, -0.25], &[0.0, 0.125]) / 2.0, epsilon = 1e-5);
-        approx::assert_abs_diff_eq!(
-            loss(HeadKind::Classes, &teacher, &teacher, &[], warm).outputs,
-            0.0,
-            epsilon = 1e-6
-        );
+        approx::assert_abs_diff_eq!(loss(HeadKind::Classes, &teacher, &teacher, warm).outputs, 0.0, epsilon = 1e-6);
     }
 
     #[test]
@@ -349,7 +307,7 @@ mod tests {
             let mut teacher: Vec<f32> = (0..6 * columns).map(|at| at as f32 / 4.0).collect();
             teacher[2 * columns..3 * columns].fill(padding);
             let student: Vec<f32> = (0..6 * columns).map(|at| (at * 5 % 7) as f32 / 4.0).collect();
-            loss(kind, &real(shape, &student), &real(shape, &teacher), &[], PLAIN).outputs
+            loss(kind, &real(shape, &student), &real(shape, &teacher), PLAIN).outputs
         };
         for (kind, shape) in [
             (HeadKind::TokenClasses, &[2, 3, 4][..]),
@@ -362,26 +320,12 @@ mod tests {
     }
 
     #[test]
-    fn labels_have_the_rest_of_the_weight() {
-        let (teacher, student) = (real(&[2, 2], &[1.0, -1.0, 0.5, 2.0]), real(&[2, 2], &[0.0, 0.5, 0.5, 2.0]));
-        let half = Weights { alpha: 0.25, ..PLAIN };
-        let found = loss(HeadKind::Classes, &student, &teacher, &[Some(1.0), None], half).labels;
-        approx::assert_abs_diff_eq!(found, (1.0 + (-0.5f64).exp()).ln(), epsilon = 1e-5);
-        let values = |labels: &[Option<f64>]| {
-            loss(HeadKind::Values, &real(&[2, 1], &[1.0, 2.0]), &real(&[2, 1], &[0.0, 0.0]), labels, half)
-        };
-        let found = values(&[None, Some(1.0)]);
-        approx::assert_abs_diff_eq!(found.labels, 1.0 / 2.0, epsilon = 1e-5);
-        approx::assert_abs_diff_eq!(found.outputs, 5.0 / 2.0 / 2.0, epsilon = 1e-5);
-    }
-
-    #[test]
     fn a_row_that_is_far_off_counts_by_its_logarithm() {
         let of = |kind: HeadKind, shape: &[usize], far: f32| {
             let zeros = real(shape, &vec![0.0; shape.iter().product()]);
             let mut student = vec![0f32; shape.iter().product()];
             student[0] = far;
-            loss(kind, &real(shape, &student), &zeros, &[], PLAIN).outputs
+            loss(kind, &real(shape, &student), &zeros, PLAIN).outputs
         };
         // Of one row in two, relative to a variance of 2: 4 (1 + ln(distance / 4)).
         let found = of(HeadKind::Values, &[2, 1], 1e10);

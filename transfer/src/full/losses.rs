@@ -14,7 +14,7 @@ pub struct Losses {
     /// Outputs against the teacher's: squared temperature times Kullback-Leibler divergence of logits, or the squared
     /// error of values relative to the teacher's variance; a mean over outputs.
     pub outputs: f64,
-    /// Against labels: cross entropy, or the squared error relative to the teacher's variance.
+    /// Against labels: cross entropy, or the squared error relative to the teacher's variance; a mean over what has one.
     pub labels: f64,
     /// Squared error at the norms relative to the teacher's variance there; a mean over norms.
     pub hidden: f64,
@@ -89,7 +89,7 @@ pub(super) struct Totals {
     pub(super) tokens: usize,
     /// Pairs of query and key.
     pub(super) pairs: usize,
-    /// Texts that have a label.
+    /// Texts, or tokens, that have a label.
     pub(super) labels: usize,
 }
 

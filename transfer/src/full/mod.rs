@@ -7,6 +7,7 @@
 mod checkpoint;
 mod course;
 mod criterion;
+mod labels;
 mod losses;
 mod options;
 mod pair;
@@ -22,6 +23,7 @@ use mabert_passes::pipeline::{Rewriting, Student};
 
 pub use checkpoint::{CHECKPOINT_FILES, Checkpoint};
 pub use course::Judgement;
+pub use labels::Labels;
 pub use losses::Losses;
 pub use options::{DEFAULT_POSITIONS, DEFAULT_RATE, FullOptions};
 pub use parameters::adopt;
@@ -40,13 +42,15 @@ const MOST_JUDGES: usize = 256;
 /// Steps that tell how long one takes.
 const TRIED: usize = 4;
 
-/// What the student is trained on. Labels are read where [`FullOptions::alpha`] is below 1.
+/// What the student is trained on.
 #[derive(Clone)]
 pub struct TrainingData<'d> {
     /// The sequences.
     pub sequences: &'d [Sequence],
     /// Others that tell whether anything was gained. Where there are none, the sequences tell themselves.
     pub judges: &'d [Sequence],
+    /// What their labels are, where [`FullOptions::alpha`] is below 1.
+    pub labels: Option<&'d Labels>,
     /// The sizes that the teacher's inputs fix.
     pub shape: BatchShape,
 }
@@ -74,7 +78,7 @@ impl Training<'_> {
         let few = &self.data.sequences[..self.data.sequences.len().min(4)];
         let pair =
             Pair::new(&Training { data: TrainingData { sequences: few, ..self.data.clone() }, ..*self }, student)?;
-        self.data.sequences.iter().chain(self.data.judges).try_for_each(|s| pair.criterion.check_label(s))?;
+        self.data.sequences.iter().chain(self.data.judges).try_for_each(|s| pair.criterion.label(s).map(drop))?;
         // Not calibrated yet, it may overflow: only that everything can be computed and differentiated counts.
         let pieces = pair.pieces(few, PIECE, few.len());
         let buffers = Buffers::default();

@@ -9,6 +9,7 @@ use mabert_runtime::{Tensor, TensorType};
 use rayon::prelude::*;
 
 use super::criterion::{Compared, Criterion, Head, Source, TextVectors};
+use super::labels::Target;
 use super::losses::{Losses, Totals, Weights};
 use super::text_vectors::{Given, Spread, text_vectors};
 use super::variance::Variance;
@@ -23,7 +24,7 @@ use crate::pooling::Features;
 /// Some sequences side by side, with their labels.
 pub(super) struct Piece {
     batch: Batch,
-    labels: Vec<Option<f64>>,
+    labels: Vec<Option<Target>>,
 }
 
 /// Positions of one piece of a step, about: more would only take memory.
@@ -111,7 +112,7 @@ impl Pair {
         };
         let names = Names { norms: &norms, at_norms: &at_norms, outputs: &outputs };
         pair.look_at_teacher(data.sequences, &names, features)?;
-        pair.criterion.choose_labelled()?;
+        pair.criterion.choose_labelled(data.labels)?;
         Ok(pair)
     }
 
@@ -156,7 +157,11 @@ impl Pair {
                 RowUnit::Token => tokens,
                 RowUnit::Text => texts,
             };
-            let columns = shapes[0].1.get(1..).map_or(1, |dims| dims.iter().product());
+            let dims = &shapes[0].1;
+            let columns = match kind.row_unit() {
+                RowUnit::Token => dims.last().copied().unwrap_or(1),
+                RowUnit::Text => dims.iter().skip(1).product(),
+            };
             Head { name: (*name).to_owned(), kind, columns, variance: variance.value() }
         };
         self.criterion.heads = outputs.iter().zip(&shapes).zip(&output_variances).map(head).collect();
@@ -187,7 +192,8 @@ impl Pair {
 
     /// Sequences cut into pieces of at most so many positions or rows.
     pub(super) fn pieces(&self, sequences: &[Sequence], positions: usize, rows: usize) -> Vec<Piece> {
-        let label = |row: &usize| self.criterion.label(&sequences[*row]);
+        // Labels that the head does not know were refused before.
+        let label = |row: &usize| self.criterion.label(&sequences[*row]).ok().flatten();
         let piece = |batch: Batch| Piece { labels: batch.rows.iter().map(label).collect(), batch };
         batches(sequences, positions, rows, &self.shape).into_iter().map(piece).collect()
     }
@@ -204,7 +210,7 @@ impl Pair {
         let mut totals = Totals::default();
         for piece in pieces {
             totals.add(&piece.batch);
-            totals.labels += piece.labels.iter().flatten().count();
+            totals.labels += piece.labels.iter().flatten().map(Target::count).sum::<usize>();
         }
         totals
     }

@@ -76,6 +76,7 @@ pub(super) struct Texts {
     /// For the full stage, and to judge it; empty where there is none.
     training: Vec<Sequence>,
     judges: Vec<Sequence>,
+    labels: Option<full::Labels>,
     /// Unlike text, and not calibrated on.
     pub(super) odd: Vec<Batch>,
     /// What the model's inputs ask of batches.
@@ -85,7 +86,8 @@ pub(super) struct Texts {
 impl Texts {
     /// What the full stage works on.
     pub(super) fn training_data(&self) -> full::TrainingData<'_> {
-        full::TrainingData { sequences: &self.training, judges: &self.judges, shape: self.shape.clone() }
+        let Self { training: sequences, judges, labels, shape, .. } = self;
+        full::TrainingData { sequences, judges, labels: labels.as_ref(), shape: shape.clone() }
     }
 }
 
@@ -117,7 +119,7 @@ impl<'j> Prepared<'j> {
         let rows = vocabulary.size;
         let features = job.features(model.origin()).channels(table_columns(&model, rows));
         let pooling = pooling(&runnable, &inputs, &features, encoder.longest())?;
-        let Sequences { source, calibration, training, judges, held_out, notes: of_texts } =
+        let Sequences { source, calibration, training, judges, labels, held_out, notes: of_texts } =
             Sequences::new(job, &encoder, &vocabulary, &Augmentation::new(|| Ok(inputs.word_table(&model)?)), pooling)?;
         let odd = odd_sequences(&vocabulary, encoder.longest(), job.seed ^ HELD_OUT_SEED);
         let beyond = match options.approximator.longest() {
@@ -153,7 +155,7 @@ impl<'j> Prepared<'j> {
             beyond.features = features.clone();
         }
         reference.features = features;
-        let texts = Texts { source, calibration, training, judges, odd, shape };
+        let texts = Texts { source, calibration, training, judges, labels, odd, shape };
         let context = Context {
             job,
             progress,

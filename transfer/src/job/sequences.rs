@@ -9,6 +9,7 @@ use crate::data::{
     Augmentation, Augmented, Columns, Data, DataFile, DataFormat, LoneTexts, Reader, Sample, Sequence, TextEncoder,
     Unknown, Vocabulary, Wanted, check_ids, draw_sample, made_up_sequences, odd_sequences,
 };
+use crate::full::Labels;
 use crate::pooling::Pooling;
 use crate::{Error, Result, Setting, evaluate};
 
@@ -61,6 +62,8 @@ pub(super) struct Sequences {
     /// For the full stage, and to judge it; empty where there is none.
     pub(super) training: Vec<Sequence>,
     pub(super) judges: Vec<Sequence>,
+    /// What the labels of these are, where they count.
+    pub(super) labels: Option<Labels>,
     /// For measuring.
     pub(super) held_out: Vec<Sequence>,
     /// What makes it doubtful that they mean anything.
@@ -120,7 +123,7 @@ impl Sequences {
             truncated: 0,
             augmented: Augmented::default(),
         };
-        Self { source, calibration, training, judges, held_out, notes: Vec::new() }
+        Self { source, calibration, training, judges, labels: None, held_out, notes: Vec::new() }
     }
 
     /// Texts of the job's files, with some of what text has next to nothing of.
@@ -140,8 +143,10 @@ impl Sequences {
             lone_texts: LoneTexts::Whole,
         };
         let opened = DataFile::open(data)?;
+        let trains_on_labels = job.full_options().is_some_and(|options| options.alpha < 1.0);
+        let opened = if trains_on_labels { evaluate::with_label(opened)? } else { opened };
         let mut sample = draw_sample(&opened, encoder, &wanted, augmentation, job.seed)?;
-        check_labels(&data.path, &sample)?;
+        let labels = trains_on_labels.then(|| labels(&opened, encoder, &mut sample)).transpose()?;
         let drawn = [&sample.calibration, &sample.training, &sample.judges, &sample.held_out];
         check_ids(&data.path, vocabulary.size, drawn.into_iter().flatten())?;
         let mut notes = opened.notes();
@@ -167,7 +172,7 @@ impl Sequences {
             sample.training.extend(more.training);
         }
         let odd = odd_sequences(vocabulary, encoder.longest(), job.seed);
-        Ok(Self::with_odd(sample, odd, data, notes))
+        Ok(Self { labels, ..Self::with_odd(sample, odd, data, notes) })
     }
 
     fn with_odd(sample: Sample, odd: Vec<Sequence>, data: &Data, notes: Vec<String>) -> Self {
@@ -196,15 +201,14 @@ impl Sequences {
             truncated,
             augmented,
         };
-        Self { source, calibration, training, judges, held_out, notes }
+        Self { source, calibration, training, judges, labels: None, held_out, notes }
     }
 }
 
-/// Refuses labels that are no numbers. What was joined and cut of several texts has none.
-fn check_labels(file: &Path, sample: &Sample) -> Result<()> {
-    let trained = sample.training.iter().chain(&sample.judges);
-    let labelled: Vec<Sequence> = trained.filter(|s| s.label.is_some()).cloned().collect();
-    evaluate::labels(file, &labelled).map(drop)
+/// The labels to train on, tags as numbers. What was joined and cut of several texts has none.
+fn labels(file: &DataFile, encoder: &TextEncoder, sample: &mut Sample) -> Result<Labels> {
+    evaluate::number_tags(file, encoder, sample.training.iter_mut().chain(&mut sample.judges))?;
+    Labels::new(file.path(), sample.training.iter().chain(&sample.judges))
 }
 
 /// Refuses a sample of which nothing can be learnt, and says what makes it doubtful that something can.

@@ -295,8 +295,8 @@ impl Job {
         self
     }
 
-    /// Text to calibrate, train and measure on; random tokens are made up without it. The label's column is read where
-    /// [`FullOptions::alpha`] is below 1.
+    /// Text to calibrate, train and measure on; random tokens are made up without it. Where [`FullOptions::alpha`] is below
+    /// 1 its labels are trained on: the label's column is named, unless the file is of tagged words or of questions.
     #[must_use]
     pub fn data(mut self, data: impl Into<Option<Data>>) -> Self {
         self.data = data.into();
