@@ -365,6 +365,9 @@ mod tests {
             (output.mean_abs, output.max_abs) = (0.012_34, 123.45);
             (output.mean_cosine, output.agreement) = (Some(0.998_76), Some(0.9375));
         }
+        for (choice, form) in report.softmax.iter_mut().zip(Form::ALL) {
+            (choice.form, choice.reason) = (form, Reason::CheaperWithinBound);
+        }
         report.odd_inputs.overflow = 0;
         let bounds = report.bounds.as_mut().unwrap();
         (bounds.largest, bounds.promised, bounds.held_out, bounds.odd) = (Some(1.234e9), true, (0, 6), (7, 313));
@@ -404,6 +407,7 @@ mod tests {
         report.full = None;
         report.closed_form.as_mut().unwrap().blocks.clear();
         report.source.as_mut().unwrap().file = None;
+        report.softmax.iter_mut().for_each(|choice| choice.reason = Reason::NoText);
         insta::assert_snapshot!("calibrated_on_random_tokens", printed(&report));
 
         (report.source, report.closed_form, report.bounds) = (None, None, None);

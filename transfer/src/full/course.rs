@@ -10,8 +10,8 @@ use crate::gradient::AdamW;
 const DECAY: f32 = 0.99;
 /// Training is judged so often, evenly spread over it.
 pub(super) const JUDGEMENTS: usize = 10;
-/// It stops where so many judgements in a row were no better than the best: fewer would not tell, since weights gain most
-/// while the rate falls.
+/// It stops where so many judgements in a row were no better than the start: fewer would not tell, since weights gain
+/// most while the rate falls.
 const PATIENCE: usize = 6;
 
 /// What the running mean was worth at some step, on sequences kept apart.
@@ -28,10 +28,10 @@ pub struct Judgement {
 pub(super) struct Course {
     /// The running mean of each variable.
     mean: Vec<Vec<f32>>,
-    /// What the student had at first is worth, and then the best judgement.
-    pub(super) best_loss: f64,
-    /// The weights of the best judgement; none where the start is best.
-    best: Option<Vec<Vec<f32>>>,
+    /// What the student had at first is worth.
+    start_loss: f64,
+    /// The least that was judged below that, with the weights.
+    best: Option<(f64, Vec<Vec<f32>>)>,
     pub(super) judgements: Vec<Judgement>,
     /// Seconds that earlier runs of the same training took.
     pub(super) seconds: f64,
@@ -41,9 +41,9 @@ impl Course {
     /// At the start, which is worth `loss`.
     pub(super) fn new(adam: &AdamW, loss: f64) -> Self {
         // A start that overflows is no better than anything.
-        let best_loss = if loss.is_nan() { f64::INFINITY } else { loss };
+        let start_loss = if loss.is_nan() { f64::INFINITY } else { loss };
         let mean = adam.values().map(<[f32]>::to_vec).collect();
-        Self { mean, best_loss, best: None, judgements: Vec::new(), seconds: 0.0 }
+        Self { mean, start_loss, best: None, judgements: Vec::new(), seconds: 0.0 }
     }
 
     /// Takes the weights after `step` steps into the mean.
@@ -64,31 +64,35 @@ impl Course {
         &self.mean
     }
 
-    /// Takes down what `weights` are worth after `step` steps.
-    pub(super) fn judge(&mut self, step: usize, weights: Vec<Vec<f32>>, loss: f64) {
+    /// Takes down what the mean is worth after `step` steps.
+    pub(super) fn judge(&mut self, step: usize, loss: f64) {
         self.judgements.push(Judgement { step, loss });
-        if loss < self.best_loss {
-            (self.best_loss, self.best) = (loss, Some(weights));
+        if loss < self.best.as_ref().map_or(self.start_loss, |(best, _)| *best) {
+            self.best = Some((loss, self.mean.clone()));
         }
     }
 
     /// Whether nothing was gained for long.
     pub(super) fn is_over(&self) -> bool {
-        let late = self.judgements.iter().rev().take_while(|judgement| judgement.loss > self.best_loss);
-        late.count() >= PATIENCE
+        let gains = |judgement: &Judgement| judgement.loss < self.start_loss;
+        self.judgements.iter().rev().take_while(|judgement| !gains(judgement)).count() >= PATIENCE
     }
 
-    /// The weights of the best judgement; `None` where the start is best.
-    pub(super) fn best(&self) -> Option<&[Vec<f32>]> {
-        self.best.as_deref()
+    /// The weights to end with: the last mean where it is better than the start, since few sequences are too few to tell
+    /// a lesser loss on the way from chance; else the best that was judged; `None` where the start is.
+    pub(super) fn result(&self) -> Option<&[Vec<f32>]> {
+        let gained = self.judgements.last().is_some_and(|judgement| judgement.loss < self.start_loss);
+        if gained { Some(&self.mean) } else { self.best.as_ref().map(|(_, weights)| weights.as_slice()) }
     }
 
     /// What a file must hold to go on from here, besides the optimizer's state: numbers exactly, and weights by name.
     pub(super) fn state(&self) -> (String, HashMap<&'static str, &[Vec<f32>]>) {
         let judgements = self.judgements.iter().map(|j| (j.step, j.loss.to_bits())).collect();
-        let saved = Saved { best_loss: self.best_loss.to_bits(), judgements, seconds: self.seconds };
+        let best_loss = self.best.as_ref().map(|(loss, _)| loss.to_bits());
+        let saved = Saved { start_loss: self.start_loss.to_bits(), best_loss, judgements, seconds: self.seconds };
         let text = serde_json::to_string(&saved).expect("plain structures are valid JSON");
-        let weights = [(MEAN, Some(self.mean.as_slice())), (BEST, self.best.as_deref())];
+        let weights =
+            [(MEAN, Some(self.mean.as_slice())), (BEST, self.best.as_ref().map(|(_, weights)| weights.as_slice()))];
         (text, weights.into_iter().filter_map(|(name, weights)| Some((name, weights?))).collect())
     }
 
@@ -98,8 +102,8 @@ impl Course {
         let sizes = |weights: &[Vec<f32>]| weights.iter().map(Vec::len).collect::<Vec<_>>();
         let fits = weights.values().all(|weights| sizes(weights) == sizes(&self.mean));
         self.mean = weights.remove(MEAN).filter(|_| fits)?;
-        self.best = weights.remove(BEST);
-        self.best_loss = f64::from_bits(saved.best_loss);
+        self.best = saved.best_loss.map(f64::from_bits).zip(weights.remove(BEST));
+        self.start_loss = f64::from_bits(saved.start_loss);
         let judgement = |(step, bits)| Judgement { step, loss: f64::from_bits(bits) };
         self.judgements = saved.judgements.into_iter().map(judgement).collect();
         self.seconds = saved.seconds;
@@ -115,7 +119,8 @@ const BEST: &str = "best";
 /// Losses bit by bit: numbers written out may differ in their last digit.
 #[derive(Serialize, Deserialize)]
 struct Saved {
-    best_loss: u64,
+    start_loss: u64,
+    best_loss: Option<u64>,
     judgements: Vec<(usize, u64)>,
     seconds: f64,
 }
@@ -156,30 +161,46 @@ mod tests {
     }
 
     #[test]
-    fn the_best_is_kept_and_nothing_gained_ends_it() {
+    fn the_last_is_taken_where_it_gains_else_the_best() {
         let mut course = course();
-        course.judge(10, vec![vec![1.5]], 0.8);
+        assert!(course.result().is_none());
+        course.mean = vec![vec![1.5]];
+        course.judge(10, 0.8);
+        course.mean = vec![vec![1.6]];
+        course.judge(20, 0.9);
+        assert_eq!(course.result().unwrap(), [vec![1.6]]);
+        course.judge(30, f64::NAN);
+        assert_eq!(course.result().unwrap(), [vec![1.5]]);
+        // A start that is no number is worth nothing.
+        let mut course = Course::new(&adam(1.0), f64::NAN);
+        course.judge(10, 1e9);
+        assert!(course.result().is_some());
+    }
+
+    #[test]
+    fn nothing_gained_for_long_ends_it() {
+        let mut course = course();
+        course.judge(10, 0.9);
         for step in 2..7 {
-            course.judge(step * 10, vec![vec![9.0]], 0.9);
+            course.judge(step * 10, 1.1);
             assert!(!course.is_over());
         }
-        course.judge(70, vec![vec![9.0]], f64::INFINITY);
+        course.judge(70, f64::INFINITY);
         assert!(course.is_over());
-        assert_eq!((course.best().unwrap(), course.best_loss), (&[vec![1.5]][..], 0.8));
-        // A start that is no number is worth nothing.
-        assert_eq!(Course::new(&adam(1.0), f64::NAN).best_loss, f64::INFINITY);
+        course.judge(80, 0.95);
+        assert!(!course.is_over());
     }
 
     #[test]
     fn a_state_is_taken_up_as_it_was() {
         let mut course = course();
-        course.judge(10, vec![vec![1.5]], 0.1 + 0.2);
+        course.judge(10, 0.1 + 0.2);
+        course.add(&adam(3.0), 0);
         let (text, weights) = course.state();
         let weights = weights.into_iter().map(|(name, weights)| (name, weights.to_vec())).collect();
         let mut other = Course::new(&adam(7.0), 5.0);
         other.restore(&text, weights).unwrap();
-        assert_eq!(other.state().0, text);
-        assert_eq!((other.best(), other.mean()), (course.best(), course.mean()));
+        assert_eq!(other.state(), course.state());
         let strange = HashMap::from([(MEAN, vec![vec![0.0, 1.0]])]);
         assert!(other.restore(&text, strange).is_none());
     }

@@ -116,9 +116,8 @@ impl Training<'_> {
         let plan = plan::plan(&usable, self.data.sequences, self.options, planned);
         let steps = Steps { training: self, pair: &pair, judges: &judges, plan: &plan, checkpoint, progress };
         let taken = steps.take(&mut adam, &mut course, resumed_at)?;
-        let kept = course.best().is_some();
-        let last = course.mean().to_vec();
-        let weights = course.best().unwrap_or(&last);
+        let kept = course.result().is_some();
+        let weights = course.result().unwrap_or(course.mean());
         let after = adam.with_values(weights, || {
             if kept {
                 pair.store(student)?;
@@ -262,11 +261,10 @@ impl Steps<'_> {
 
     /// Judges the running mean of the weights.
     fn judge(&self, adam: &AdamW, course: &mut Course, step: usize) -> Result<()> {
-        let weights = course.mean().to_vec();
-        let losses = adam.with_values(&weights, || self.pair.losses(self.judges))?;
+        let losses = adam.with_values(course.mean(), || self.pair.losses(self.judges))?;
         let loss = losses.total(&self.pair.criterion.weights);
         tracing::debug!(step, judged = loss, outputs = losses.outputs, hidden = losses.hidden);
-        course.judge(step, weights, loss);
+        course.judge(step, loss);
         Ok(())
     }
 }

@@ -33,9 +33,9 @@ pub struct FullReport {
     pub judgements: Vec<Judgement>,
     /// Losses before, on sequences kept apart.
     pub before: Losses,
-    /// And of the best that was judged, or of the last where none was better than the start.
+    /// And of what was taken, or of the last where nothing was better than the start.
     pub after: Losses,
-    /// Whether the result was kept: it is put back where sequences kept apart show a greater loss.
+    /// Whether anything was taken: the student is put back where sequences kept apart never showed a lesser loss.
     pub kept: bool,
     /// Steps whose gradient was not finite.
     pub skipped: usize,
