@@ -28,8 +28,11 @@ use crate::{Result, Setting};
 #[derive(Clone, Copy, Debug, Serialize)]
 #[non_exhaustive]
 pub struct BlockwiseOptions {
-    /// Steps a block, at most; fewer where there is so little data that it would be learnt by heart.
+    /// Steps of the attention half of a layer, at most; fewer where there is so little data that it would be learnt by
+    /// heart.
     pub steps: usize,
+    /// The same of the feed-forward half, which has less to gain.
+    pub feed_forward_steps: usize,
     /// Seed of the order of the batches.
     pub seed: u64,
     /// Learning rate of the approximator at the first step; it falls to nothing as a cosine.
@@ -40,7 +43,7 @@ pub struct BlockwiseOptions {
 
 impl Default for BlockwiseOptions {
     fn default() -> Self {
-        Self { steps: 400, seed: 0, approximator_rate: 1e-3, rate: 1e-4 }
+        Self { steps: 400, feed_forward_steps: 200, seed: 0, approximator_rate: 1e-3, rate: 1e-4 }
     }
 }
 

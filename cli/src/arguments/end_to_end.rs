@@ -33,7 +33,8 @@ pub(crate) struct EndToEndArguments {
     /// Sequences a step [default: as many as have 840 tokens]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch: Option<u16>,
-    /// Learning rate, once warm [default: 4e-5 over how often each text is seen]
+    /// Learning rate, once warm [default: 4e-5 at up to 128 channels, less in proportion at more, over how often each
+    /// text is seen]
     #[arg(long, value_name = "X", value_parser = positive)]
     lr: Option<f64>,
     /// Logits are divided by it before they are compared [default: 2]

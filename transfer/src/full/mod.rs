@@ -25,7 +25,7 @@ pub use checkpoint::{CHECKPOINT_FILES, Checkpoint};
 pub use course::Judgement;
 pub use labels::Labels;
 pub use losses::Losses;
-pub use options::{DEFAULT_POSITIONS, DEFAULT_RATE, FullOptions};
+pub use options::{DEFAULT_CHANNELS, DEFAULT_POSITIONS, DEFAULT_RATE, FullOptions};
 pub use parameters::adopt;
 pub use report::{FullReport, SiteChange};
 
@@ -108,7 +108,7 @@ impl Training<'_> {
             Some(time) => self.steps_in(time, &usable, &pair, &judges)?,
         };
         let seen = self.sequences_seen(&usable, planned);
-        let rate = self.options.rate_for(seen as f32 / usable.len() as f32);
+        let rate = self.options.rate_for(seen as f32 / usable.len() as f32, self.rewriting.encoder.channels);
         let mut adam = pair.optimizer(student, rate, self.options.weight_decay)?;
         let mut course = Course::new(&adam, total(&before));
         let resumed = checkpoint.map(|checkpoint| checkpoint.restore(&mut adam, &mut course)).transpose()?.flatten();

@@ -30,8 +30,8 @@ pub struct FullOptions {
     /// a token counts as much in a short text as in a long one.
     pub batch: Option<usize>,
     /// Learning rate once warm; it rises over the first tenth of the steps and falls to nothing over the others. Without a
-    /// number, [`DEFAULT_RATE`] divided by how often each sequence is seen: few texts are learnt by heart at the rate that
-    /// many need.
+    /// number, [`DEFAULT_RATE`], less for wide models, divided by how often each sequence is seen: few texts are learnt by
+    /// heart at the rate that many need.
     pub rate: Option<f32>,
     /// What the weights of linear maps lose a step, times the rate.
     pub weight_decay: f32,
@@ -67,8 +67,10 @@ impl Default for FullOptions {
     }
 }
 
-/// Learning rate for texts that are seen once.
+/// Learning rate for texts that are seen once, by a model of up to [`DEFAULT_CHANNELS`].
 pub const DEFAULT_RATE: f32 = 4e-5;
+/// Channels of a model that takes the whole of [`DEFAULT_RATE`].
+pub const DEFAULT_CHANNELS: usize = 128;
 /// Positions a step where no number of sequences is asked for, padding counted, unless one sequence has more.
 pub const DEFAULT_POSITIONS: usize = 840;
 
@@ -86,9 +88,12 @@ impl FullOptions {
         }
     }
 
-    /// Learning rate once warm, where every sequence is seen `times` on average.
-    pub(super) fn rate_for(&self, times: f32) -> f32 {
-        self.rate.unwrap_or_else(|| DEFAULT_RATE / times.max(1.0))
+    /// Learning rate once warm, of a stream of so many channels where every sequence is seen `times` on average. Wide
+    /// models take less in proportion: a product's sum moves with the number of weights that each move by the rate (Yang
+    /// et al. 2022).
+    pub(super) fn rate_for(&self, times: f32, channels: usize) -> f32 {
+        let width = (DEFAULT_CHANNELS as f32 / channels.max(1) as f32).min(1.0);
+        self.rate.unwrap_or(DEFAULT_RATE * width / times.max(1.0))
     }
 
     /// This many steps of so many sequences.

@@ -269,7 +269,9 @@ impl<'w> Walk<'w> {
             targets: &targets.norm_outputs[half as usize],
         };
         let seed = self.options.seed ^ ((index as u64) << 24) ^ ((half as u64) << 16);
-        let fitted = blockwise::fit(&mut self.student.model, &block, &BlockwiseOptions { seed, ..options })?;
+        let steps = if half == Half::Attention { options.steps } else { options.feed_forward_steps };
+        let options = BlockwiseOptions { steps, seed, ..options };
+        let fitted = blockwise::fit(&mut self.student.model, &block, &options)?;
         self.blocks.push(BlockReport { site: norm, fitted });
         self.block_seconds += start.elapsed().as_secs_f64();
         Ok(())
