@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use mabert_graph::proto::{Message as _, ModelProto, ValueInfoProto};
 use mabert_graph::{Builder, ElementType, Model, attribute};
 use mabert_passes::lower::ApproximatorOptions;
-use mabert_passes::pipeline::{Keep, Order, PassOptions};
+use mabert_passes::pipeline::{Order, PassOptions};
 use mabert_runtime::{Named, Tensor};
 
 /// The longest sequence of the students that the tests make.
@@ -14,16 +14,7 @@ pub const MAX_SEQ: usize = 16;
 /// How the tests rewrite where it does not matter: everything, for short sequences.
 pub fn options() -> PassOptions {
     let approximator = ApproximatorOptions::network(MAX_SEQ, 8);
-    PassOptions {
-        approximator,
-        forms: Vec::new(),
-        order: Order::Linear,
-        keep: Keep::default(),
-        fold: true,
-        bounds: true,
-        until: None,
-        partial: false,
-    }
+    PassOptions { order: Order::Linear, ..PassOptions::new(approximator) }
 }
 
 /// Models or data that are not in the repository: the folder that the environment names, else `shared/` beside the

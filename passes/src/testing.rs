@@ -6,7 +6,7 @@ use mabert_runtime::{Named, Taps, borrowed};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use crate::lower::{Approximator, ApproximatorOptions, ChannelRanges, Form, HingeSizes, NormRanges};
-use crate::pipeline::{Keep, Order, Pass, PassOptions, Rewriting, Student};
+use crate::pipeline::{Order, Pass, PassOptions, Rewriting, Student};
 use crate::recording::symbolic_shapes;
 use crate::sites::Encoder;
 
@@ -224,20 +224,12 @@ pub(crate) fn encoder_with(spelling: Spelling, change: impl for<'b> Fn(Expr<'b>,
 }
 
 pub(crate) fn options(until: Option<Pass>) -> PassOptions {
-    PassOptions {
-        approximator: ApproximatorOptions {
-            positions: MAX_SEQ + 4,
-            hinges: HingeSizes { statistics: 2, hinges: 2, hidden: 3 },
-            ..ApproximatorOptions::network(MAX_SEQ, 5)
-        },
-        forms: Vec::new(),
-        order: Order::Linear,
-        keep: Keep::default(),
-        fold: true,
-        bounds: true,
-        until,
-        partial: false,
-    }
+    let approximator = ApproximatorOptions {
+        positions: MAX_SEQ + 4,
+        hinges: HingeSizes { statistics: 2, hinges: 2, hidden: 3 },
+        ..ApproximatorOptions::network(MAX_SEQ, 5)
+    };
+    PassOptions { order: Order::Linear, until, ..PassOptions::new(approximator) }
 }
 
 /// The student of networks after `until`, its parameters set to seeded random ones as calibration would, not bounded.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use mabert_graph::proto::ValueInfoProto;
 use mabert_graph::{Boundary, Builder, Dim, ElementType, Model, Tensor, attribute};
@@ -10,7 +11,7 @@ use mabert_passes::pipeline::{Keep, Order, PassOptions, Rewriting};
 use mabert_tests::fixture;
 use mabert_transfer::data::Columns;
 use mabert_transfer::evaluate::Metric;
-use mabert_transfer::full::{FullOptions, Losses, SiteChange};
+use mabert_transfer::full::{Ended, FullOptions, Losses, SiteChange};
 use mabert_transfer::job::{CheckpointFolder, Data, Dev, FullStage, Job, Report, Transfer, rewrite};
 use mabert_transfer::progress::{Progress, Silent};
 
@@ -89,16 +90,7 @@ fn the_papers_recipe_takes_labels_and_attention_into_the_loss() {
 /// The fixture's encoder with other heads, as models for other tasks have them.
 fn with_head(folder: &Path, outputs: &[(&str, &[usize])]) -> PathBuf {
     let approximator = ApproximatorOptions::network(64, 8);
-    let options = PassOptions {
-        approximator,
-        forms: Vec::new(),
-        order: Order::Linear,
-        keep: Keep::default(),
-        fold: true,
-        bounds: true,
-        until: None,
-        partial: false,
-    };
+    let options = PassOptions::new(approximator);
     let rewriting = Rewriting::new(Model::load(teacher()).unwrap(), options).unwrap();
     let hidden = rewriting.encoder.layers.last().unwrap().output_norm.output.clone();
     let inner = rewriting.encoder.layers[0].output_norm.output.clone();
@@ -344,11 +336,13 @@ fn an_interrupted_run_goes_on_as_if_it_were_not() {
         assert!(run.is_err(), "it was stopped");
     }
     let (resumed, report) = one_thread.install(|| rewrite_file(&teacher(), &kept(true)).unwrap());
-    assert!(report.full.unwrap().resumed_at >= 100);
+    assert!(report.full.as_ref().unwrap().resumed_at >= 100);
     for (a, b) in uninterrupted.graph().initializer.iter().zip(&resumed.graph().initializer) {
         assert!(a == b, "`{}` is not bit by bit the same", a.name);
     }
     assert!(resumed.proto() == uninterrupted.proto(), "as little are metadata");
+
+    assert_eq!(report.full.unwrap().ended, Ended::StepsTaken);
 
     let refused = |job: Job| rewrite_file(&teacher(), &job).unwrap_err().to_string();
     assert!(refused(kept(false)).contains("go on with it"));
@@ -357,6 +351,30 @@ fn an_interrupted_run_goes_on_as_if_it_were_not() {
     let file = folder.path().join("state/state.safetensors");
     std::fs::write(&file, b"noise").unwrap();
     assert!(refused(kept(true)).contains("state.safetensors"));
+}
+
+/// As many steps as fit, in two runs together: the second has what the first left.
+#[test]
+fn a_time_is_kept_to_and_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let time = Duration::from_secs(40);
+    let kept = |resume| {
+        let checkpoint = Some(CheckpointFolder { path: folder.path().join("state"), resume });
+        let mut options = FullOptions::default();
+        (options.time, options.batch) = (Some(time), Some(2));
+        stage_job(FullStage { options, checkpoint, ..FullStage::default() }).calibration_tokens(500)
+    };
+    let begun = Instant::now();
+    let progress = Interrupted { at: 53, seen: AtomicUsize::new(0) };
+    let interrupted = || rewrite(Model::load(teacher()).unwrap(), &kept(false), &progress);
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(interrupted)).is_err(), "it was stopped");
+    let report = rewrite_file(&teacher(), &kept(true)).unwrap().1;
+    let full = report.full.unwrap();
+    assert_eq!(full.resumed_at, 50);
+    assert!(full.taken > 50 && full.taken <= full.planned, "{} of {}", full.taken, full.planned);
+    assert!(full.ended != Ended::StepsTaken || full.taken == full.planned);
+    // A machine that is busy with other tests takes longer before the steps and behind them.
+    assert!(begun.elapsed() < 3 * time, "{:?}", begun.elapsed());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use mabert_passes::lower::Form;
 use mabert_passes::pipeline::{Pass, Skipped};
 use mabert_passes::sites::{LayerSite, SiteId};
 use mabert_transfer::compare::OutputDistance;
-use mabert_transfer::full::{FullReport, Losses};
+use mabert_transfer::full::{Ended, FullReport, Losses};
 use mabert_transfer::job::{BeyondReport, Dequantised, Reason, Report, SiteReport, Source};
 use serde::Serialize;
 
@@ -134,13 +134,14 @@ fn blocks(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
 }
 
 fn end_to_end(f: &mut Formatter<'_>, full: &FullReport) -> fmt::Result {
-    let steps = match full.taken == full.planned {
-        true => full.taken.to_string(),
-        false => format!("{} of {}", full.taken, full.planned),
+    let steps = match full.ended {
+        Ended::NothingGained => format!("{} of {} steps, as nothing was gained,", full.taken, full.planned),
+        Ended::TimeUp => format!("{} of {} steps, as time was up,", full.taken, full.planned),
+        _ => format!("{} steps", full.taken),
     };
     write!(
         f,
-        "End to end, {steps} steps of {:.1} sequences at rate {:.1e}, {:.0} tokens a second on the {}",
+        "End to end, {steps} of {:.1} sequences at rate {:.1e}, {:.0} tokens a second on the {}",
         full.sequences_a_step, full.rate, full.tokens_per_second, full.device
     )?;
     write!(f, ", loss on sequences kept apart: {} -> {}", losses(&full.before), losses(&full.after))?;
@@ -396,7 +397,8 @@ mod tests {
         insta::assert_snapshot!("trained_on_text", printed(&report));
 
         let full = report.full.as_mut().unwrap();
-        (full.skipped, full.kept, full.taken) = (2, false, 2);
+        (full.skipped, full.kept) = (2, false);
+        (full.taken, full.ended) = (2, Ended::NothingGained);
         report.odd_inputs.overflow = 3;
         let bounds = report.bounds.as_mut().unwrap();
         (bounds.largest, bounds.promised) = (Some(5e40), false);

@@ -66,6 +66,20 @@ pub struct PassOptions {
 }
 
 impl PassOptions {
+    /// Everything is done, with these approximators.
+    pub fn new(approximator: ApproximatorOptions) -> Self {
+        Self {
+            approximator,
+            forms: Vec::new(),
+            order: Order::Auto,
+            keep: Keep::default(),
+            fold: true,
+            bounds: true,
+            until: None,
+            partial: false,
+        }
+    }
+
     /// What the approximator of a layer looks like.
     pub fn approximator_of(&self, layer: usize) -> ApproximatorOptions {
         ApproximatorOptions {

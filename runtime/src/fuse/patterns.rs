@@ -151,7 +151,7 @@ pub(super) fn attention(kernel: &Kernel, model: &TypedModel, relu: &TypedNode) -
     let [b2, values_of_b2] = einsum(model, other_input(sum, out.id.into())?, b2_values)?;
     (values_of_b2 == values).then_some(())?;
     let (values, mask_of_values) = masked(model, values);
-    same_mask(model, mask, mask_of_values).then_some(())?;
+    (mask == mask_of_values).then_some(())?;
 
     let (of_keys, heads, key_part, parts) = part_of_heads(model, keys)?;
     let of_values = part_of_heads(model, values)?;
@@ -234,37 +234,6 @@ fn masked(model: &TypedModel, outlet: OutletId) -> (OutletId, Option<OutletId>) 
         is_mask(right).map(|()| (left, right)).or_else(|| is_mask(left).map(|()| (right, left)))
     };
     parts().map_or((outlet, None), |(values, mask)| (values, Some(mask)))
-}
-
-/// Whether both are one mask. Where layers of hinges read it too, tract leaves each reader the view that it was written with.
-fn same_mask(model: &TypedModel, one: Option<OutletId>, other: Option<OutletId>) -> bool {
-    let source = |mask: OutletId| {
-        let mut at = mask;
-        while let Some(before) = view(model, at) {
-            at = before;
-        }
-        at
-    };
-    match (one, other) {
-        (Some(one), Some(other)) => one == other || source(one) == source(other),
-        (one, other) => one == other,
-    }
-}
-
-/// What a value is a view of, its elements in the same order.
-fn view(model: &TypedModel, outlet: OutletId) -> Option<OutletId> {
-    let node = model.node(outlet.node);
-    let before = *node.inputs.first()?;
-    let keeps_order = match node.op_as::<AxisOp>()? {
-        AxisOp::Add(_) | AxisOp::Rm(_) | AxisOp::Reshape(..) => true,
-        AxisOp::Move(from, to) => {
-            let shape = &model.outlet_fact(before).ok()?.shape;
-            let is_one = |axis: usize| shape[axis] == 1.to_dim();
-            let between = *from.min(to)..=*from.max(to);
-            is_one(*from) || between.filter(|axis| axis != from).all(is_one)
-        }
-    };
-    keeps_order.then_some(before)
 }
 
 /// Queries, keys or values of all heads, `[.., heads, d]`, cut out of `[.., parts * heads, d]`: what that was split from, how

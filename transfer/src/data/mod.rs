@@ -23,6 +23,7 @@ mod sample;
 mod source;
 mod table;
 mod tokens;
+mod windows;
 
 pub use augment::Augmentation;
 pub use batch::{Batch, BatchShape, Roles, batches};
@@ -34,4 +35,5 @@ pub use reader::{Content, Example, Reader, Skipped};
 pub(crate) use sample::no_examples;
 pub use sample::{Augmented, LoneTexts, Sample, Wanted, draw_sample, read_sequences};
 pub use source::{Data, DataFile, DataFormat};
-pub use tokens::{Overlong, Sequence, TextEncoder, Window};
+pub use tokens::{Overlong, Sequence, TextEncoder};
+pub use windows::Window;

@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use tokenizers::utils::truncation::truncate_encodings;
-use tokenizers::{Encoding, InputSequence, PostProcessor as _, Tokenizer, TruncationDirection, TruncationParams};
+use tokenizers::{Encoding, InputSequence, PostProcessor as _, Tokenizer, TruncationParams};
 
 use super::label::Label;
 use super::reader::{Content, Example};
@@ -39,19 +39,6 @@ impl Sequence {
         Self { ids: vec![1; length], types: vec![0; length], label: None, line: 1, truncated: false, made_up: false }
     }
 }
-
-/// A question with all of its context, or a part of it.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Window {
-    /// What a model reads.
-    pub sequence: Sequence,
-    /// Of each token that is of the context, its first byte there and the one behind its last.
-    pub places: Vec<Option<(usize, usize)>>,
-}
-
-/// Tokens that two windows of a context share, where half a window has as many.
-const OVERLAP: usize = 128;
 
 /// What happens to a text with more tokens than the model takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,38 +291,6 @@ impl TextEncoder {
         Ok((self.checked(file, Self::sequence(encoded, label, line))?, places))
     }
 
-    /// Makes token ids of a question with its context: of a long one in several windows, which overlap.
-    ///
-    /// # Errors
-    /// As those of [`Self::encode`]; or no room is left for the context.
-    pub fn windows(&self, file: &Path, question: &str, context: &str, line: usize) -> Result<Vec<Window>> {
-        let tokenizer = self.tokenizer(file)?;
-        let fault = |e| self.fault(e);
-        let mut question = tokenizer.encode_fast(question, false).map_err(fault)?;
-        let mut context = tokenizer.encode(context, false).map_err(fault)?;
-        context.set_type_ids(vec![1; context.len()]);
-        let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(true));
-        let room = self.longest.saturating_sub(special);
-        if room < 2 {
-            let reason = format!("{} tokens leave no room for a question and a context", self.longest);
-            return Err(Error::line(file, line, reason).helped_by(&[Setting::MaxSeq]));
-        }
-        let truncated = question.len() > room / 2;
-        question.truncate(room / 2, 0, TruncationDirection::Right);
-        question.set_overflowing(Vec::new());
-        let room = room - question.len();
-        context.truncate(room, OVERLAP.min(room / 2), TruncationDirection::Right);
-        let others = context.take_overflowing();
-        let window = |part: Encoding| {
-            let encoding = tokenizer.post_process(question.clone(), Some(part), true).map_err(fault)?;
-            let of_context =
-                |(sequence, &bytes): (&Option<usize>, &(usize, usize))| (*sequence == Some(1)).then_some(bytes);
-            let places = encoding.get_sequence_ids().iter().zip(encoding.get_offsets()).map(of_context).collect();
-            Ok(Window { sequence: self.checked(file, Self::sequence((encoding, truncated), None, line))?, places })
-        };
-        std::iter::once(context).chain(others).map(window).collect()
-    }
-
     /// The names of a model's classes, in their order, as the `config.json` beside the tokenizer has them.
     pub(crate) fn class_names(&self) -> Option<Vec<String>> {
         let mut text = String::new();
@@ -447,34 +402,6 @@ mod tests {
         assert_eq!(places[2..], [None, None]);
         // What is no character of a text has no token.
         assert_eq!(encode(64, "a \u{200b} b").1, [Some(1), None, Some(2)]);
-    }
-
-    #[test]
-    fn windows_overlap_and_cover_the_context() {
-        let context = (0..300).map(|n| format!("good{n}é")).collect::<Vec<_>>().join(" ");
-        for longest in [24, 64, 5000] {
-            let encoder = TextEncoder::new(Some(&tokenizer()), longest, Overlong::Truncate).unwrap();
-            let windows = encoder.windows(Path::new("x"), "what is good ?", &context, 3).unwrap();
-            assert_eq!(windows.len() == 1, longest == 5000);
-            let mut behind = 0;
-            for window in &windows {
-                let Window { sequence, places } = window;
-                assert!(sequence.ids.len() <= longest && places.len() == sequence.ids.len());
-                let real: Vec<(usize, usize)> = places.iter().copied().flatten().collect();
-                let first = places.iter().position(Option::is_some).unwrap();
-                assert!(first > 1 && sequence.types[first] == 1 && sequence.types[first - 1] == 0);
-                assert!(real[0].0 <= behind, "{longest}: {} after {behind}", real[0].0);
-                assert!(real.iter().all(|(start, end)| context.get(*start..*end).is_some()));
-                behind = real.last().unwrap().1;
-            }
-            assert_eq!(behind, context.len());
-        }
-        let tiny = TextEncoder::new(Some(&tokenizer()), 4, Overlong::Truncate).unwrap();
-        let refused = tiny.windows(Path::new("x"), "what ?", "good", 3).unwrap_err().to_string();
-        assert!(refused.contains("no room"), "{refused}");
-        let long = TextEncoder::new(Some(&tokenizer()), 16, Overlong::Truncate).unwrap();
-        let cut = long.windows(Path::new("x"), &"what ".repeat(40), "good film", 3).unwrap();
-        assert!(cut.iter().all(|w| w.sequence.truncated && w.sequence.ids.len() <= 16));
     }
 
     /// Cut or not, ids and types are those of the library's own way.

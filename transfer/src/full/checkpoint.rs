@@ -171,30 +171,59 @@ impl Checkpoint {
         finish().map_err(|e| fault(e.to_string()))
     }
 
-    /// Takes up the state that was written last; returns how many steps it had taken, and of how many. `None` where there
-    /// is none.
-    pub(super) fn restore(&self, adam: &mut AdamW, course: &mut Course) -> Result<Option<[usize; 2]>> {
+    /// The state that was written last, where there is one.
+    pub(super) fn state(&self) -> Result<Option<State>> {
         let path = self.file(STATE);
         if !path.exists() {
             return Ok(None);
         }
-        let fault = |reason: String| Error::checkpoint(&path, reason);
-        let broken = || fault("is not a state of this run; delete it to start again".to_owned());
-        let bytes = std::fs::read(&path).map_err(|e| fault(format!("cannot be read: {e}")))?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|_| broken())?;
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|_| broken())?;
-        let number = |name: &str| -> Result<usize> {
-            header.metadata().as_ref().and_then(|m| m.get(name)?.parse().ok()).ok_or_else(broken)
-        };
+        let bytes = std::fs::read(&path).map_err(|e| Error::checkpoint(&path, format!("cannot be read: {e}")))?;
+        let header = SafeTensors::read_metadata(&bytes).ok();
+        let metadata = header.and_then(|(_, header)| header.metadata().clone()).unwrap_or_default();
+        let state = State { path, bytes, metadata, step: 0, planned: 0 };
+        let (step, planned) = (state.number(STEP)?, state.number(STEPS)?);
+        if step > planned {
+            return Err(state.broken());
+        }
+        Ok(Some(State { step, planned, ..state }))
+    }
+}
+
+/// Where a training was.
+pub(super) struct State {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    metadata: HashMap<String, String>,
+    /// Steps that were taken.
+    pub(super) step: usize,
+    /// Of so many.
+    pub(super) planned: usize,
+}
+
+impl State {
+    fn number(&self, name: &str) -> Result<usize> {
+        self.metadata.get(name).and_then(|text| text.parse().ok()).ok_or_else(|| self.broken())
+    }
+
+    /// Says that it is none of this training's.
+    pub(super) fn broken(&self) -> Error {
+        Error::checkpoint(&self.path, "is not a state of this run; delete it to start again".to_owned())
+    }
+
+    /// Takes it up.
+    pub(super) fn restore(&self, adam: &mut AdamW, course: &mut Course) -> Result<()> {
+        let broken = || self.broken();
+        let tensors = SafeTensors::deserialize(&self.bytes).map_err(|_| broken())?;
         let values = |name: String| -> Result<Vec<f32>> {
             let tensor = tensors.tensor(&name).map_err(|_| broken())?;
             Ok(from_bytes(tensor.data()))
         };
-        let of = |at: usize| -> Result<[Vec<f32>; 3]> {
+        let moments = |at: usize| -> Result<[Vec<f32>; 3]> {
             let [value, first, second] = ["value", "first", "second"].map(|name| values(format!("{at}/{name}")));
             Ok([value?, first?, second?])
         };
-        adam.restore(of, number(UPDATES)?, number(SKIPPED)?)?.then_some(()).ok_or_else(broken)?;
+        let (updates, skipped) = (self.number(UPDATES)?, self.number(SKIPPED)?);
+        adam.restore(moments, updates, skipped)?.then_some(()).ok_or_else(broken)?;
         let variables = adam.values().count();
         let held = WEIGHTS.iter().filter(|name| tensors.tensor(&format!("0/{name}")).is_ok());
         let weights = held.map(|name| {
@@ -202,9 +231,8 @@ impl Checkpoint {
             Ok((*name, values?))
         });
         let weights = weights.collect::<Result<HashMap<_, _>>>()?;
-        let text = header.metadata().as_ref().and_then(|m| m.get(COURSE)).ok_or_else(broken)?;
-        course.restore(text, weights).ok_or_else(broken)?;
-        Ok(Some([number(STEP)?, number(STEPS)?]))
+        let text = self.metadata.get(COURSE).ok_or_else(broken)?;
+        course.restore(text, weights).ok_or_else(broken)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The course of a training: a running mean of the weights, what it was judged to be worth on the way, and when to stop.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,17 +34,19 @@ pub(super) struct Course {
     /// The least that was judged below that, with the weights.
     best: Option<(f64, Vec<Vec<f32>>)>,
     pub(super) judgements: Vec<Judgement>,
-    /// Seconds that earlier runs of the same training took.
+    /// Seconds that the steps took so far, in earlier runs of the same training too.
     pub(super) seconds: f64,
+    /// Seconds that they may take, if that is limited.
+    time: Option<f64>,
 }
 
 impl Course {
-    /// At the start, which is worth `loss`.
-    pub(super) fn new(adam: &AdamW, loss: f64) -> Self {
+    /// At the start, which is worth `loss`, with so much time for the steps.
+    pub(super) fn new(adam: &AdamW, loss: f64, time: Option<Duration>) -> Self {
         // A start that overflows is no better than anything.
         let start_loss = if loss.is_nan() { f64::INFINITY } else { loss };
         let mean = adam.values().map(<[f32]>::to_vec).collect();
-        Self { mean, start_loss, best: None, judgements: Vec::new(), seconds: 0.0 }
+        Self { mean, start_loss, best: None, judgements: Vec::new(), seconds: 0.0, time: time.map(|t| t.as_secs_f64()) }
     }
 
     /// Takes the weights after `step` steps into the mean.
@@ -53,6 +56,12 @@ impl Course {
         for (mean, value) in self.mean.iter_mut().zip(adam.values()) {
             mean.iter_mut().zip(value).for_each(|(m, v)| *m += (1.0 - decay) * (v - *m));
         }
+    }
+
+    /// The share of the way that lies behind at the middle of a step: of the steps, or of the time, where that runs faster.
+    pub(super) fn way(&self, step: usize, steps: usize) -> f32 {
+        let way = (step as f64 + 0.5) / steps as f64;
+        self.time.map_or(way, |time| way.max(self.seconds / time)) as f32
     }
 
     /// Whether it is time for a judgement after `step` of `steps`.
@@ -89,7 +98,8 @@ impl Course {
     pub(super) fn state(&self) -> (String, HashMap<&'static str, &[Vec<f32>]>) {
         let judgements = self.judgements.iter().map(|j| (j.step, j.loss.to_bits())).collect();
         let best_loss = self.best.as_ref().map(|(loss, _)| loss.to_bits());
-        let saved = Saved { start_loss: self.start_loss.to_bits(), best_loss, judgements, seconds: self.seconds };
+        let start_loss = self.start_loss.to_bits();
+        let saved = Saved { start_loss, best_loss, judgements, seconds: self.seconds, time: self.time };
         let text = serde_json::to_string(&saved).expect("plain structures are valid JSON");
         let weights =
             [(MEAN, Some(self.mean.as_slice())), (BEST, self.best.as_ref().map(|(_, weights)| weights.as_slice()))];
@@ -106,7 +116,7 @@ impl Course {
         self.start_loss = f64::from_bits(saved.start_loss);
         let judgement = |(step, bits)| Judgement { step, loss: f64::from_bits(bits) };
         self.judgements = saved.judgements.into_iter().map(judgement).collect();
-        self.seconds = saved.seconds;
+        (self.seconds, self.time) = (saved.seconds, saved.time);
         Some(())
     }
 }
@@ -123,6 +133,7 @@ struct Saved {
     best_loss: Option<u64>,
     judgements: Vec<(usize, u64)>,
     seconds: f64,
+    time: Option<f64>,
 }
 
 #[cfg(test)]
@@ -138,7 +149,7 @@ mod tests {
     }
 
     fn course() -> Course {
-        Course::new(&adam(1.0), 1.0)
+        Course::new(&adam(1.0), 1.0, None)
     }
 
     #[test]
@@ -150,6 +161,15 @@ mod tests {
         approx::assert_abs_diff_eq!(course.mean()[0][0], 2.8, epsilon = 1e-6);
         (1..2000).for_each(|step| course.add(&moved, step));
         approx::assert_abs_diff_eq!(course.mean()[0][0], 3.0, epsilon = 1e-5);
+    }
+
+    #[test]
+    fn the_way_is_that_of_the_steps_or_of_the_time() {
+        let mut course = Course::new(&adam(1.0), 1.0, Some(Duration::from_secs(10)));
+        approx::assert_abs_diff_eq!(course.way(0, 10), 0.05);
+        course.seconds = 9.0;
+        approx::assert_abs_diff_eq!(course.way(4, 10), 0.9);
+        assert!(course.way(9, 10) > 0.9);
     }
 
     #[test]
@@ -172,7 +192,7 @@ mod tests {
         course.judge(30, f64::NAN);
         assert_eq!(course.result().unwrap(), [vec![1.5]]);
         // A start that is no number is worth nothing.
-        let mut course = Course::new(&adam(1.0), f64::NAN);
+        let mut course = Course::new(&adam(1.0), f64::NAN, None);
         course.judge(10, 1e9);
         assert!(course.result().is_some());
     }
@@ -198,7 +218,7 @@ mod tests {
         course.add(&adam(3.0), 0);
         let (text, weights) = course.state();
         let weights = weights.into_iter().map(|(name, weights)| (name, weights.to_vec())).collect();
-        let mut other = Course::new(&adam(7.0), 5.0);
+        let mut other = Course::new(&adam(7.0), 5.0, Some(Duration::from_secs(3)));
         other.restore(&text, weights).unwrap();
         assert_eq!(other.state(), course.state());
         let strange = HashMap::from([(MEAN, vec![vec![0.0, 1.0]])]);

@@ -2,7 +2,7 @@
 
 use candle_core::{D, Tensor as Real};
 
-use super::labels::{Labelled, Labels, Target};
+use super::labels::{Labelled, Labels, Target, set_divergence};
 use super::losses::{Losses, Totals, Weights};
 use crate::data::{Batch, Sequence};
 use crate::gradient::{bounded, device, squared_distance, to_candle};
@@ -127,11 +127,14 @@ impl Criterion {
             let share = 1.0 / ((totals.pairs * heads * compared.attention.len()).max(1) as f64);
             losses.attention += take(pair_squares(student, teacher, compared.batch)?, share, weights.attention)?;
         }
-        for ((student, teacher), head) in compared.outputs.iter().zip(&self.heads) {
+        let sets = self.labelled.as_ref().and_then(Labelled::sets);
+        for (at, ((student, teacher), head)) in compared.outputs.iter().zip(&self.heads).enumerate() {
             let unit = head.kind.row_unit();
             let share = 1.0 / (totals.rows(unit).max(1) * self.heads.len()) as f64;
             let counting = row_weights(compared.batch, unit)?;
-            let part = if head.kind.has_logits() {
+            let part = if sets == Some(at) {
+                set_divergence(student, teacher, weights.temperature, &counting)?
+            } else if head.kind.has_logits() {
                 Divergence { kind: head.kind, temperature: weights.temperature }.between(
                     student,
                     teacher,

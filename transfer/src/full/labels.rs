@@ -160,6 +160,14 @@ impl Labelled {
         Ok(Self { file: file.clone(), purpose: purpose.ok_or_else(missing)? })
     }
 
+    /// The output whose classes are told each by itself, if labels say that there is one.
+    pub(super) fn sets(&self) -> Option<usize> {
+        match self.purpose {
+            Purpose::Set { at, .. } => Some(at),
+            _ => None,
+        }
+    }
+
     /// The label of a sequence, where it has one.
     ///
     /// # Errors
@@ -264,7 +272,24 @@ fn span_entropy(logits: [Real; 2], targets: &[Option<Target>], batch: &Batch) ->
     Ok(sum)
 }
 
-/// The mean over classes of the cross entropy of each class's sigmoid, `max(x, 0) - x y + ln(1 + exp(-|x|))`.
+/// `ln(1 + exp(x))`.
+fn softplus(x: &Real) -> candle_core::Result<Real> {
+    x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?
+}
+
+/// `T^2 KL(sigmoid(t / T) || sigmoid(s / T))` of each class by itself, `p (t - s) + ln(1 + exp(s)) - ln(1 + exp(t))` with the
+/// teacher's `p`; a mean over classes and a sum over the rows `[rows, 1]` that count.
+pub(super) fn set_divergence(student: &Real, teacher: &Real, temperature: f64, counting: &Real) -> Result<Real> {
+    let count = counting.dim(0)?;
+    let logits = |value: &Real| -> Result<Real> { Ok((rows(value, count)? / temperature)?) };
+    let (student, teacher) = (logits(student)?, logits(teacher)?.detach());
+    let likely = ((&teacher - softplus(&teacher)?)?).exp()?;
+    let each = (((likely * (&teacher - &student)?)? + softplus(&student)?)? - softplus(&teacher)?)?;
+    let each = (each.mean_keepdim(1)? * (temperature * temperature))?;
+    Ok((bounded(&each, FAR)? * counting)?.sum_all()?)
+}
+
+/// The mean over classes of the cross entropy of each class's sigmoid, `ln(1 + exp(x)) - x y`.
 fn sets(logits: &Real, targets: &[Option<Target>], batch: &Batch) -> Result<Real> {
     let logits = rows(logits, batch.size())?;
     let columns = logits.dim(1)?;
@@ -276,8 +301,7 @@ fn sets(logits: &Real, targets: &[Option<Target>], batch: &Batch) -> Result<Real
     }
     let wanted = Real::from_vec(wanted, (batch.size(), columns), device())?;
     let counting = Real::from_vec(counting, (batch.size(), 1), device())?;
-    let soft = (logits.abs()?.neg()?.exp()? + 1.0)?.log()?;
-    let each = ((logits.relu()? - (&logits * wanted)?)? + soft)?;
+    let each = (softplus(&logits)? - (&logits * wanted)?)?;
     Ok((bounded(&each.mean_keepdim(1)?, FAR)? * counting)?.sum_all()?)
 }
 
@@ -429,6 +453,31 @@ mod tests {
             approx::assert_abs_diff_eq!(alone, first, epsilon = 1e-5);
             assert_eq!(gradient[0][3..], [0.0; 3]);
         }
+    }
+
+    /// A softmax would not see what is added to all logits of a text.
+    #[test]
+    fn several_classes_of_the_teacher_are_each_compared() {
+        let heads = [head("out", HeadKind::Classes, 3)];
+        let sets = |labels: [Label; 2]| {
+            let [a, b] = labels;
+            labelled(&heads, &[text(2, a), text(3, b)]).unwrap().0.sets()
+        };
+        assert_eq!(sets([several(&["0", "2"]), several(&["1"])]), Some(0));
+        assert_eq!(sets([one("0"), one("1")]), None);
+        let (t, s) = ([0.5, -1.0, 2.0, 0.0, 3.0, -2.0], [1.5, 0.0, 3.0, 0.0, 3.0, -2.0]);
+        let real = |values: &[f32]| Real::from_slice(values, (2, 3), device()).unwrap();
+        let counting = Real::from_slice(&[1f32, 1.0], (2, 1), device()).unwrap();
+        let temperature = 2.0;
+        let divergence = |t: f64, s: f64| {
+            let [p, q] = [t, s].map(|logit| 1.0 / (1.0 + (-logit / temperature).exp()));
+            p * (p / q).ln() + (1.0 - p) * ((1.0 - p) / (1.0 - q)).ln()
+        };
+        let each = t.iter().zip(&s).map(|(t, s)| divergence(f64::from(*t), f64::from(*s)));
+        let expected = temperature * temperature * each.sum::<f64>() / 3.0;
+        let found = set_divergence(&real(&s), &real(&t), temperature, &counting).unwrap();
+        approx::assert_abs_diff_eq!(f64::from(found.to_scalar::<f32>().unwrap()), expected, epsilon = 1e-5);
+        assert!(expected > 0.1);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub use labels::Labels;
 pub use losses::Losses;
 pub use options::{DEFAULT_CHANNELS, DEFAULT_POSITIONS, DEFAULT_RATE, FullOptions};
 pub use parameters::adopt;
-pub use report::{FullReport, SiteChange};
+pub use report::{Ended, FullReport, SiteChange};
 
 use crate::data::{BatchShape, Sequence};
 use crate::gradient::{AdamW, Buffers, device_name};
@@ -80,7 +80,7 @@ impl Training<'_> {
             Pair::new(&Training { data: TrainingData { sequences: few, ..self.data.clone() }, ..*self }, student)?;
         self.data.sequences.iter().chain(self.data.judges).try_for_each(|s| pair.criterion.label(s).map(drop))?;
         // Not calibrated yet, it may overflow: only that everything can be computed and differentiated counts.
-        let pieces = pair.pieces(few, PIECE, few.len());
+        let pieces = pair.pieces(few, PIECE, few.len())?;
         let buffers = Buffers::default();
         pair.gradient(&buffers, &pieces[..1], &pair.totals(&pieces[..1])).map(drop)
     }
@@ -99,21 +99,27 @@ impl Training<'_> {
         let start = Instant::now();
         let usable = self.usable()?;
         let pair = Pair::new(self, student)?;
-        let judges = self.judges(&pair);
+        let judges = self.judges(&pair)?;
         let before = pair.losses(&judges)?;
         let total = |losses: &Losses| losses.total(&pair.criterion.weights);
-        // What steps cost is told by steps, which change nothing.
-        let planned = match self.options.time {
-            None => self.options.steps,
-            Some(time) => self.steps_in(time, &usable, &pair, &judges)?,
+        let state = checkpoint.map(Checkpoint::state).transpose()?.flatten();
+        let planned = match (&state, self.options.time) {
+            // Another build may plan other steps where no number was asked for.
+            (Some(state), None) if state.planned != self.options.steps => return Err(state.broken()),
+            (Some(state), _) => state.planned,
+            (None, None) => self.options.steps,
+            // What steps cost is told by steps, which change nothing.
+            (None, Some(time)) => self.steps_in(time, &usable, &pair, &judges)?,
         };
-        let seen = self.sequences_seen(&usable, planned);
-        let rate = self.options.rate_for(seen as f32 / usable.len() as f32, self.rewriting.encoder.channels);
-        let mut adam = pair.optimizer(student, rate, self.options.weight_decay)?;
-        let mut course = Course::new(&adam, total(&before));
-        let resumed = checkpoint.map(|checkpoint| checkpoint.restore(&mut adam, &mut course)).transpose()?.flatten();
-        let [resumed_at, planned] = resumed.unwrap_or([0, planned]);
         let plan = plan::plan(&usable, self.data.sequences, self.options, planned);
+        let drawn: usize = plan.iter().map(Vec::len).sum();
+        let rate = self.options.rate_for(drawn as f32 / usable.len() as f32, self.rewriting.encoder.channels);
+        let mut adam = pair.optimizer(student, rate, self.options.weight_decay)?;
+        let mut course = Course::new(&adam, total(&before), self.options.time);
+        if let Some(state) = &state {
+            state.restore(&mut adam, &mut course)?;
+        }
+        let resumed_at = state.map_or(0, |state| state.step);
         let steps = Steps { training: self, pair: &pair, judges: &judges, plan: &plan, checkpoint, progress };
         let taken = steps.take(&mut adam, &mut course, resumed_at)?;
         let kept = course.result().is_some();
@@ -130,11 +136,12 @@ impl Training<'_> {
             device: device_name(),
             rate,
             sequences: usable.len(),
-            sequences_a_step: plan.iter().map(Vec::len).sum::<usize>() as f64 / plan.len().max(1) as f64,
+            sequences_a_step: drawn as f64 / plan.len().max(1) as f64,
             trained: pair.graph.variables().map(|(_, v)| v.elem_count()).sum(),
             tokens: taken.tokens,
             planned,
             taken: taken.steps,
+            ended: taken.ended,
             judgements: course.judgements,
             before,
             after,
@@ -146,11 +153,6 @@ impl Training<'_> {
         })
     }
 
-    /// How often sequences are seen in so many steps, all together.
-    fn sequences_seen(&self, usable: &[usize], steps: usize) -> usize {
-        plan::plan(usable, self.data.sequences, self.options, steps).iter().map(Vec::len).sum()
-    }
-
     /// How many steps fit into a time, by the seconds that some take.
     fn steps_in(&self, time: Duration, usable: &[usize], pair: &Pair, judges: &[Piece]) -> Result<usize> {
         let begin = Instant::now();
@@ -160,7 +162,7 @@ impl Training<'_> {
         let mut seconds = Vec::new();
         for places in plan::plan(usable, self.data.sequences, self.options, TRIED) {
             let begin = Instant::now();
-            let pieces = pair.even_pieces(&self.sequences(&places), rayon::current_num_threads());
+            let pieces = pair.even_pieces(&self.sequences(&places), rayon::current_num_threads())?;
             let (gradient, _) = pair.gradient(&buffers, &pieces, &pair.totals(&pieces))?;
             buffers.keep(gradient);
             seconds.push(begin.elapsed().as_secs_f64());
@@ -185,7 +187,7 @@ impl Training<'_> {
     }
 
     /// What tells whether anything was gained.
-    fn judges(&self, pair: &Pair) -> Vec<Piece> {
+    fn judges(&self, pair: &Pair) -> Result<Vec<Piece>> {
         let judges = if self.data.judges.is_empty() { self.data.sequences } else { self.data.judges };
         pair.pieces(&judges[..judges.len().min(MOST_JUDGES)], PIECE, usize::MAX)
     }
@@ -205,6 +207,7 @@ struct Steps<'s> {
 /// What went through the student.
 struct Taken {
     steps: usize,
+    ended: Ended,
     tokens: usize,
     tokens_per_second: f64,
 }
@@ -215,21 +218,19 @@ impl Steps<'_> {
         let Self { pair, plan, progress, .. } = *self;
         let threads = rayon::current_num_threads();
         let buffers = Buffers::default();
-        let (mut steps, mut tokens) = (first, 0);
+        let (mut steps, mut tokens, mut ended) = (first, 0, Ended::StepsTaken);
         progress.begin("full", plan.len() - first);
         let begin = Instant::now();
         let before = course.seconds;
         let speed = |tokens: usize| tokens as f64 / begin.elapsed().as_secs_f64();
         for places in &plan[first..] {
-            // The share of the way that lies behind: of the steps, or of the time, where that runs faster.
-            let way = (steps as f32 + 0.5) / plan.len() as f32;
-            let way =
-                self.training.options.time.map_or(way, |time| way.max(course.seconds as f32 / time.as_secs_f32()));
+            let way = course.way(steps, plan.len());
             if way >= 1.0 || course.is_over() {
+                ended = if way >= 1.0 { Ended::TimeUp } else { Ended::NothingGained };
                 break;
             }
             let sequences = self.training.sequences(places);
-            let pieces = pair.even_pieces(&sequences, threads);
+            let pieces = pair.even_pieces(&sequences, threads)?;
             let totals = pair.totals(&pieces);
             let (gradient, losses) = pair.gradient(&buffers, &pieces, &totals)?;
             let taken = adam.step(&gradient, plan::rate(way))?;
@@ -256,7 +257,7 @@ impl Steps<'_> {
             self.judge(adam, course, steps)?;
         }
         progress.end();
-        Ok(Taken { steps, tokens, tokens_per_second: speed(tokens) })
+        Ok(Taken { steps, ended, tokens, tokens_per_second: speed(tokens) })
     }
 
     /// Judges the running mean of the weights.

@@ -125,7 +125,7 @@ impl Pair {
         // Of texts and of tokens: which of them an output has is not known yet.
         let mut variances = vec![[Variance::default(), Variance::default()]; norms.len() + outputs.len()];
         // One piece after the other: all values of a few are much, those of many too much.
-        for piece in self.pieces(&sequences[..sequences.len().min(TOLD_BY)], PIECE, usize::MAX) {
+        for piece in self.pieces(&sequences[..sequences.len().min(TOLD_BY)], PIECE, usize::MAX)? {
             let values = self.teacher.run(&piece.batch)?;
             let (at_norms, at_outputs) = (&values[FIRST_COMPARED..][..norms.len()], &values[first..]);
             if self.criterion.vectors.is_none() {
@@ -191,15 +191,17 @@ impl Pair {
     }
 
     /// Sequences cut into pieces of at most so many positions or rows.
-    pub(super) fn pieces(&self, sequences: &[Sequence], positions: usize, rows: usize) -> Vec<Piece> {
-        // Labels that the head does not know were refused before.
-        let label = |row: &usize| self.criterion.label(&sequences[*row]).ok().flatten();
-        let piece = |batch: Batch| Piece { labels: batch.rows.iter().map(label).collect(), batch };
+    ///
+    /// # Errors
+    /// The head does not know a label.
+    pub(super) fn pieces(&self, sequences: &[Sequence], positions: usize, rows: usize) -> Result<Vec<Piece>> {
+        let label = |row: &usize| self.criterion.label(&sequences[*row]);
+        let piece = |batch: Batch| Ok(Piece { labels: batch.rows.iter().map(label).collect::<Result<_>>()?, batch });
         batches(sequences, positions, rows, &self.shape).into_iter().map(piece).collect()
     }
 
     /// Sequences of like lengths cut into pieces of as many rows, about as many pieces a thread.
-    pub(super) fn even_pieces(&self, sequences: &[Sequence], threads: usize) -> Vec<Piece> {
+    pub(super) fn even_pieces(&self, sequences: &[Sequence], threads: usize) -> Result<Vec<Piece>> {
         let longest = sequences.iter().map(|s| s.ids.len()).max().unwrap_or(1);
         let longest = self.shape.length.unwrap_or(longest);
         let count = (sequences.len() * longest).div_ceil(PIECE).next_multiple_of(threads);

@@ -27,8 +27,10 @@ pub struct FullReport {
     pub sites: Vec<SiteChange>,
     /// Steps that were planned.
     pub planned: usize,
-    /// And taken: fewer where nothing was gained for long, or time was up.
+    /// And taken.
     pub taken: usize,
+    /// Why there were no more.
+    pub ended: Ended,
     /// What the running mean of the weights was worth on the way, on sequences kept apart.
     pub judgements: Vec<Judgement>,
     /// Losses before, on sequences kept apart.
@@ -45,6 +47,19 @@ pub struct FullReport {
     pub tokens_per_second: f64,
     /// Seconds in all.
     pub seconds: f64,
+}
+
+/// Why training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Ended {
+    /// All steps were taken.
+    StepsTaken,
+    /// Nothing was gained for long.
+    NothingGained,
+    /// The time was over.
+    TimeUp,
 }
 
 /// What the stage did to one norm. Errors are roots of the mean squared difference over the teacher's variance on the texts

@@ -253,16 +253,7 @@ mod tests {
 
     fn student(folder: &Path, keep: Keep) -> Student {
         let approximator = ApproximatorOptions::network(16, 5);
-        let options = PassOptions {
-            approximator,
-            forms: Vec::new(),
-            order: Order::Linear,
-            keep,
-            fold: true,
-            bounds: true,
-            until: None,
-            partial: false,
-        };
+        let options = PassOptions { order: Order::Linear, keep, ..PassOptions::new(approximator) };
         let model = Model::load(folder.join("model.onnx")).unwrap();
         Rewriting::new(model, options).unwrap().approximate().unwrap()
     }

@@ -201,7 +201,7 @@ mod tests {
 
     use mabert_graph::{Boundary, ElementType, Model, Tensor};
     use mabert_passes::lower::{ApproximatorOptions, MASK};
-    use mabert_passes::pipeline::{Keep, Order, PassOptions, Rewriting};
+    use mabert_passes::pipeline::{PassOptions, Rewriting};
     use ndarray::Axis;
     use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
@@ -226,16 +226,7 @@ mod tests {
     /// A student whose hinges are anything but what they start as.
     fn student(rng: &mut StdRng) -> Student {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/exports/bert-sdpa-torchscript-17");
-        let options = PassOptions {
-            approximator: ApproximatorOptions::hinges(6, 8),
-            forms: Vec::new(),
-            order: Order::Auto,
-            keep: Keep::default(),
-            fold: true,
-            bounds: true,
-            until: None,
-            partial: false,
-        };
+        let options = PassOptions::new(ApproximatorOptions::hinges(6, 8));
         let model = Model::load(folder.join("model.onnx")).unwrap();
         let mut student = Rewriting::new(model, options).unwrap().approximate().unwrap();
         let names: Vec<String> = student.approximators.iter().flat_map(|a| a.parameters()).cloned().collect();

@@ -118,11 +118,10 @@ pub struct AttentionSize {
     pub hinges: HingeSizes,
 }
 
-/// What one elementwise node costs an element on an engine that runs the graph node by node, in multiply-adds: measured
-/// with onnxruntime, 3 at 128 tokens and 6 at 384.
+/// What one elementwise node costs an element on an engine that runs the graph node by node, in multiply-adds, as measured
+/// with onnxruntime.
 const NODE: f64 = 4.0;
-/// What a hinge of one score costs where scores stay in cache, in multiply-adds: measured with the fused operator, 5 at 128
-/// tokens and 12 at 384.
+/// What a hinge of one score costs where scores stay in cache, in multiply-adds, as measured with the fused operator.
 const STEP: f64 = 6.0;
 
 impl AttentionSize {

@@ -56,7 +56,7 @@ mod tests {
     use mabert_graph::proto::ValueInfoProto;
     use mabert_passes::inputs::EncoderInputs;
     use mabert_passes::lower::ApproximatorOptions;
-    use mabert_passes::pipeline::{Keep, Order, PassOptions, Rewriting};
+    use mabert_passes::pipeline::{PassOptions, Rewriting};
 
     use super::*;
     use crate::data::{BatchShape, Vocabulary, batches, made_up_sequences};
@@ -64,16 +64,7 @@ mod tests {
     #[test]
     fn a_pooler_reads_the_first_token_and_hidden_states_are_read_whole() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/bert-mini-sst2/model.onnx");
-        let options = PassOptions {
-            approximator: ApproximatorOptions::network(8, 8),
-            forms: Vec::new(),
-            order: Order::Linear,
-            keep: Keep::default(),
-            fold: true,
-            bounds: true,
-            until: None,
-            partial: false,
-        };
+        let options = PassOptions::new(ApproximatorOptions::network(8, 8));
         let rewriting = Rewriting::new(Model::load(path).unwrap(), options).unwrap();
         let vocabulary = Vocabulary { size: 100, ..Vocabulary::default() };
         let inputs = EncoderInputs::new(&rewriting.teacher, &[]).unwrap();
