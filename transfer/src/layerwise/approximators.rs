@@ -115,19 +115,18 @@ impl Walk<'_> {
         Ok(heads)
     }
 
-    /// How far the contexts of networks are from the teacher's, on the samples that hinges are fitted to: squared error over
-    /// variance, mean over heads.
-    pub(super) fn network_context_error(&self, index: usize, networks: &[Network]) -> Result<f64> {
+    /// How far the contexts of networks are from the teacher's, head by head, on the samples that hinges are fitted to.
+    fn context_errors(&self, index: usize, networks: &[Network]) -> Result<Vec<f64>> {
         let options = self.approximator_options(Form::Network);
         let heads = self.samples(index, hinges::Scores::AsTheyAre)?;
         let error = |(head, samples): (usize, &Vec<hinges::Sample>)| {
             let network = &networks[head % networks.len()];
             hinges::context_error(samples, |scores| fit::probabilities(network, &options, scores))
         };
-        Ok(mean_square(&heads.par_iter().enumerate().map(error).collect::<Vec<_>>()))
+        Ok(heads.par_iter().enumerate().map(error).collect())
     }
 
-    /// The networks of a layer, fitted with a `part`th of the rows and steps; and the error of each group's probabilities.
+    /// The networks of a layer, fitted with a `part`th of the rows and steps; and the error of each head.
     pub(super) fn networks_of(&mut self, index: usize, part: usize) -> Result<(Vec<Network>, Vec<f64>)> {
         let layer = &self.encoder.layers[index];
         let scores = self.attention_part(&self.student.model, layer, &[&layer.attention.products])?;
@@ -140,7 +139,9 @@ impl Walk<'_> {
             let probabilities = probabilities.run(&[&self.teacher_stream.get(i)?, &self.masks[i]])?.remove(0);
             Ok(Attention { scores, probabilities })
         })?;
-        Ok(self.fit_networks(&rows, layer.index, part))
+        let (networks, _) = self.fit_networks(&rows, layer.index, part);
+        let errors = self.context_errors(index, &networks)?;
+        Ok((networks, errors))
     }
 
     /// What approximators of a form look like in the student.
@@ -188,7 +189,7 @@ impl Walk<'_> {
         Ok(all)
     }
 
-    /// Fits networks, group by group, with a `part`th of the steps.
+    /// Fits networks, group by group, with a `part`th of the steps; gives the error of each one's probabilities too.
     fn fit_networks(&mut self, groups: &[Rows], layer: usize, part: usize) -> (Vec<Network>, Vec<f64>) {
         let start = Instant::now();
         let options = self.approximator_options(Form::Network);
@@ -220,8 +221,8 @@ impl Walk<'_> {
     }
 }
 
-/// A layer's approximator with the error of each head or group, as in [`SiteError`](super::SiteError): hinges' is that of
-/// contexts, networks' that of probabilities.
+/// A layer's approximator with the error of each head's contexts, as in [`SiteError`](super::SiteError); one for all layers
+/// has that of its probabilities.
 pub(super) enum FittedLayer {
     Hinges(Vec<hinges::FittedHinges>, Vec<f64>),
     Networks(Vec<Network>, Vec<f64>),

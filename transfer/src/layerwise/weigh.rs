@@ -72,7 +72,7 @@ impl Walk<'_> {
 
     fn try_network(&mut self, index: usize, part: usize, tried: &mut Tried) -> Result<f64> {
         let (networks, errors) = self.networks_of(index, part)?;
-        let error = self.network_context_error(index, &networks)?;
+        let error = mean_square(&errors);
         tried.network = Some((FittedLayer::Networks(networks, errors), part));
         tried.errors.network = Some(error);
         Ok(error)
